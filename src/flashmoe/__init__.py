@@ -1,0 +1,53 @@
+"""flashmoe: Mixture-of-Experts models far larger than memory, streamed from SSD.
+
+    from flashmoe import Engine
+
+    with Engine.open("demo") as engine:
+        session = engine.session()
+        for step in session.generate(engine.tokenizer.encode("Emma was sitting")):
+            print(step.text, end="")
+
+Two nouns explain everything: an :class:`Engine` is a loaded model, a :class:`Session` one
+timeline. A :class:`Step` is one token and its cost. Read in this order: ``engine``, ``session``,
+``model.moe``, ``stream.streamer``, ``store.layout``.
+"""
+
+from flashmoe.errors import (
+    BudgetError,
+    CheckpointError,
+    ContextError,
+    ConversionError,
+    FlashMoeError,
+    InputError,
+    ReadError,
+    StoreError,
+    TemplateError,
+)
+
+__version__ = "0.1.0"
+
+from flashmoe.engine import Engine
+from flashmoe.options import Budget, Runtime, Sampling
+from flashmoe.session import Session
+from flashmoe.snapshot import Snapshot
+from flashmoe.step import Step
+
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "CheckpointError",
+    "ContextError",
+    "ConversionError",
+    "Engine",
+    "FlashMoeError",
+    "InputError",
+    "ReadError",
+    "Runtime",
+    "Sampling",
+    "Session",
+    "Snapshot",
+    "Step",
+    "StoreError",
+    "TemplateError",
+    "__version__",
+]

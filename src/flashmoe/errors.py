@@ -1,0 +1,42 @@
+"""Every way flashmoe refuses.
+
+Owns the exception types and nothing else. Each message names the thing at fault (a file, tensor,
+key, record or value) and the mend. Hosts in ``apps/`` turn these into one line on the terminal
+or one error body; anything else that escapes is a bug.
+"""
+
+
+class FlashMoeError(Exception):
+    """The root of every refusal: catch this to catch them all."""
+
+
+class InputError(FlashMoeError):
+    """An argument, option, prompt or token id that cannot be honoured."""
+
+
+class TemplateError(InputError):
+    """A chat template that cannot be compiled, or that rejects the conversation."""
+
+
+class ContextError(InputError):
+    """The timeline would outgrow the context that was planned for it."""
+
+
+class CheckpointError(FlashMoeError):
+    """A published checkpoint that is malformed, incomplete or not supported."""
+
+
+class ConversionError(FlashMoeError):
+    """A conversion that cannot start, go on, or be resumed."""
+
+
+class StoreError(FlashMoeError):
+    """A store that is missing, unfinished, of another version, or damaged."""
+
+
+class ReadError(StoreError):
+    """A record that could not be read whole, or whose checksum does not match."""
+
+
+class BudgetError(FlashMoeError):
+    """A memory budget below the floor; the message names the number and what binds."""

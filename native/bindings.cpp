@@ -1,0 +1,215 @@
+// The module `flashmoe._native`: the only file that knows Python.
+//
+// Owns the checks that keep a wrong argument from becoming a wild pointer, the references that
+// keep a destination alive while it is read into, and the release of the GIL around all work.
+// Arithmetic and reads themselves know nothing of it.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/vector.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <string>
+#include <system_error>
+#include <unordered_map>
+#include <vector>
+
+#include "checksum.h"
+#include "io.h"
+#include "kernels.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using flashmoe::Scalar;
+using flashmoe::Ticket;
+
+constexpr int kMaxThreads = 1024;
+
+template <class Type, class... Extra>
+using Array = nb::ndarray<Type, nb::c_contig, nb::device::cpu, Extra...>;
+using Matrix32 = Array<float, nb::ndim<2>>;
+using ConstMatrix32 = Array<const float, nb::ndim<2>>;
+using AnyMatrix = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void require(bool holds, const char* what) {
+    if (!holds) throw nb::value_error(what);
+}
+
+void require_threads(int threads) {
+    require(threads >= 1 && threads <= kMaxThreads, "threads must be from 1 to 1024");
+}
+
+void require_floats(const void* data, const char* what) {
+    require(reinterpret_cast<std::uintptr_t>(data) % alignof(float) == 0, what);
+}
+
+Scalar scalar_of(int code) {
+    require(code >= 0 && code <= 2, "an element type is 0 (F32), 1 (F16) or 2 (BF16)");
+    return static_cast<Scalar>(code);
+}
+
+// Elements of `type`: float32 for F32, uint16 that hold the bits for F16 and BF16.
+void require_elements(const AnyMatrix& array, Scalar type, const char* what) {
+    const nb::dlpack::dtype wanted =
+        type == Scalar::f32 ? nb::dtype<float>() : nb::dtype<std::uint16_t>();
+    require(array.dtype() == wanted, what);
+}
+
+void require_product(const ConstMatrix32& x, const Matrix32& y, std::size_t out, std::size_t in) {
+    require(x.shape(1) == in, "x must be (T, in) with the weight's in");
+    require(y.shape(0) == x.shape(0) && y.shape(1) == out, "y must be (T, out)");
+    require_floats(x.data(), "x must be aligned to 4 bytes");
+    require_floats(y.data(), "y must be aligned to 4 bytes");
+}
+
+void matmul_affine(const ConstMatrix32& x, const Array<const std::uint32_t, nb::ndim<2>>& weight,
+                   const AnyMatrix& scales, const AnyMatrix& biases, int bits, int group,
+                   int scales_type, const Matrix32& y, int threads) {
+    require(bits == 2 || bits == 3 || bits == 4 || bits == 5 || bits == 6 || bits == 8,
+            "bits must be 2, 3, 4, 5, 6 or 8");
+    require(group == 32 || group == 64 || group == 128, "group must be 32, 64 or 128");
+    require_threads(threads);
+    const Scalar scalar = scalar_of(scales_type);
+    const std::size_t out = weight.shape(0), in = x.shape(1);
+    require(in % static_cast<std::size_t>(group) == 0, "in must be a multiple of group");
+    require(weight.shape(1) == in / 32 * static_cast<std::size_t>(bits),
+            "weight must be (out, in * bits / 32) uint32");
+    for (const AnyMatrix* array : {&scales, &biases}) {
+        require_elements(*array, scalar, "scales and biases must be of the type scales_type says");
+        require(array->shape(0) == out && array->shape(1) == in / static_cast<std::size_t>(group),
+                "scales and biases must be (out, in / group)");
+    }
+    require_product(x, y, out, in);
+    const flashmoe::AffineMatrix matrix{weight.data(), scales.data(), biases.data(), scalar,
+                                        bits,          group,         out,           in};
+    const nb::gil_scoped_release released;
+    flashmoe::matmul_affine(x.data(), x.shape(0), matrix, y.data(), threads);
+}
+
+void matmul_plain(const ConstMatrix32& x, const AnyMatrix& weight, int weight_type,
+                  const Matrix32& y, int threads) {
+    require_threads(threads);
+    const Scalar scalar = scalar_of(weight_type);
+    require_elements(weight, scalar, "weight must be of the type weight_type says");
+    const std::size_t out = weight.shape(0), in = weight.shape(1);
+    require_product(x, y, out, in);
+    const flashmoe::PlainMatrix matrix{weight.data(), scalar, out, in};
+    const nb::gil_scoped_release released;
+    flashmoe::matmul_plain(x.data(), x.shape(0), matrix, y.data(), threads);
+}
+
+std::uint64_t xxh3_64(nb::handle object) {
+    Py_buffer view;
+    if (PyObject_GetBuffer(object.ptr(), &view, PyBUF_SIMPLE) != 0) throw nb::python_error();
+    std::uint64_t hash;
+    {
+        const nb::gil_scoped_release released;
+        hash = flashmoe::xxh3_64(view.buf, static_cast<std::size_t>(view.len));
+    }
+    PyBuffer_Release(&view);
+    return hash;
+}
+
+using Destination = Array<std::uint8_t>;
+
+// A Reader whose destinations cannot be collected while it may write to them. `destinations_` is
+// touched with the GIL only; the reading threads never take it.
+class PythonReader {
+public:
+    explicit PythonReader(int threads) : reader_((require_threads(threads), threads)) {}
+
+    // Members are destroyed last to first, so `reader_`, declared last, joins its threads while
+    // the destinations still live.
+
+    int open(nb::handle path, bool direct) {
+        PyObject* encoded = nullptr;
+        if (PyUnicode_FSConverter(path.ptr(), &encoded) == 0) throw nb::python_error();
+        const nb::object owner = nb::steal(encoded);
+        try {
+            return reader_.open(PyBytes_AS_STRING(encoded), direct);
+        } catch (const std::system_error& error) {
+            errno = error.code().value();
+            PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path.ptr());
+            throw nb::python_error();
+        }
+    }
+
+    bool is_direct(int file) const { return reader_.is_direct(file); }
+
+    Ticket submit(int file, std::uint64_t offset, const Destination& destination,
+                  std::uint64_t checksum, bool demand) {
+        const Ticket ticket = reader_.submit(file, offset, {destination.data(), destination.size()},
+                                             checksum, demand);
+        destinations_.emplace(ticket, destination);
+        return ticket;
+    }
+
+    void promote(Ticket ticket) { reader_.promote(ticket); }
+
+    bool cancel(Ticket ticket) {
+        const bool cancelled = reader_.cancel(ticket);
+        if (cancelled) destinations_.erase(ticket);
+        return cancelled;
+    }
+
+    bool done(Ticket ticket) const { return reader_.done(ticket); }
+
+    std::pair<int, std::uint64_t> wait(Ticket ticket) {
+        flashmoe::ReadStatus status;
+        {
+            const nb::gil_scoped_release released;
+            status = reader_.wait(ticket);
+        }
+        destinations_.erase(ticket);
+        return {static_cast<int>(status.code), status.detail};
+    }
+
+    Ticket wait_any(const std::vector<Ticket>& tickets) {
+        const nb::gil_scoped_release released;
+        return reader_.wait_any(tickets);
+    }
+
+    std::uint64_t bytes_read() const { return reader_.bytes_read(); }
+
+    void close() {
+        const nb::gil_scoped_release released;
+        reader_.close();
+    }
+
+private:
+    std::unordered_map<Ticket, Destination> destinations_;
+    flashmoe::Reader reader_;
+};
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+    module.doc() =
+        "Native arithmetic and reads; its doors are kernels/cpu.py and stream/direct.py.";
+
+    module.def("matmul_affine", &matmul_affine, "x"_a.noconvert(), "weight"_a.noconvert(),
+               "scales"_a.noconvert(), "biases"_a.noconvert(), "bits"_a, "group"_a, "scales_type"_a,
+               "y"_a.noconvert(), "threads"_a);
+    module.def("matmul_plain", &matmul_plain, "x"_a.noconvert(), "weight"_a.noconvert(),
+               "weight_type"_a, "y"_a.noconvert(), "threads"_a);
+    module.def("xxh3_64", &xxh3_64, "buffer"_a);
+
+    nb::class_<PythonReader>(module, "Reader")
+        .def(nb::init<int>(), "threads"_a)
+        .def("open", &PythonReader::open, "path"_a, "direct"_a)
+        .def("is_direct", &PythonReader::is_direct, "file"_a)
+        .def("submit", &PythonReader::submit, "file"_a, "offset"_a, "destination"_a.noconvert(),
+             "checksum"_a, "demand"_a)
+        .def("promote", &PythonReader::promote, "ticket"_a)
+        .def("cancel", &PythonReader::cancel, "ticket"_a)
+        .def("done", &PythonReader::done, "ticket"_a)
+        .def("wait", &PythonReader::wait, "ticket"_a)
+        .def("wait_any", &PythonReader::wait_any, "tickets"_a)
+        .def_prop_ro("bytes_read", &PythonReader::bytes_read)
+        .def("close", &PythonReader::close);
+}

@@ -1,0 +1,273 @@
+// The reading threads, and the only file that knows how a system bypasses its page cache.
+
+#include "io.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <memory>
+#include <stdexcept>
+#include <system_error>
+
+#include "checksum.h"
+
+namespace flashmoe {
+namespace {
+
+// Linux moves at most 0x7ffff000 bytes a call; a smaller power of two keeps chunks aligned.
+constexpr std::size_t kChunkBytes = std::size_t{1} << 30;
+
+struct Outcome {
+    ReadStatus status;
+    std::uint64_t bytes;  // delivered by the system
+};
+
+ssize_t pread_once(int descriptor, unsigned char* into, std::size_t size, std::uint64_t offset) {
+    for (;;) {
+        const ssize_t got = ::pread(descriptor, into, size, static_cast<off_t>(offset));
+        if (got >= 0 || errno != EINTR) return got;
+    }
+}
+
+// Fills `into` or says why not. After a partial read the next one starts at the last byte that is
+// a multiple of `alignment`, since O_DIRECT refuses any other; a read that brings nothing beyond
+// what is already there is the end of the file.
+Outcome read_fully(int descriptor, std::size_t alignment, std::uint64_t offset,
+                   std::span<unsigned char> into) {
+    std::size_t have = 0;
+    std::uint64_t bytes = 0;
+    while (have < into.size()) {
+        const std::size_t from = have - have % alignment;
+        const std::size_t size = std::min(into.size() - from, kChunkBytes);
+        const ssize_t got = pread_once(descriptor, into.data() + from, size, offset + from);
+        if (got < 0) return {{ReadCode::os_error, static_cast<std::uint64_t>(errno)}, bytes};
+        bytes += static_cast<std::uint64_t>(got);
+        const std::size_t end = from + static_cast<std::size_t>(got);
+        if (end <= have) return {{ReadCode::short_read, have}, bytes};
+        have = end;
+    }
+    return {{ReadCode::ok, 0}, bytes};
+}
+
+// Some file systems accept the flag and refuse the reads, or ask for a larger alignment.
+bool serves_direct_reads(int descriptor) {
+    const std::unique_ptr<void, decltype(&std::free)> page(
+        std::aligned_alloc(kAlignmentBytes, kAlignmentBytes), &std::free);
+    if (!page) throw std::bad_alloc();
+    auto* into = static_cast<unsigned char*>(page.get());
+    return pread_once(descriptor, into, kAlignmentBytes, 0) >= 0 || errno != EINVAL;
+}
+
+int open_plain(const std::string& path) {
+    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0) throw std::system_error(errno, std::generic_category(), path);
+    return descriptor;
+}
+
+// A descriptor that bypasses the page cache, or -1 where this file system has none.
+int open_direct(const std::string& path) {
+#if defined(O_DIRECT)
+    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
+    if (descriptor < 0) return -1;
+#elif defined(F_NOCACHE)
+    const int descriptor = open_plain(path);
+    if (::fcntl(descriptor, F_NOCACHE, 1) != 0) {
+        ::close(descriptor);
+        return -1;
+    }
+#else
+    const int descriptor = -1;
+    static_cast<void>(path);
+    return descriptor;
+#endif
+    if (serves_direct_reads(descriptor)) return descriptor;
+    ::close(descriptor);
+    return -1;
+}
+
+}  // namespace
+
+Reader::Reader(int threads) {
+    try {
+        for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+    } catch (...) {
+        close();  // the destructor does not run for a constructor that threw
+        throw;
+    }
+}
+
+Reader::~Reader() {
+    close();
+    for (const File& file : files_) ::close(file.descriptor);
+}
+
+int Reader::open(const std::string& path, bool direct) {
+    int descriptor = direct ? open_direct(path) : -1;
+    const bool is_direct = descriptor >= 0;
+    // A path that cannot be opened at all fails here, with the plain open's errno.
+    if (!is_direct) descriptor = open_plain(path);
+    const std::lock_guard lock(mutex_);
+    files_.push_back({descriptor, is_direct});
+    return static_cast<int>(files_.size()) - 1;
+}
+
+bool Reader::is_direct(int file) const {
+    const std::lock_guard lock(mutex_);
+    return file_at(file).direct;
+}
+
+Ticket Reader::submit(int file, std::uint64_t offset, std::span<unsigned char> destination,
+                      std::uint64_t checksum, bool demand) {
+    const auto address = reinterpret_cast<std::uintptr_t>(destination.data());
+    if (address % kAlignmentBytes != 0 || offset % kAlignmentBytes != 0 ||
+        destination.size() % kAlignmentBytes != 0 || destination.empty())
+        throw std::invalid_argument(
+            "address, offset and size of a read must be multiples of 4096 bytes");
+    if (offset > static_cast<std::uint64_t>(INT64_MAX) - destination.size())
+        throw std::invalid_argument("a read ends beyond the largest file offset");
+    Ticket ticket;
+    {
+        const std::lock_guard lock(mutex_);
+        if (closed_) throw std::runtime_error("the reader is closed");
+        const State state = demand ? State::demanded : State::hinted;
+        const Request request{file_at(file), offset, destination, checksum, state, {}};
+        ticket = next_ticket_++;
+        requests_.emplace(ticket, request);
+        queue_of(state).push_back(ticket);
+    }
+    wake_.notify_one();
+    return ticket;
+}
+
+void Reader::promote(Ticket ticket) {
+    const std::lock_guard lock(mutex_);
+    Request& request = find(ticket);
+    if (request.state != State::hinted) return;
+    std::erase(hint_, ticket);
+    demand_.push_back(ticket);
+    request.state = State::demanded;
+}
+
+bool Reader::cancel(Ticket ticket) {
+    const std::lock_guard lock(mutex_);
+    const State state = find(ticket).state;
+    if (state == State::reading || state == State::finished) return false;
+    std::erase(queue_of(state), ticket);
+    requests_.erase(ticket);
+    // A thread that waits for this ticket must learn that it is gone.
+    finished_.notify_all();
+    return true;
+}
+
+bool Reader::done(Ticket ticket) const {
+    const std::lock_guard lock(mutex_);
+    return find(ticket).state == State::finished;
+}
+
+ReadStatus Reader::wait(Ticket ticket) {
+    std::unique_lock lock(mutex_);
+    finished_.wait(lock, [&] { return find(ticket).state == State::finished; });
+    const ReadStatus status = find(ticket).status;
+    requests_.erase(ticket);
+    return status;
+}
+
+Ticket Reader::wait_any(std::span<const Ticket> tickets) {
+    if (tickets.empty()) throw std::invalid_argument("wait_any was given no ticket");
+    std::unique_lock lock(mutex_);
+    Ticket first = 0;
+    finished_.wait(lock, [&] {
+        std::uint64_t earliest = UINT64_MAX;
+        for (const Ticket ticket : tickets) {
+            const Request& request = find(ticket);
+            if (request.state == State::finished && request.finished_as < earliest) {
+                earliest = request.finished_as;
+                first = ticket;
+            }
+        }
+        return first != 0;
+    });
+    return first;
+}
+
+std::uint64_t Reader::bytes_read() const {
+    const std::lock_guard lock(mutex_);
+    return bytes_read_;
+}
+
+void Reader::close() {
+    {
+        const std::lock_guard lock(mutex_);
+        closed_ = true;
+        for (std::deque<Ticket>* queue : {&demand_, &hint_}) {
+            for (const Ticket ticket : *queue)
+                finish(requests_.at(ticket), {ReadCode::os_error, ECANCELED});
+            queue->clear();
+        }
+    }
+    wake_.notify_all();
+    const std::lock_guard lock(joining_);
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+}
+
+void Reader::work() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+        wake_.wait(lock, [this] { return closed_ || !demand_.empty() || !hint_.empty(); });
+        if (demand_.empty() && hint_.empty()) return;  // closed
+        std::deque<Ticket>& queue = demand_.empty() ? hint_ : demand_;
+        // References into an unordered_map survive insertions, and a ticket that is being read
+        // is never erased: the request stays put while the lock is away.
+        Request& request = find(queue.front());
+        queue.pop_front();
+        request.state = State::reading;
+        lock.unlock();
+
+        Outcome outcome =
+            read_fully(request.file.descriptor, request.file.direct ? kAlignmentBytes : 1,
+                       request.offset, request.destination);
+        if (outcome.status.code == ReadCode::ok) {
+            const std::uint64_t found =
+                xxh3_64(request.destination.data(), request.destination.size());
+            if (found != request.checksum) outcome.status = {ReadCode::checksum_mismatch, found};
+        }
+
+        lock.lock();
+        bytes_read_ += outcome.bytes;
+        finish(request, outcome.status);
+    }
+}
+
+std::deque<Ticket>& Reader::queue_of(State state) {
+    return state == State::demanded ? demand_ : hint_;
+}
+
+const Reader::Request& Reader::find(Ticket ticket) const {
+    const auto found = requests_.find(ticket);
+    if (found == requests_.end())
+        throw std::out_of_range("ticket " + std::to_string(ticket) + " is unknown or forgotten");
+    return found->second;
+}
+
+Reader::Request& Reader::find(Ticket ticket) {
+    return const_cast<Request&>(static_cast<const Reader*>(this)->find(ticket));
+}
+
+Reader::File Reader::file_at(int file) const {
+    if (file < 0 || static_cast<std::size_t>(file) >= files_.size())
+        throw std::out_of_range("file index " + std::to_string(file) + " was never opened");
+    return files_[static_cast<std::size_t>(file)];
+}
+
+void Reader::finish(Request& request, ReadStatus status) {
+    request.status = status;
+    request.state = State::finished;
+    request.finished_as = ++finished_count_;
+    finished_.notify_all();
+}
+
+}  // namespace flashmoe

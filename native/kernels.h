@@ -1,0 +1,52 @@
+// The arithmetic, a function a kernel: formula, shapes, alignment, tolerance.
+//
+// Owns no memory beyond one scratch row a thread, and knows neither Python nor files. Arrays are
+// row-major and contiguous. Activations and results are aligned to 4 bytes; weights, scales and
+// biases to nothing, since they are read where they lie in a record.
+//
+// Invariants, each a test:
+// - A quantised weight is the float32 number f32(f32(q * scale) + bias): two roundings, never
+//   one, so that it equals what quant.py and the other kernels compute.
+// - Each result y[t, o] is summed in one order, which depends on `in` alone: not on the number
+//   of threads, nor on the number of activation rows computed together.
+//
+// Tolerance: a sum of n float32 products in 16 lanes is within n / 16 + 5 roundings of the exact
+// sum, |error| <= (n / 16 + 5) * 2^-24 * sum_i |x_i w_i|.
+
+#pragma once
+
+#include <cstddef>
+
+namespace flashmoe {
+
+enum class Scalar : int { f32 = 0, f16 = 1, bf16 = 2 };
+
+constexpr std::size_t size_of(Scalar type) { return type == Scalar::f32 ? 4 : 2; }
+
+// MLX's affine format: code k of a row lies at bits [bits * k, bits * (k + 1)) of the row's
+// little-endian bit stream; `group` consecutive inputs share one scale and one bias.
+struct AffineMatrix {
+    const void* weight;  // (out, in * bits / 32) uint32
+    const void* scales;  // (out, in / group) of `scalar`
+    const void* biases;  // (out, in / group) of `scalar`
+    Scalar scalar;
+    int bits;   // 2, 3, 4, 5, 6 or 8
+    int group;  // 32, 64 or 128; divides `in`
+    std::size_t out, in;
+};
+
+struct PlainMatrix {
+    const void* weight;  // (out, in) of `scalar`
+    Scalar scalar;
+    std::size_t out, in;
+};
+
+// y[t, o] = sum_i x[t, i] * w[o, i]; x (rows, in), y (rows, out). std::bad_alloc when the scratch
+// rows do not fit, std::system_error when a thread cannot start.
+void matmul_affine(const float* x, std::size_t rows, const AffineMatrix& matrix, float* y,
+                   int threads);
+
+void matmul_plain(const float* x, std::size_t rows, const PlainMatrix& matrix, float* y,
+                  int threads);
+
+}  // namespace flashmoe

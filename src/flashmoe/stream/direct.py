@@ -1,0 +1,188 @@
+"""The door to the native reader: checked reads of whole records, straight into slots.
+
+Owns the checks of arguments and the words of a failed read. Does not own the destinations
+(``slots``), which record goes where (``streamer``), or the order of reads (``native/io.h``).
+
+Invariant: ``wait`` returns only when every byte of the destination was read and matched its
+checksum; anything else raises.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from flashmoe._native import Reader
+from flashmoe.errors import ReadError
+from flashmoe.quant import Array
+
+ALIGNMENT_BYTES = 4096
+"""Offsets, sizes and addresses of direct reads are multiples of this."""
+
+_OK, _OS_ERROR, _SHORT_READ, _CHECKSUM_MISMATCH = range(4)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a message about a read must name."""
+
+    file: int
+    label: str
+    offset_bytes: int
+    size_bytes: int
+    checksum: int
+
+
+class DirectReader:
+    """Reads from a few files at once, ``threads`` requests deep.
+
+    Safe to use from one thread at a time. As a context manager it closes itself.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._reader = Reader(threads)
+        self._paths: list[Path] = []
+        self._requests: dict[int, _Request] = {}
+
+    def __enter__(self) -> DirectReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def open(self, path: Path, *, direct: bool) -> int:
+        """Open a file of a store and return its index.
+
+        Raises:
+            ReadError: the file cannot be opened.
+        """
+        try:
+            index = self._reader.open(str(path), direct)
+        except OSError as error:
+            raise ReadError(
+                f"cannot open {path}: {error.strerror}; {_verify(path)}, and convert the "
+                "checkpoint again if the file is gone"
+            ) from error
+        self._paths.append(path)
+        return index
+
+    def is_direct(self, file: int) -> bool:
+        """Whether reads of a file bypass the page cache (some file systems refuse)."""
+        return self._reader.is_direct(file)
+
+    def submit(
+        self,
+        file: int,
+        offset_bytes: int,
+        destination: Array,
+        checksum: int,
+        *,
+        label: str,
+        demand: bool,
+    ) -> int:
+        """Start a read of exactly ``destination.nbytes`` bytes and return its ticket.
+
+        ``destination`` is contiguous, writable uint8 whose address and size, like
+        ``offset_bytes``, are multiples of 4,096; its bytes are undefined until ``wait`` returns.
+        ``label`` names the record in messages. Demanded reads go before hinted ones.
+
+        Raises:
+            ValueError: an argument that no correct caller passes.
+        """
+        _check_destination(destination)
+        if offset_bytes < 0 or offset_bytes % ALIGNMENT_BYTES:
+            raise ValueError(f"{label}: offset {offset_bytes} is not a multiple of 4096")
+        ticket = self._reader.submit(file, offset_bytes, destination, checksum, demand)
+        self._requests[ticket] = _Request(file, label, offset_bytes, destination.nbytes, checksum)
+        return ticket
+
+    def promote(self, ticket: int) -> None:
+        """Let a hinted read that has not started go before every other hinted read."""
+        self._reader.promote(ticket)
+
+    def cancel(self, ticket: int) -> bool:
+        """Whether the read had not started: then it never will, and the ticket is forgotten.
+
+        Otherwise the ticket is still to be waited for before its destination is used again.
+        """
+        cancelled = self._reader.cancel(ticket)
+        if cancelled:
+            del self._requests[ticket]
+        return cancelled
+
+    def done(self, ticket: int) -> bool:
+        """Whether ``wait`` would return, or raise, at once."""
+        return self._reader.done(ticket)
+
+    def wait(self, ticket: int) -> None:
+        """Wait for a read to finish, then forget its ticket, whatever came of it.
+
+        Raises:
+            ReadError: the read failed, was short, or brought bytes of another checksum.
+        """
+        code, detail = self._reader.wait(ticket)
+        request = self._requests.pop(ticket)
+        if code != _OK:
+            raise ReadError(self._explain(request, code, detail))
+
+    def wait_any(self, tickets: Sequence[int]) -> int:
+        """The ticket among ``tickets`` that finished first, waiting until one has.
+
+        The ticket is still to be passed to ``wait``, which tells whether the read succeeded.
+        """
+        return self._reader.wait_any(tickets)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes the system delivered so far, those of failed reads included."""
+        return self._reader.bytes_read
+
+    def close(self) -> None:
+        """Drop the reads that have not started and end the threads; repeating it is fine.
+
+        A dropped read that is still waited for raises ReadError.
+        """
+        self._reader.close()
+
+    def _explain(self, request: _Request, code: int, detail: int) -> str:
+        path = self._paths[request.file]
+        where = f"{path}: {request.label} at byte {request.offset_bytes}"
+        if code == _OS_ERROR and detail == errno.ECANCELED:
+            return f"{where} was not read: its reader was closed first; open the store again"
+        if code == _OS_ERROR:
+            return f"{where} could not be read: {os.strerror(detail)}; {_verify(path)}"
+        if code == _SHORT_READ:
+            return (
+                f"{where} is cut short: {detail} of {request.size_bytes} bytes are there; "
+                f"{_verify(path)}, then convert the checkpoint again"
+            )
+        return (
+            f"{where} is damaged: its checksum is {detail:016x}, the manifest says "
+            f"{request.checksum:016x}; {_verify(path)}, then convert the checkpoint again"
+        )
+
+
+def _verify(path: Path) -> str:
+    return f"run `flashmoe verify {path.parent}`"
+
+
+def _check_destination(destination: Array) -> None:
+    if destination.dtype != np.uint8 or not destination.flags.c_contiguous:
+        raise ValueError(f"a read goes into contiguous uint8, not {destination.dtype}")
+    if not destination.flags.writeable:
+        raise ValueError("a read goes into writable memory")
+    if destination.nbytes == 0 or destination.nbytes % ALIGNMENT_BYTES:
+        raise ValueError(f"{destination.nbytes} bytes is not a multiple of 4096")
+    if destination.ctypes.data % ALIGNMENT_BYTES:
+        raise ValueError(f"address {destination.ctypes.data:#x} is not a multiple of 4096")

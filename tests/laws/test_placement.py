@@ -1,0 +1,89 @@
+"""Law 1: placement decides speed, never the answer. Every comparison here is bit for bit."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from flashmoe.engine import Engine
+from flashmoe.options import Budget, Runtime, Sampling
+from flashmoe.quant import Affine, Plain
+from tests.synthetic import DENSE, HYBRID, write_store
+
+IDS = [int(i) for i in np.random.default_rng(5).integers(0, 96, 40)]
+STORES = {"hybrid": (HYBRID, Affine(4, 32)), "dense": (DENSE, Affine(4, 32)),
+          "plain": (HYBRID, Plain("BF16"))}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=STORES)
+def path(request, tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("p") / "store", *STORES[request.param])
+
+
+def answer(engine):
+    """Logits of a prompt in two chunks and of eight decoded tokens, and those tokens."""
+    session = engine.session()
+    prompt = session.logits(IDS)
+    steps = list(session.generate(IDS[:3], Sampling(temperature=0, max_tokens=8)))
+    session.logits([1])
+    return prompt, session.logits([2]), [step.id for step in steps]
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.fixture(scope="module")
+def reference(path):
+    with Engine.open(path) as engine:
+        assert engine.plan.slots == engine.plan.experts_total
+        return answer(engine)
+
+
+def placements(plan, layers):
+    """The smallest cache, one slot a layer more, half, and all experts in memory."""
+    floor, total = plan.floor_slots, plan.experts_total
+    sizes = (floor, floor + layers, total // 2, total)
+    return sorted({min(max(size, floor), total) for size in sizes})
+
+
+def test_slots_hints_threads_and_io_do_not_change_a_bit(path, reference):
+    with Engine.open(path) as engine:
+        sizes = placements(engine.plan, engine.shape.layers)
+    assert len(sizes) >= 2
+    runtimes = [
+        Runtime(hints=hints, threads=threads, direct_io=direct, io_threads=depth, chunk_tokens=128)
+        for hints, threads, direct, depth in ((True, 1, True, 4), (False, 2, False, 1))
+    ]
+    misses = set()
+    for slots, runtime in itertools.product(sizes, runtimes):
+        with Engine.open(path, budget=Budget(slots=slots), runtime=runtime) as engine:
+            assert engine.plan.slots == slots
+            assert same(answer(engine), reference), f"{slots} slots, {runtime}"
+            misses.add(engine.counters.misses)
+    assert len(misses) > 1  # the placements did differ
+
+
+def test_cold_and_warm_are_the_same(path, reference):
+    with Engine.open(path) as engine:
+        slots = engine.plan.experts_total * 3 // 4  # more than one sweep over the layers
+    with Engine.open(path, budget=Budget(slots=slots)) as engine:
+        assert same(answer(engine), reference)
+        first = engine.counters
+        assert same(answer(engine), reference)
+        assert engine.counters.since(first).hits > 0
+
+
+def test_another_session_in_between_does_not_matter(path, reference):
+    with Engine.open(path, budget=Budget(slots=6)) as engine:
+        other = engine.session()
+        session = engine.session()
+        prompt = session.logits(IDS)
+        other.logits(IDS[::-1])
+        assert np.array_equal(prompt, reference[0])
+        steps = [
+            step.id
+            for step in session.generate(IDS[:3], Sampling(temperature=0, max_tokens=8))
+            if other.logits([step.id]) is not None
+        ]
+        assert steps == reference[2]

@@ -1,0 +1,155 @@
+"""stream/direct.py: arguments are checked, and a failed read names file, record and mend."""
+
+import gc
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+
+from flashmoe.errors import ReadError
+from flashmoe.quant import Array
+from flashmoe.stream.direct import DirectReader
+
+PAGE = 4096
+DATA = np.random.default_rng(5).integers(0, 256, 4 * PAGE, np.uint8).tobytes()
+CHECKSUM = xxhash.xxh3_64_intdigest(DATA)
+
+
+def pages(size: int) -> Array:
+    return np.frombuffer(mmap.mmap(-1, size), np.uint8)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    (tmp_path / "layer-000.safetensors").write_bytes(DATA)
+    return tmp_path / "layer-000.safetensors"
+
+
+@pytest.fixture
+def reader() -> Iterator[DirectReader]:
+    with DirectReader(threads=2) as reader:
+        yield reader
+
+
+def submit(reader: DirectReader, file: int, into: Array, **change: object) -> int:
+    arguments: dict[str, object] = {
+        "offset_bytes": 0,
+        "checksum": CHECKSUM,
+        "label": "layer 0 expert 3",
+        "demand": True,
+    }
+    return reader.submit(file, destination=into, **(arguments | change))  # type: ignore[arg-type]
+
+
+def test_reads_and_counts(store: Path, reader: DirectReader) -> None:
+    file = reader.open(store, direct=True)
+    assert isinstance(reader.is_direct(file), bool)
+    into = pages(4 * PAGE)
+    ticket = submit(reader, file, into)
+    assert reader.wait_any([ticket]) == ticket
+    assert reader.done(ticket)
+    reader.wait(ticket)
+    assert into.tobytes() == DATA
+    assert reader.bytes_read == 4 * PAGE
+
+
+def test_hints_can_be_promoted_and_cancelled(store: Path, reader: DirectReader) -> None:
+    file = reader.open(store, direct=True)
+    places = [pages(4 * PAGE) for _ in range(50)]
+    tickets = [submit(reader, file, into, demand=False) for into in places]
+    reader.promote(tickets[-1])
+    kept = [
+        (ticket, into)
+        for ticket, into in zip(tickets, places, strict=True)
+        if ticket == tickets[-1] or not reader.cancel(ticket)
+    ]
+    for ticket, into in kept:
+        reader.wait(ticket)
+        assert into.tobytes() == DATA
+
+
+def test_a_destination_lives_as_long_as_its_read(store: Path, reader: DirectReader) -> None:
+    file = reader.open(store, direct=True)
+    tickets = [submit(reader, file, pages(4 * PAGE)) for _ in range(50)]
+    gc.collect()
+    for ticket in tickets:
+        reader.wait(ticket)
+
+
+def failure(reader: DirectReader, ticket: int) -> str:
+    with pytest.raises(ReadError) as caught:
+        reader.wait(ticket)
+    return str(caught.value)
+
+
+def test_damage_names_file_record_checksums_and_mend(store: Path, reader: DirectReader) -> None:
+    store.write_bytes(DATA[:-1] + bytes([DATA[-1] ^ 1]))
+    message = failure(reader, submit(reader, reader.open(store, direct=True), pages(4 * PAGE)))
+    found = xxhash.xxh3_64_hexdigest(store.read_bytes())
+    for part in (str(store), "layer 0 expert 3", found, f"{CHECKSUM:016x}"):
+        assert part in message
+    assert f"flashmoe verify {store.parent}" in message
+
+
+def test_a_short_read_tells_how_much_there_was(store: Path, reader: DirectReader) -> None:
+    store.write_bytes(DATA[: 2 * PAGE + 5])
+    message = failure(reader, submit(reader, reader.open(store, direct=True), pages(4 * PAGE)))
+    assert "8197 of 16384 bytes" in message
+    assert "layer 0 expert 3" in message
+
+
+def test_a_system_error_is_named(store: Path, reader: DirectReader) -> None:
+    folder = reader.open(store.parent, direct=True)
+    message = failure(reader, submit(reader, folder, pages(PAGE)))
+    assert "Is a directory" in message
+    assert str(store.parent) in message
+
+
+def test_a_missing_file(tmp_path: Path, reader: DirectReader) -> None:
+    with pytest.raises(ReadError, match=r"layer-009.*No such file.*flashmoe verify"):
+        reader.open(tmp_path / "layer-009.safetensors", direct=True)
+
+
+def test_a_failed_ticket_is_forgotten_too(store: Path, reader: DirectReader) -> None:
+    ticket = submit(reader, reader.open(store, direct=True), pages(4 * PAGE), checksum=1)
+    failure(reader, ticket)
+    with pytest.raises(IndexError):
+        reader.wait(ticket)
+
+
+def test_closing_drops_what_is_queued(store: Path) -> None:
+    reader = DirectReader(threads=1)
+    file = reader.open(store, direct=True)
+    tickets = [submit(reader, file, pages(4 * PAGE), demand=False) for _ in range(200)]
+    reader.close()
+    messages = []
+    for ticket in tickets:
+        try:
+            reader.wait(ticket)
+        except ReadError as error:
+            messages.append(str(error))
+    assert all("reader was closed" in message for message in messages)
+    assert messages
+
+
+def test_arguments_no_correct_caller_passes(store: Path, reader: DirectReader) -> None:
+    file = reader.open(store, direct=True)
+    room = pages(4 * PAGE)
+    frozen = pages(PAGE)
+    frozen.flags.writeable = False
+    for into in (
+        room[: PAGE - 1],
+        room[:0],
+        room[1 : PAGE + 1],
+        room[::2],
+        room.view(np.uint32),
+        frozen,
+    ):
+        with pytest.raises(ValueError):
+            submit(reader, file, into)
+    for offset in (-PAGE, 100):
+        with pytest.raises(ValueError, match="offset"):
+            submit(reader, file, room, offset_bytes=offset)

@@ -1,0 +1,219 @@
+"""Every kernel in plain numpy: always present, always right, the twin of each fast one.
+
+Owns the formulas (SPEC 1.3); computes in the dtype of the activations, float32 or float64.
+Weights enter as the float32 numbers that :mod:`flashmoe.quant` defines. ``T`` is the number of
+tokens passing together; all arrays are (T, ...) with the token first unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import numpy as np
+
+from flashmoe.quant import Array, Expert, Matrix, dequantize
+
+Matmul: TypeAlias = Callable[[Array, Matrix], Array]
+
+BLOCK_ELEMENTS = 1 << 21
+"""Weights dequantised at once: 8 MiB of float32, so that no matrix is ever whole in floats."""
+
+SCORE_BYTES = 16 << 20
+"""Attention scores held at once; longer prompts and contexts pass in blocks of queries."""
+
+CHUNK = 64
+"""Tokens a block of the chunked delta rule (the size that the published models use)."""
+
+
+def matmul(x: Array, weights: Matrix) -> Array:
+    """``x @ weights.T``: (T, in) by (out, in) to (T, out)."""
+    rows, columns = weights.shape
+    step = max(1, BLOCK_ELEMENTS // columns)
+    y: Array = np.empty((len(x), rows), x.dtype)
+    for start in range(0, rows, step):
+        block = dequantize(weights.rows(slice(start, start + step)))
+        y[:, start : start + step] = x @ block.astype(x.dtype, copy=False).T
+    return y
+
+
+def lookup(ids: Array, embedding: Matrix, dtype: np.dtype[np.floating]) -> Array:
+    """Rows of the (vocabulary, hidden) embedding for ids (T,), as (T, hidden) of ``dtype``."""
+    return dequantize(embedding.rows(ids)).astype(dtype, copy=False)
+
+
+def sigmoid(x: Array) -> Array:
+    """``1 / (1 + exp(-x))``; a very negative x overflows to the right answer, 0."""
+    with np.errstate(over="ignore"):
+        y: Array = 1 / (1 + np.exp(-x))
+    return y
+
+
+def silu(x: Array) -> Array:
+    """``x * sigmoid(x)``."""
+    return x * sigmoid(x)
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis; weight as it is applied."""
+    mean = np.mean(x * x, axis=-1, keepdims=True)
+    y: Array = x / np.sqrt(mean + x.dtype.type(eps)) * weight
+    return y
+
+
+def rotary(x: Array, start: int, dims: int, theta: float) -> Array:
+    """Rotate the first ``dims`` of each head by its position, in halves (pairs i, i + dims/2).
+
+    x is (T, heads, head_dim); token t stands at position ``start + t``. Frequencies
+    ``theta^(-2i/dims)`` and angles are computed in x's dtype, as the published models do.
+    """
+    half = dims // 2
+    exponent = np.arange(0, dims, 2, dtype=x.dtype) / x.dtype.type(dims)
+    frequency = x.dtype.type(1) / x.dtype.type(theta) ** exponent
+    angle = np.arange(start, start + len(x), dtype=x.dtype)[:, None] * frequency
+    cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]
+    first, second = x[..., :half], x[..., half:dims]
+    rotated = x.copy()
+    rotated[..., :half] = first * cos - second * sin
+    rotated[..., half:dims] = second * cos + first * sin
+    return rotated
+
+
+def attention(q: Array, keys: Array, values: Array) -> Array:
+    """Causal grouped-query softmax attention of the last T positions over all S.
+
+    q is (T, heads, head_dim); keys and values are (kv_heads, S, head_dim) and already hold the
+    T new positions. Query head h reads kv head ``h // (heads / kv_heads)``. Returns q's shape.
+    """
+    count, heads, width = q.shape
+    kv_heads, length, _ = keys.shape
+    group = heads // kv_heads
+    out = np.empty_like(q)
+    scale = q.dtype.type(width**-0.5)
+    step = max(1, SCORE_BYTES // (group * length * q.dtype.itemsize))
+    for first in range(0, count, step):
+        rows = slice(first, min(first + step, count))
+        hidden = np.arange(length) > np.arange(length - count, length)[rows, None]
+        for head in range(kv_heads):
+            block = slice(head * group, (head + 1) * group)
+            scores = (q[rows, block] * scale) @ keys[head].T
+            scores[np.broadcast_to(hidden[:, None, :], scores.shape)] = -np.inf
+            out[rows, block] = softmax(scores) @ values[head]
+    return out
+
+
+def softmax(x: Array) -> Array:
+    """Over the last axis, shifted by the maximum."""
+    exponentials: Array = np.exp(x - x.max(axis=-1, keepdims=True))
+    exponentials /= exponentials.sum(axis=-1, keepdims=True)
+    return exponentials
+
+
+def causal_conv(x: Array, state: Array, weight: Array) -> tuple[Array, Array]:
+    """Depthwise causal convolution and SiLU; returns the output and the new state.
+
+    x is (T, channels), state the K - 1 inputs before it (K - 1, channels), oldest first, weight
+    (channels, K) whose last column meets the current token.
+    """
+    window = np.concatenate([state, x])
+    y = np.zeros_like(x)
+    for tap in range(weight.shape[1]):
+        y += window[tap : tap + len(x)] * weight[:, tap]
+    return silu(y), window[len(x) :].copy()
+
+
+def l2_norm(x: Array) -> Array:
+    """``x / sqrt(sum(x^2) + 1e-6)``: the constant is on the sum, inside the root."""
+    y: Array = x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + x.dtype.type(1e-6))
+    return y
+
+
+def delta_rule(
+    q: Array, k: Array, v: Array, log_decay: Array, beta: Array, state: Array
+) -> tuple[Array, Array]:
+    """The gated delta rule over T tokens; returns outputs (T, heads, dv) and the new state.
+
+    q and k are (T, heads, dk), normalised and q scaled; v (T, heads, dv); log_decay and beta
+    (T, heads); state (heads, dk, dv). One token takes the recurrent form, more the chunked one
+    (Yang et al., Gated Delta Networks, arXiv 2412.06464, section 3.3).
+    """
+    if len(q) == 1:
+        o, state = delta_step(q[0], k[0], v[0], log_decay[0], beta[0], state)
+        return o[None], state
+    outputs = []
+    for start in range(0, len(q), CHUNK):
+        inputs = (a[start : start + CHUNK].swapaxes(0, 1) for a in (q, k, v, log_decay, beta))
+        o, state = _delta_chunk(*inputs, state=state)
+        outputs.append(o.swapaxes(0, 1))
+    return np.concatenate(outputs), state
+
+
+def delta_step(
+    q: Array, k: Array, v: Array, log_decay: Array, beta: Array, state: Array
+) -> tuple[Array, Array]:
+    """One token: ``S = e^g S; S += k (beta (v - S'k))'; o = S'q`` for every head."""
+    state = state * np.exp(log_decay)[:, None, None]
+    recalled = np.einsum("hkv,hk->hv", state, k)
+    correction = beta[:, None] * (v - recalled)
+    state += k[:, :, None] * correction[:, None, :]
+    return np.einsum("hkv,hk->hv", state, q), state
+
+
+def _delta_chunk(
+    q: Array, k: Array, v: Array, log_decay: Array, beta: Array, *, state: Array
+) -> tuple[Array, Array]:
+    """A chunk of C tokens at once, heads first: q, k (heads, C, dk), v (heads, C, dv)."""
+    total = np.cumsum(log_decay, axis=-1)  # (heads, C)
+    lower = np.tri(q.shape[1], dtype=bool)
+    gap = np.where(lower, total[:, :, None] - total[:, None, :], -np.inf)  # masked before exp
+    decay = np.exp(gap)
+    system = np.tril(beta[..., None] * (k @ k.swapaxes(1, 2)) * decay, -1)
+    system += np.eye(q.shape[1], dtype=q.dtype)
+    grown = np.exp(total)[..., None]
+    right = np.concatenate([beta[..., None] * v, beta[..., None] * k * grown], axis=-1)
+    solved = np.linalg.solve(system, right)
+    update = solved[..., : v.shape[-1]] - solved[..., v.shape[-1] :] @ state
+    o = (q * grown) @ state + ((q @ k.swapaxes(1, 2)) * decay) @ update
+    last = total[:, -1:, None]
+    state = np.exp(last) * state + (k * np.exp(last - total[..., None])).swapaxes(1, 2) @ update
+    return o, state
+
+
+def route(logits: Array, top_k: int, renormalize: bool) -> tuple[Array, Array]:
+    """Softmax router: (T, experts) to the top_k ids and weights (T, top_k), best first.
+
+    Probabilities are taken over all experts; ties go to the lower id. ``renormalize`` divides
+    the chosen weights by their sum.
+    """
+    ids = np.argsort(-logits, axis=-1, kind="stable")[:, :top_k]
+    weights = np.take_along_axis(softmax(logits), ids, axis=-1)
+    if renormalize:
+        weights /= weights.sum(axis=-1, keepdims=True)
+    return ids, weights
+
+
+def swiglu(x: Array, expert: Expert, product: Matmul = matmul) -> Array:
+    """``down(silu(gate(x)) * up(x))``: (T, hidden) to (T, hidden)."""
+    return product(silu(product(x, expert.gate)) * product(x, expert.up), expert.down)
+
+
+def experts(
+    x: Array,
+    ids: Array,
+    weights: Array,
+    held: Iterable[tuple[int, Expert]],
+    product: Matmul = matmul,
+) -> Array:
+    """The weighted sum of the chosen experts: x (T, hidden), ids and weights (T, k).
+
+    ``held`` yields each distinct expert once, in any order; the sum is always taken in the
+    order of ids, so the answer does not depend on which expert arrived first.
+    """
+    outputs = np.empty((*ids.shape, x.shape[1]), x.dtype)
+    for number, expert in held:
+        token, rank = np.nonzero(ids == number)
+        outputs[token, rank] = swiglu(x[token], expert, product)
+    y = np.zeros_like(x)
+    for place in range(ids.shape[1]):
+        y += weights[:, place, None] * outputs[:, place]
+    return y

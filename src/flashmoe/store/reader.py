@@ -1,0 +1,217 @@
+"""Open a store: check it, hand out the trunk and the addresses of the records.
+
+Owns reading everything in a store but the experts; those are read by ``stream.streamer`` at the
+addresses given here. A store that is unfinished, of another version or of the wrong size does
+not open.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from flashmoe import quant
+from flashmoe.errors import ReadError, StoreError
+from flashmoe.quant import Array, Matrix
+from flashmoe.shape import ModelShape
+from flashmoe.store.layout import (
+    JOURNAL,
+    MANIFEST,
+    TRUNK,
+    RecordLayout,
+    TrunkTensor,
+    trunk_header,
+)
+from flashmoe.store.manifest import Manifest
+
+MANIFEST_LIMIT_BYTES = 256 << 20
+"""A manifest of 200,000 records takes 5 MB; a larger file than this is not a manifest."""
+
+
+def locate(name: str | Path) -> Path:
+    """The directory of a store: a path, or ``demo`` for the one that the package ships.
+
+    A directory called ``demo`` in the working directory is reached as ``./demo``.
+    """
+    if str(name) == "demo":
+        return Path(__file__).parents[1] / "demo"
+    return Path(name)
+
+
+@dataclass(frozen=True)
+class RecordAddress:
+    """Where one expert lies, and what it must hash to; ``label`` names it in errors."""
+
+    path: Path
+    offset: int
+    nbytes: int
+    checksum: str
+    label: str
+
+
+class Store:
+    """A complete store. Immutable; holds no open files."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, name: str | Path) -> Store:
+        """Open a store and check that every file is there and of the right size.
+
+        Raises:
+            StoreError: missing, unfinished, another version, malformed or cut short.
+        """
+        path = locate(name)
+        store = cls(path, _read_manifest(path))
+        for file, nbytes in store.file_sizes().items():
+            _check_size(path / file, nbytes)
+        return store
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model's dimensions."""
+        return self.manifest.shape
+
+    def layout(self, layer: int) -> RecordLayout:
+        """How the records of a layer lie."""
+        return self.manifest.layers[layer].layout
+
+    def record(self, layer: int, expert: int) -> RecordAddress:
+        """The address of one expert."""
+        entry = self.manifest.layers[layer]
+        return RecordAddress(
+            path=self.path / entry.file,
+            offset=entry.offset(expert),
+            nbytes=entry.layout.record_bytes,
+            checksum=entry.checksums[expert],
+            label=f"expert {expert} of layer {layer}",
+        )
+
+    def file_sizes(self) -> dict[str, int]:
+        """Size in bytes that each weight file must have."""
+        sizes = {entry.file: entry.offset(len(entry.checksums)) for entry in self.manifest.layers}
+        header, extents = trunk_header(self.manifest.trunk)
+        sizes[TRUNK] = max((o + n for o, n in extents.values()), default=len(header))
+        return sizes
+
+    def text(self, name: str) -> str | None:
+        """A text file of the store, checked against its checksum; None if it has none.
+
+        Raises:
+            StoreError: missing or changed.
+        """
+        wanted = self.manifest.files.get(name)
+        if wanted is None:
+            return None
+        try:
+            content = (self.path / name).read_bytes()
+            text = content.decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoreError(f"{self.path / name} cannot be read: {error}") from error
+        if xxhash.xxh3_64_hexdigest(content) != wanted:
+            raise StoreError(
+                f"{self.path / name} does not match its checksum: it was changed after "
+                "conversion; restore it, or convert again"
+            )
+        return text
+
+    def trunk(self) -> dict[str, Matrix]:
+        """Read every resident tensor, checked against its checksum.
+
+        A tensor that is not a matrix has its one array in ``Matrix.weight``, of its own shape.
+
+        Raises:
+            ReadError: cut short or damaged; names file and tensor.
+        """
+        _, extents = trunk_header(self.manifest.trunk)
+        with open(self.path / TRUNK, "rb", buffering=0) as file:
+            tensors = {
+                tensor.name: self._read_tensor(file.fileno(), tensor, extents)
+                for tensor in self.manifest.trunk
+            }
+            if hasattr(os, "posix_fadvise"):  # not to lie in the page cache a second time
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return tensors
+
+    def _read_tensor(
+        self, descriptor: int, tensor: TrunkTensor, extents: Mapping[str, tuple[int, int]]
+    ) -> Matrix:
+        arrays: dict[str, Array] = {}
+        for name, part in tensor.named_parts():
+            offset, nbytes = extents[name]
+            raw = np.empty(nbytes, np.uint8)
+            read_exactly(descriptor, raw, offset, self.path / TRUNK, name)
+            found = xxhash.xxh3_64_hexdigest(raw.data)
+            if found != self.manifest.trunk_checksums[name]:
+                raise ReadError(
+                    f"{self.path / TRUNK}: {name} does not match its checksum (found {found}); "
+                    "the file is damaged: convert the checkpoint again"
+                )
+            arrays[part.suffix] = raw.view(part.numpy_dtype).reshape(part.shape)
+        rows = tensor.shape[0]
+        columns = int(np.prod(tensor.shape[1:], dtype=np.int64))
+        return quant.matrix(tensor.form, (rows, columns), arrays)
+
+
+def read_exactly(descriptor: int, buffer: Array, offset: int, path: Path, name: str) -> None:
+    """Fill a uint8 buffer from a file at an offset.
+
+    Raises:
+        ReadError: the system refuses, or the file ends first.
+    """
+    view = buffer.data
+    done = 0
+    while done < len(view):
+        try:
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+        except OSError as error:
+            raise ReadError(f"{path}: reading {name} failed: {error.strerror}") from error
+        if count == 0:
+            raise ReadError(f"{path} ends inside {name}: convert the checkpoint again")
+        done += count
+
+
+def _read_manifest(path: Path) -> Manifest:
+    manifest = path / MANIFEST
+    if not path.is_dir():
+        raise StoreError(f"{path} is not a directory; a store is what `flashmoe convert` makes")
+    if not manifest.exists():
+        if (path / JOURNAL).exists():
+            raise StoreError(
+                f"{path} is an unfinished store: run the same `flashmoe convert SRC {path}` "
+                "again and it goes on where it stopped"
+            )
+        raise StoreError(
+            f"{path} is not a store: it has no {MANIFEST}; make one with "
+            f"`flashmoe convert {path} STORE`"
+        )
+    try:
+        if manifest.stat().st_size > MANIFEST_LIMIT_BYTES:
+            raise StoreError(f"{manifest} is larger than any manifest; convert again")
+        return Manifest.from_json(manifest.read_text(encoding="utf-8"), str(manifest))
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"{manifest} cannot be read: {error}") from error
+
+
+def _check_size(file: Path, wanted: int) -> None:
+    try:
+        found = file.stat().st_size
+    except OSError as error:
+        raise StoreError(
+            f"{file} is missing: copy it from the original store, or convert again"
+        ) from error
+    if found != wanted:
+        raise StoreError(
+            f"{file} has {found:,} bytes instead of {wanted:,}: it was cut short or changed; "
+            "copy it again, or convert again"
+        )
+
+
+__all__ = ["RecordAddress", "Store", "locate", "read_exactly"]

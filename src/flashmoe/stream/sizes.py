@@ -1,0 +1,101 @@
+"""How large things are in memory: one formula a part of the plan, for a model's dimensions.
+
+Owns the formulas alone; measures nothing and decides nothing. Each names what it counts, so that
+a change of the arithmetic shows where its size has to follow.
+
+Invariant: a formula is never below what the parts really take; activations are rounded up.
+"""
+
+from __future__ import annotations
+
+import math
+
+from flashmoe.kernels.reference import CHUNK, SCORE_BYTES
+from flashmoe.quant import Plain
+from flashmoe.shape import ModelShape
+from flashmoe.store.reader import Store
+
+_DEQUANTIZE_BYTES = 16 << 20  # a thread's block of weights as floats
+_VECTORS_BELOW = 64  # a tensor with a side this short is kept as floats too
+
+
+def trunk_bytes(store: Store, float_bytes: int) -> int:
+    """The resident tensors as stored, and a float copy of those that are not matrices."""
+    total = 0
+    for tensor in store.manifest.trunk:
+        total += sum(part.nbytes for _, part in tensor.named_parts())
+        vector = len(tensor.shape) != 2 or min(tensor.shape) < _VECTORS_BELOW
+        if isinstance(tensor.form, Plain) and vector:
+            total += math.prod(tensor.shape) * float_bytes
+    return total
+
+
+def state_bytes(shape: ModelShape, float_bytes: int) -> int:
+    """Recurrent state (value_heads, key_dim, value_dim) and conv state, over all such layers.
+
+    Twice: until a pass has ended, what it began with is kept so that it can be undone.
+    """
+    net = shape.recurrent
+    if net is None:
+        return 0
+    recurrent = net.value_heads * net.key_dim * net.value_dim
+    conv = (net.conv_kernel - 1) * net.conv_channels
+    return 2 * shape.mixers.count("recurrent") * (recurrent + conv) * float_bytes
+
+
+def kv_bytes(shape: ModelShape, context_tokens: int, float_bytes: int) -> int:
+    """Keys and values of ``context_tokens`` tokens in every attention layer."""
+    if shape.attention is None:
+        return 0
+    token = 2 * shape.attention.kv_heads * shape.attention.head_dim * float_bytes
+    return shape.mixers.count("attention") * context_tokens * token
+
+
+def scratch_bytes(
+    shape: ModelShape, *, chunk_tokens: int, context_tokens: int, threads: int, float_bytes: int
+) -> int:
+    """Activations alive at once while a chunk passes a layer, rounded up throughout.
+
+    The mixer and the experts of a layer do not live at the same time, so the larger counts.
+    Never smaller for a longer chunk or context.
+    """
+    scores = SCORE_BYTES // float_bytes
+    floats = 8 * chunk_tokens * shape.hidden + max(
+        chunk_tokens * _experts_floats(shape),
+        _attention_floats(shape, chunk_tokens, context_tokens, scores),
+        _recurrent_floats(shape, chunk_tokens),
+    )
+    logits = 3 * shape.vocabulary * 8
+    return floats * float_bytes + logits + threads * _DEQUANTIZE_BYTES
+
+
+def _experts_floats(shape: ModelShape) -> int:
+    """Floats a token: router, one output an expert, and intermediates of the widest part."""
+    experts = shape.experts
+    width = max(experts.intermediate, experts.shared_intermediate)
+    return 6 * experts.count + experts.top_k * shape.hidden + 6 * width
+
+
+def _attention_floats(
+    shape: ModelShape, chunk_tokens: int, context_tokens: int, block_floats: int
+) -> int:
+    """Projections and their copies, and the scores of one block of queries with theirs."""
+    attention = shape.attention
+    if attention is None:
+        return 0
+    queries = attention.heads * attention.head_dim * (2 if attention.gated else 1)
+    keys = 2 * attention.kv_heads * attention.head_dim
+    query_scores = attention.heads // attention.kv_heads * context_tokens
+    block = min(chunk_tokens * query_scores, max(block_floats, query_scores))
+    return 5 * chunk_tokens * (queries + keys) + 4 * block
+
+
+def _recurrent_floats(shape: ModelShape, chunk_tokens: int) -> int:
+    """Channels and values with their copies, the chunked rule's matrices, states in between."""
+    net = shape.recurrent
+    if net is None:
+        return 0
+    channels = 7 * (net.conv_channels + net.value_heads * net.value_dim)
+    matrices = net.value_heads * (8 * CHUNK + 6 * (net.key_dim + net.value_dim))
+    states = 4 * net.value_heads * net.key_dim * net.value_dim
+    return chunk_tokens * (channels + matrices) + states

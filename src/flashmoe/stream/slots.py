@@ -1,0 +1,96 @@
+"""The slots: fixed, page-aligned places in memory, one record each, and what is in them.
+
+Owns one anonymous mapping and the state of every slot. Does not own which expert is where
+(``cache``) or the reads (``streamer``). A page of the mapping takes memory only once it is
+written, so resident memory grows with use and never beyond the size planned.
+
+            load               land              hold
+    FREE ----------> LOADING ----------> READY ----------> HELD
+      ^                 |                |   ^               |
+      |      fail       |     evict      |   |    release    |
+      +-----------------+----------------+   +---------------+
+
+Invariant: the bytes of a slot change only while it is LOADING, and only by the one read that it
+is loading for; whoever computes with them holds it. Any other transition is a bug.
+"""
+
+from __future__ import annotations
+
+import mmap
+from enum import Enum
+
+import numpy as np
+
+from flashmoe.errors import BudgetError
+from flashmoe.quant import Array
+
+
+class State(Enum):
+    """What a slot is doing."""
+
+    FREE = "free"
+    LOADING = "loading"
+    READY = "ready"
+    HELD = "held"
+
+
+_LEGAL = {
+    (State.FREE, State.LOADING),
+    (State.LOADING, State.READY),
+    (State.LOADING, State.FREE),
+    (State.READY, State.HELD),
+    (State.READY, State.FREE),
+    (State.HELD, State.READY),
+}
+
+
+class Slots:
+    """``count`` slots of ``slot_bytes`` bytes, a multiple of 4,096.
+
+    Raises:
+        BudgetError: the system does not grant the address space.
+    """
+
+    def __init__(self, count: int, slot_bytes: int) -> None:
+        if count < 1 or slot_bytes < 1 or slot_bytes % 4096:
+            raise ValueError(f"{count} slots of {slot_bytes} bytes cannot take aligned reads")
+        self.count = count
+        self.slot_bytes = slot_bytes
+        self._arena = np.frombuffer(_map_anonymous(count * slot_bytes), np.uint8)
+        self._states = [State.FREE] * count
+
+    def view(self, slot: int, nbytes: int) -> Array:
+        """The first ``nbytes`` bytes of a slot: writable, uint8, page-aligned, shared memory."""
+        if not 0 <= slot < self.count or not 0 < nbytes <= self.slot_bytes:
+            raise RuntimeError(f"slot {slot} has no {nbytes} bytes")
+        start = slot * self.slot_bytes
+        return self._arena[start : start + nbytes]
+
+    def state(self, slot: int) -> State:
+        """What a slot is doing."""
+        return self._states[slot]
+
+    def move(self, slot: int, state: State) -> None:
+        """Take a slot to its next state.
+
+        Raises:
+            RuntimeError: the drawing above has no such arrow.
+        """
+        before = self._states[slot]
+        if (before, state) not in _LEGAL:
+            raise RuntimeError(f"slot {slot} cannot go from {before.value} to {state.value}")
+        self._states[slot] = state
+
+
+def _map_anonymous(nbytes: int) -> mmap.mmap:
+    """Zeroed memory straight from the system.
+
+    Private: a shared mapping would count as a file in memory and get no large pages.
+    """
+    try:
+        return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise BudgetError(
+            f"the system refuses {nbytes:,} bytes of memory for slots ({error.strerror}); "
+            "give a smaller --ram, or raise the process's address space limit"
+        ) from error

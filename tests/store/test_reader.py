@@ -1,0 +1,86 @@
+"""Opening a store: what is missing, short, unfinished or damaged is named, with the mend."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors
+
+from flashmoe.errors import ReadError, StoreError
+from flashmoe.store.layout import JOURNAL, MANIFEST, TRUNK
+from flashmoe.store.reader import Store, locate
+from tests.synthetic import DENSE, write_store
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write_store(tmp_path / "store")
+
+
+def test_records_lie_where_their_addresses_say(path):
+    store = Store.open(path)
+    for layer in range(store.shape.layers):
+        address = store.record(layer, 5)
+        raw = np.fromfile(address.path, np.uint8, address.nbytes, offset=address.offset)
+        expert = store.layout(layer).expert(raw)
+        tensors = dict(safetensors.deserialize(address.path.read_bytes()))
+        assert bytes(tensors["experts.5.up_proj.scales"]["data"]) == expert.up.scales.tobytes()
+        assert address.label == f"expert 5 of layer {layer}"
+
+
+def test_the_trunk_is_whole(path):
+    trunk = Store.open(path).trunk()
+    assert trunk["lm_head.weight"].shape == (96, 64)
+    assert trunk["norm.weight"].weight.shape == (64,)
+
+
+def test_a_flipped_bit_in_the_trunk_is_found_and_named(path):
+    content = bytearray((path / TRUNK).read_bytes())
+    content[-1] ^= 1
+    (path / TRUNK).write_bytes(content)
+    with pytest.raises(ReadError, match=r"trunk\.safetensors: .* does not match its checksum"):
+        Store.open(path).trunk()
+
+
+@pytest.mark.parametrize("file", [TRUNK, "layer-002.safetensors"])
+def test_a_missing_or_short_file_is_named(path, file):
+    content = (path / file).read_bytes()
+    (path / file).write_bytes(content[:-1])
+    with pytest.raises(StoreError, match=f"{file} has .* bytes instead of"):
+        Store.open(path)
+    (path / file).unlink()
+    with pytest.raises(StoreError, match=f"{file} is missing"):
+        Store.open(path)
+
+
+def test_an_unfinished_store_says_how_to_go_on(path):
+    (path / MANIFEST).unlink()
+    (path / JOURNAL).write_text("{}\n")
+    with pytest.raises(StoreError, match="unfinished store: run the same `flashmoe convert"):
+        Store.open(path)
+
+
+def test_what_is_not_a_store_is_refused(tmp_path):
+    with pytest.raises(StoreError, match="not a store"):
+        Store.open(tmp_path)
+    with pytest.raises(StoreError, match="not a directory"):
+        Store.open(tmp_path / "nothing")
+
+
+def test_a_changed_text_file_is_refused(tmp_path):
+    path = write_store(tmp_path / "store", DENSE)
+    document = json.loads((path / MANIFEST).read_text())
+    document["files"] = {"tokenizer.json": "0" * 16}
+    (path / MANIFEST).write_text(json.dumps(document))
+    store = Store.open(path)
+    assert store.text("chat_template.jinja") is None
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.text("tokenizer.json")
+    (path / "tokenizer.json").write_text("{}")
+    with pytest.raises(StoreError, match="does not match its checksum"):
+        store.text("tokenizer.json")
+
+
+def test_demo_is_the_shipped_store_and_other_names_are_paths(tmp_path):
+    assert locate("demo").name == "demo" and locate("demo").is_absolute()
+    assert locate(tmp_path) == tmp_path

@@ -1,0 +1,237 @@
+"""Engine: a store, loaded within a budget, ready to serve timelines.
+
+Owns the order of loading: words first, then the plan, and only then the memory. Nothing of the
+model changes afterwards; the streamer's cache does, which changes the speed and nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import xxhash
+
+from flashmoe import kernels as kernel_sets
+from flashmoe.errors import InputError
+from flashmoe.generation import Generation
+from flashmoe.model.decoder import Decoder
+from flashmoe.model.observer import Observer
+from flashmoe.model.trunk import Trunk
+from flashmoe.options import Budget, Runtime, Sampling
+from flashmoe.sampler import Sampler
+from flashmoe.session import Session
+from flashmoe.shape import ModelShape
+from flashmoe.store.reader import Store
+from flashmoe.stream import budget as budgets
+from flashmoe.stream import memory
+from flashmoe.stream.streamer import Counters, Streamer
+from flashmoe.text.detokenizer import Detokenizer
+from flashmoe.text.template import ChatTemplate
+from flashmoe.text.tokenizer import Tokenizer
+
+
+class Engine:
+    """A loaded model. Open one with :meth:`open`, close it when done (or use ``with``).
+
+    Sessions may live in several threads; their passes take turns.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        words: Words,
+        plan: budgets.Plan,
+        shape: ModelShape,
+        kernels: kernel_sets.Kernels,
+        runtime: Runtime,
+        observer: Observer,
+    ) -> None:
+        self.store = store
+        self.shape = shape
+        self.plan = plan
+        self.kernels = kernels
+        self.runtime = runtime
+        self.lock = threading.Lock()
+        self._words = words
+        self.streamer = Streamer(store, plan.slots, runtime)
+        trunk = Trunk(store.trunk(), kernels.dtype)
+        self.decoder = Decoder(shape, trunk, kernels, observer)
+        identity = f"{store.manifest.to_json()}{kernels.dtype}{shape.experts.top_k}"
+        self.key = xxhash.xxh3_64_hexdigest(identity.encode())
+        """Names store, dtype and experts a token: what a saved timeline is valid for."""
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        budget: Budget | None = None,
+        kernels: str = "auto",
+        experts_per_token: int | None = None,
+        dtype: str = "float32",
+        runtime: Runtime | None = None,
+        observer: Observer | None = None,
+    ) -> Engine:
+        """Load a store (``demo``: the one that ships with the package) within a budget.
+
+        ``experts_per_token`` other than the checkpoint's own changes the answer; ``dtype``
+        float64 is for oracles.
+
+        Raises:
+            StoreError: the store is missing, unfinished or damaged.
+            BudgetError: the budget is below the floor.
+            InputError: an option that does not fit this store.
+        """
+        store = Store.open(path)
+        runtime = runtime or Runtime()
+        chosen = kernel_sets.choose(kernels, dtype, runtime.threads)
+        shape = _with_experts(store.shape, experts_per_token)
+        words = Words(store)
+        plan = plan_store(
+            store,
+            budget or Budget(),
+            runtime,
+            float_bytes=chosen.dtype.itemsize,
+            experts_per_token=shape.experts.top_k,
+        )
+        return cls(store, words, plan, shape, chosen, runtime, observer or Observer())
+
+    def session(self) -> Session:
+        """A new, empty timeline."""
+        return Session(self)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The store's tokenizer.
+
+        Raises:
+            InputError: the checkpoint came without one.
+        """
+        if self._words.tokenizer is None:
+            raise InputError(
+                f"{self.store.path} has no tokenizer.json: put the checkpoint's own beside its "
+                "weights and convert again"
+            )
+        return self._words.tokenizer
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The store's chat template.
+
+        Raises:
+            InputError: the checkpoint came without one.
+        """
+        if self._words.template is None:
+            raise InputError(
+                f"{self.store.path} has no chat template: give the prompt as it is (--raw)"
+            )
+        return self._words.template
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a reply."""
+        return self._words.stop_ids
+
+    @property
+    def counters(self) -> Counters:
+        """What the streamer has done so far; differences make the cost of a step."""
+        return self.streamer.counters.snapshot()
+
+    def sampling(self, **overrides: Any) -> Sampling:
+        """The store's own sampling defaults, with some fields replaced."""
+        return replace(self._words.generation.sampling, **overrides)
+
+    def sampler(self, sampling: Sampling, ids: Sequence[int]) -> Sampler:
+        """A sampler that has seen ``ids`` and never draws an id that has no word."""
+        tokenizer = self._words.tokenizer
+        size = tokenizer.vocab_size if tokenizer else self.shape.vocabulary
+        return Sampler(sampling, ids, vocab_size=min(size, self.shape.vocabulary))
+
+    def detokenizer(self, stop: tuple[str, ...]) -> Detokenizer | None:
+        """A fresh detokenizer; None where the store has no words (then no stop strings)."""
+        if stop or self._words.tokenizer:
+            return Detokenizer(self.tokenizer, stop)
+        return None
+
+    def close(self) -> None:
+        """End the reading threads and give the slots back."""
+        self.streamer.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Words:
+    """Everything of a store that has to do with text, loaded before the memory is planned."""
+
+    def __init__(self, store: Store) -> None:
+        known = store.text("tokenizer.json") is not None
+        self.tokenizer = Tokenizer.load(store.path) if known else None
+        generation = store.text("generation_config.json")
+        self.generation = Generation.from_json(
+            generation, str(store.path / "generation_config.json")
+        )
+        self.template = self._template(store.text("chat_template.jinja"))
+        own = self.tokenizer.stop_ids if self.tokenizer else frozenset()
+        self.stop_ids = self.generation.stop_ids | own
+
+    def _template(self, source: str | None) -> ChatTemplate | None:
+        if source is None or self.tokenizer is None:
+            return None
+        tokenizer = self.tokenizer
+        return ChatTemplate(
+            source,
+            bos_token=tokenizer.bos_token,
+            eos_token=tokenizer.eos_token,
+            markup=tokenizer.markup,
+        )
+
+
+def plan_store(
+    store: Store,
+    budget: Budget,
+    runtime: Runtime,
+    *,
+    float_bytes: int = 4,
+    experts_per_token: int | None = None,
+) -> budgets.Plan:
+    """Plan the memory of a store on this machine, as it stands now.
+
+    Call it after everything else is loaded: what the process has used so far counts.
+
+    Raises:
+        BudgetError: the budget is below the floor.
+    """
+    return budgets.plan(
+        store,
+        budget=budget,
+        runtime=runtime,
+        float_bytes=float_bytes,
+        process_bytes=memory.peak_resident_bytes(),
+        memory=memory.available(),
+        experts_per_token=experts_per_token,
+    )
+
+
+def _with_experts(shape: ModelShape, wanted: int | None) -> ModelShape:
+    if wanted is None or wanted == shape.experts.top_k:
+        return shape
+    if shape.experts.router != "softmax":
+        raise InputError("a dense model has no router: leave --experts-per-token out")
+    if not 0 < wanted <= shape.experts.count:
+        raise InputError(
+            f"--experts-per-token is {wanted}; this model has {shape.experts.count} experts"
+        )
+    return replace(shape, experts=replace(shape.experts, top_k=wanted))

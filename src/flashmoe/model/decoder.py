@@ -1,0 +1,99 @@
+"""The decoder: embed, layers, norm, logits; a decode step and a prompt chunk are one function.
+
+Owns the residual stream. Knows nothing of text, sampling or where experts lie.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flashmoe.kernels import Kernels
+from flashmoe.kernels.reference import lookup
+from flashmoe.model.attention import Attention
+from flashmoe.model.moe import MixtureOfExperts
+from flashmoe.model.observer import Observer
+from flashmoe.model.recurrent import GatedDeltaNet
+from flashmoe.model.state import AttentionState, LayerState, RecurrentState, State
+from flashmoe.model.trunk import Trunk
+from flashmoe.quant import Array
+from flashmoe.shape import ModelShape
+from flashmoe.stream.streamer import Streamer
+
+
+class Layer:
+    """``x += mixer(norm(x)); x += moe(norm(x))``."""
+
+    def __init__(
+        self, shape: ModelShape, trunk: Trunk, index: int, kernels: Kernels, observer: Observer
+    ) -> None:
+        name = f"layers.{index}"
+        self.index = index
+        self.eps = shape.norm_eps
+        self.kernels = kernels
+        self.observer = observer
+        offset, hidden = shape.norm_offset, shape.hidden
+        self.input_norm = trunk.norm(f"{name}.input_layernorm", hidden, offset)
+        self.post_norm = trunk.norm(f"{name}.post_attention_layernorm", hidden, offset)
+        self.mixer: Attention | GatedDeltaNet
+        if shape.mixers[index] == "attention":
+            self.mixer = Attention(shape, trunk, f"{name}.self_attn", kernels)
+        else:
+            self.mixer = GatedDeltaNet(shape, trunk, f"{name}.linear_attn", kernels)
+        self.moe = MixtureOfExperts(shape, trunk, index, kernels, observer)
+
+    def forward(self, x: Array, state: LayerState, streamer: Streamer) -> Array:
+        """(T, hidden) to (T, hidden)."""
+        normed = self.kernels.rms_norm(x, self.input_norm, self.eps)
+        x = x + self._mix(normed, state)
+        self.observer.ended(self.index, "mixer")
+        normed = self.kernels.rms_norm(x, self.post_norm, self.eps)
+        x = x + self.moe.forward(normed, streamer)
+        self.observer.ended(self.index, "experts")
+        return x
+
+    def _mix(self, x: Array, state: LayerState) -> Array:
+        match self.mixer, state:
+            case Attention() as mixer, AttentionState():
+                return mixer.forward(x, state)
+            case GatedDeltaNet() as net, RecurrentState():
+                return net.forward(x, state)
+        raise TypeError(f"layer {self.index} and its state are of different kinds")
+
+
+class Decoder:
+    """The whole model. Immutable; every timeline brings its own :class:`State`."""
+
+    def __init__(
+        self, shape: ModelShape, trunk: Trunk, kernels: Kernels, observer: Observer
+    ) -> None:
+        self.shape = shape
+        self.kernels = kernels
+        self.observer = observer
+        vocabulary, hidden = shape.vocabulary, shape.hidden
+        self.embedding = trunk.matrix("embed_tokens", vocabulary, hidden)
+        self.layers = [
+            Layer(shape, trunk, index, kernels, observer) for index in range(shape.layers)
+        ]
+        self.norm = trunk.norm("norm", hidden, shape.norm_offset)
+        tied = shape.tied_head
+        self.head = self.embedding if tied else trunk.matrix("lm_head", vocabulary, hidden)
+
+    def forward(self, ids: Array, state: State, streamer: Streamer) -> Array:
+        """Pass ids (T,) through every layer; returns the final hidden states (T, hidden).
+
+        Advances ``state`` by T tokens. The caller keeps T to a chunk.
+        """
+        self.observer.begin()
+        x = lookup(ids, self.embedding, self.kernels.dtype)
+        self.observer.ended(0, "embed")
+        for layer, memory in zip(self.layers, state.layers, strict=True):
+            x = layer.forward(x, memory, streamer)
+        state.position += len(ids)
+        return x
+
+    def logits(self, x: Array) -> Array:
+        """Hidden states (T, hidden) to logits (T, vocabulary)."""
+        normed = self.kernels.rms_norm(x, self.norm, self.shape.norm_eps)
+        y = self.kernels.matmul(np.ascontiguousarray(normed), self.head)
+        self.observer.ended(self.shape.layers - 1, "head")
+        return y

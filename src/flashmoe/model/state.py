@@ -1,0 +1,168 @@
+"""What a session remembers of its tokens: keys and values, recurrent and convolution state.
+
+Owns the arrays, their snapshot and restore. Keys and values are reserved for the whole planned
+context at once, which costs memory only as it is filled; they can be cropped, the recurrent
+state cannot, so a rewind is always a restore of a snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from flashmoe.errors import ContextError, InputError
+from flashmoe.quant import Array
+from flashmoe.shape import AttentionShape, ModelShape, RecurrentShape
+
+
+class AttentionState:
+    """Keys and values of one layer, each (kv_heads, context, head_dim), filled to ``length``."""
+
+    def __init__(self, shape: AttentionShape, context_tokens: int, dtype: np.dtype[Any]) -> None:
+        extent = (shape.kv_heads, context_tokens, shape.head_dim)
+        self._keys = np.empty(extent, dtype)
+        self._values = np.empty(extent, dtype)
+        self.length = 0
+
+    def extend(self, keys: Array, values: Array) -> tuple[Array, Array]:
+        """Append (T, kv_heads, head_dim) each; returns all so far, (kv_heads, S, head_dim)."""
+        end = self.length + len(keys)
+        self._keys[:, self.length : end] = keys.swapaxes(0, 1)
+        self._values[:, self.length : end] = values.swapaxes(0, 1)
+        self.length = end
+        return self._keys[:, :end], self._values[:, :end]
+
+    def arrays(self) -> dict[str, Array]:
+        """What a snapshot keeps: views of the filled part."""
+        return {"keys": self._keys[:, : self.length], "values": self._values[:, : self.length]}
+
+    def assign(self, arrays: Mapping[str, Array]) -> None:
+        """Take over arrays that :meth:`arrays` gave."""
+        self.length = arrays["keys"].shape[1]
+        self._keys[:, : self.length] = arrays["keys"]
+        self._values[:, : self.length] = arrays["values"]
+
+
+class RecurrentState:
+    """``delta`` (value_heads, key_dim, value_dim); ``conv`` the last inputs, oldest first."""
+
+    def __init__(self, shape: RecurrentShape, dtype: np.dtype[Any]) -> None:
+        self.delta: Array = np.zeros((shape.value_heads, shape.key_dim, shape.value_dim), dtype)
+        self.conv: Array = np.zeros((shape.conv_kernel - 1, shape.conv_channels), dtype)
+
+    def arrays(self) -> dict[str, Array]:
+        """What a snapshot keeps."""
+        return {"delta": self.delta, "conv": self.conv}
+
+    def assign(self, arrays: Mapping[str, Array]) -> None:
+        """Take over copies of arrays that :meth:`arrays` gave."""
+        self.delta, self.conv = arrays["delta"].copy(), arrays["conv"].copy()
+
+
+LayerState: TypeAlias = AttentionState | RecurrentState
+Mark: TypeAlias = tuple[int, list[Any]]
+
+
+class State:
+    """One timeline's memory: a state a layer, and how many tokens have passed."""
+
+    def __init__(self, shape: ModelShape, context_tokens: int, dtype: np.dtype[Any]) -> None:
+        self.shape = shape
+        self.context_tokens = context_tokens
+        self.dtype = dtype
+        self.position = 0
+        self.layers: list[LayerState] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.position = 0
+        self.layers = [self._layer(mixer) for mixer in self.shape.mixers]
+
+    def _layer(self, mixer: str) -> LayerState:
+        if mixer == "attention":
+            assert self.shape.attention is not None
+            return AttentionState(self.shape.attention, self.context_tokens, self.dtype)
+        assert self.shape.recurrent is not None
+        return RecurrentState(self.shape.recurrent, self.dtype)
+
+    def reserve(self, tokens: int) -> None:
+        """Check that so many more tokens fit.
+
+        Raises:
+            ContextError: they do not.
+        """
+        if self.position + tokens > self.context_tokens:
+            raise ContextError(
+                f"{self.position} tokens and {tokens} more exceed the planned context of "
+                f"{self.context_tokens}; plan a longer one with --context "
+                "(Budget.context_tokens), or shorten the prompt"
+            )
+
+    def mark(self) -> Mark:
+        """A point to rewind to until the next pass has ended; costs no copy.
+
+        Works because a pass appends keys and values, and replaces recurrent arrays by new ones.
+        """
+        marks: list[Any] = [
+            layer.length if isinstance(layer, AttentionState) else (layer.delta, layer.conv)
+            for layer in self.layers
+        ]
+        return self.position, marks
+
+    def rewind(self, mark: Mark) -> None:
+        """Undo a pass that was interrupted, so that the timeline is as it was at the mark."""
+        self.position, marks = mark
+        for layer, kept in zip(self.layers, marks, strict=True):
+            if isinstance(layer, AttentionState):
+                layer.length = kept
+            else:
+                layer.delta, layer.conv = kept
+
+    def arrays(self) -> dict[str, Array]:
+        """Every array under ``layer.name``; views, to be copied or written before going on."""
+        return {
+            f"{index}.{name}": array
+            for index, layer in enumerate(self.layers)
+            for name, array in layer.arrays().items()
+        }
+
+    def assign(self, position: int, arrays: Mapping[str, Array]) -> None:
+        """Take over what :meth:`arrays` gave, ``position`` tokens into a timeline.
+
+        Raises:
+            ContextError: it is longer than this state's planned context.
+            InputError: it belongs to a model of another shape or dtype.
+        """
+        if position > self.context_tokens:
+            raise ContextError(
+                f"the saved timeline has {position} tokens; the planned context is "
+                f"{self.context_tokens}: plan a longer one with --context"
+            )
+        self._check(position, arrays)
+        for index, layer in enumerate(self.layers):
+            prefix = f"{index}."
+            layer.assign(
+                {
+                    name.removeprefix(prefix): array
+                    for name, array in arrays.items()
+                    if name.startswith(prefix)
+                }
+            )
+        self.position = position
+
+    def _check(self, position: int, arrays: Mapping[str, Array]) -> None:
+        own = self.arrays()
+        if set(own) != set(arrays):
+            raise InputError("the saved state belongs to a model with other layers")
+        for name, array in arrays.items():
+            wanted = own[name].shape
+            if name.endswith(("keys", "values")):
+                wanted = (wanted[0], position, wanted[2])
+            if array.shape != wanted or array.dtype != self.dtype:
+                raise InputError(
+                    f"the saved state has {array.dtype}{array.shape} for layer state {name}; "
+                    f"this model needs {self.dtype}{wanted}"
+                )

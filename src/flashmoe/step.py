@@ -1,0 +1,94 @@
+"""One token and its cost: what the footer, the usage figures and the bench all read.
+
+Owns the record and its totals, so that no two faces can disagree on a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Finish: TypeAlias = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A generated token, the text that it completes, and what it cost.
+
+    ``logprob`` and ``top_logprobs`` (id, logprob) are there where the sampling asks for them.
+    ``text`` may be empty (half a character, the start of a stop string, a stop token) and never
+    ends inside a character. ``prompt_tokens`` passed before this token: the prompt at the first
+    step, 0 later. ``hits`` and ``misses`` count distinct experts a layer and chunk; ``bytes_read``
+    came from disk; ``ms_read_wait`` of ``ms_total`` were spent waiting for them.
+    """
+
+    id: int
+    text: str
+    logprob: float | None
+    top_logprobs: tuple[tuple[int, float], ...]
+    finish_reason: Finish | None
+    prompt_tokens: int
+    hits: int
+    misses: int
+    bytes_read: int
+    ms_read_wait: float
+    ms_total: float
+
+    @property
+    def ms_compute(self) -> float:
+        """Time not spent waiting for reads."""
+        return self.ms_total - self.ms_read_wait
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The sum over the steps of one reply. Rates are 0 where nothing was measured."""
+
+    prompt_tokens: int
+    tokens: int
+    hits: int
+    misses: int
+    bytes_read: int
+    ms_read_wait: float
+    ms_first: float
+    ms_decode: float
+    decode_bytes_read: int
+
+    @staticmethod
+    def of(steps: Iterable[Step]) -> Totals:
+        """Add up the steps of one reply, in order."""
+        steps = list(steps)
+        rest = steps[1:]
+        return Totals(
+            prompt_tokens=sum(step.prompt_tokens for step in steps),
+            tokens=len(steps),
+            hits=sum(step.hits for step in steps),
+            misses=sum(step.misses for step in steps),
+            bytes_read=sum(step.bytes_read for step in steps),
+            ms_read_wait=sum(step.ms_read_wait for step in steps),
+            ms_first=steps[0].ms_total if steps else 0.0,
+            ms_decode=sum(step.ms_total for step in rest),
+            decode_bytes_read=sum(step.bytes_read for step in rest),
+        )
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode speed: tokens after the first over their time."""
+        return 1e3 * (self.tokens - 1) / self.ms_decode if self.ms_decode else 0.0
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        """Prompt speed, the first token's own sampling included."""
+        return 1e3 * self.prompt_tokens / self.ms_first if self.ms_first else 0.0
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes read for each token after the first."""
+        return self.decode_bytes_read / (self.tokens - 1) if self.tokens > 1 else 0.0
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the experts asked for that were in memory."""
+        asked = self.hits + self.misses
+        return self.hits / asked if asked else 0.0

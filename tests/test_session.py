@@ -1,0 +1,165 @@
+"""Engine and session: the timeline, its snapshots, and what a failure leaves behind."""
+
+import numpy as np
+import pytest
+
+from flashmoe.engine import Engine
+from flashmoe.errors import BudgetError, ContextError, InputError, ReadError
+from flashmoe.options import Budget, Runtime, Sampling
+from tests.synthetic import DENSE, HYBRID, write_store
+
+IDS = [int(i) for i in np.random.default_rng(2).integers(0, 96, 70)]
+GREEDY = Sampling(temperature=0, max_tokens=12)
+CLOSE = 2e-4  # float32: sums of a chunk are taken in another order than token by token
+
+
+@pytest.fixture(scope="module", params=[HYBRID, DENSE], ids=["hybrid", "dense"])
+def path(request, tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("s") / "store", request.param)
+
+
+@pytest.fixture
+def engine(path):
+    with Engine.open(path) as engine:
+        yield engine
+
+
+def test_logits_of_a_prompt_in_pieces_equal_the_whole(path):
+    with Engine.open(path, dtype="float64") as engine:
+        whole = engine.session().logits(IDS)
+        pieces = engine.session()
+        parts = [pieces.logits(IDS[a:b]) for a, b in ((0, 1), (1, 2), (2, 67), (67, 70))]
+        assert whole.shape == (70, 96) and whole.dtype == np.float64
+        np.testing.assert_allclose(np.concatenate(parts), whole, rtol=0, atol=1e-9)
+
+
+def test_native_kernels_agree_with_the_reference(path):
+    with Engine.open(path, dtype="float64") as exact, Engine.open(path) as native:
+        assert (exact.kernels.name, native.kernels.name) == ("reference", "cpu")
+        wanted = exact.session().logits(IDS[:20])
+        np.testing.assert_allclose(native.session().logits(IDS[:20]), wanted, rtol=0, atol=CLOSE)
+
+
+def test_generate_follows_the_logits_and_counts_its_cost(engine):
+    session = engine.session()
+    steps = list(session.generate(IDS[:9], GREEDY))
+    assert [s.finish_reason for s in steps] == [None] * 11 + ["length"]
+    assert steps[0].prompt_tokens == 9 and steps[1].prompt_tokens == 0
+    assert session.ids == (*IDS[:9], *(s.id for s in steps))
+    again = engine.session().logits(session.ids)
+    assert [int(np.argmax(row)) for row in again[8:-1]] == [s.id for s in steps]
+    asked = engine.shape.layers * engine.shape.experts.top_k
+    assert all(s.hits + s.misses == asked for s in steps[1:])
+    assert all(s.ms_total >= s.ms_read_wait >= 0 for s in steps)
+
+
+def test_a_reply_goes_on_where_it_ended(engine):
+    session = engine.session()
+    first = [s.id for s in session.generate(IDS[:9], Sampling(temperature=0, max_tokens=5))]
+    second = [s.id for s in session.generate((), Sampling(temperature=0, max_tokens=7))]
+    whole = [s.id for s in engine.session().generate(IDS[:9], GREEDY)]
+    assert first + second == whole
+
+
+def test_closing_early_keeps_what_was_yielded(engine):
+    session = engine.session()
+    reply = session.generate(IDS[:9], GREEDY)
+    taken = [next(reply).id for _ in range(3)]
+    reply.close()
+    assert session.ids == (*IDS[:9], *taken)
+    rest = [s.id for s in session.generate((), Sampling(temperature=0, max_tokens=9))]
+    assert taken + rest == [s.id for s in engine.session().generate(IDS[:9], GREEDY)]
+
+
+def test_snapshots_are_bit_exact_in_memory_and_on_disk(engine, path, tmp_path):
+    session = engine.session()
+    list(session.generate(IDS[:30], Sampling(temperature=0, max_tokens=4)))
+    kept = session.snapshot()
+    session.save(tmp_path / "kept")
+    wanted = session.logits(IDS[30:40])
+    session.restore(kept)
+    np.testing.assert_array_equal(session.logits(IDS[30:40]), wanted)
+    with Engine.open(path) as other:
+        loaded = other.session()
+        loaded.load(tmp_path / "kept")
+        assert loaded.ids == kept.ids
+        np.testing.assert_array_equal(loaded.logits(IDS[30:40]), wanted)
+
+
+def test_a_saved_session_of_another_kind_or_damaged_is_refused(engine, path, tmp_path):
+    session = engine.session()
+    session.logits(IDS[:5])
+    session.save(tmp_path / "kept")
+    with Engine.open(path, dtype="float64") as other, pytest.raises(InputError, match="dtype"):
+        other.session().load(tmp_path / "kept")
+    content = bytearray((tmp_path / "kept").read_bytes())
+    for position in (0, 100, len(content) // 2, len(content) - 1):
+        damaged = content.copy()
+        damaged[position] ^= 1
+        (tmp_path / "damaged").write_bytes(damaged)
+        with pytest.raises(InputError, match="damaged"):
+            engine.session().load(tmp_path / "damaged")
+    (tmp_path / "short").write_bytes(content[:-7])
+    with pytest.raises(InputError, match="not a saved session"):
+        engine.session().load(tmp_path / "short")
+
+
+def test_bad_ids_are_refused_and_change_nothing(engine):
+    session = engine.session()
+    session.logits(IDS[:5])
+    for bad in ([], [96], [-1]):
+        with pytest.raises(InputError):
+            session.logits(bad)
+    with pytest.raises(InputError, match="nothing to go on from"):
+        next(session.generate(()))
+    assert session.ids == tuple(IDS[:5])
+
+
+def test_the_context_is_a_limit_and_a_full_one_ends_a_reply(path):
+    with Engine.open(path, budget=Budget(context_tokens=16)) as engine:
+        session = engine.session()
+        with pytest.raises(ContextError, match="planned context of 16"):
+            session.logits(IDS[:17])
+        steps = list(session.generate(IDS[:10], Sampling(temperature=0)))
+        assert len(steps) == 7 and steps[-1].finish_reason == "length"
+
+
+def test_a_failed_read_undoes_its_chunk_and_the_session_goes_on(path, monkeypatch):
+    with Engine.open(path, runtime=Runtime(chunk_tokens=8)) as engine:
+        session = engine.session()
+        session.logits(IDS[:6])
+        wanted = engine.session().logits(IDS[:12])[6:]
+        real, calls = engine.streamer.hold, []
+
+        def failing(layer, ids):
+            calls.append(layer)
+            if len(calls) == 2:
+                raise ReadError("expert 1 of layer 1 could not be read")
+            return real(layer, ids)
+
+        monkeypatch.setattr(engine.streamer, "hold", failing)
+        with pytest.raises(ReadError):
+            session.logits(IDS[6:12])
+        assert session.ids == tuple(IDS[:6])
+        monkeypatch.undo()
+        np.testing.assert_allclose(session.logits(IDS[6:12]), wanted, rtol=0, atol=CLOSE)
+
+
+def test_fewer_experts_a_token_is_a_choice_with_limits(path):
+    with Engine.open(path) as own:
+        if own.shape.experts.router == "all":
+            with pytest.raises(InputError, match="no router"):
+                Engine.open(path, experts_per_token=2)
+            return
+        with Engine.open(path, experts_per_token=2) as fewer:
+            steps = list(fewer.session().generate(IDS[:9], GREEDY))
+            assert steps[1].hits + steps[1].misses == 2 * fewer.shape.layers
+            assert fewer.key != own.key
+        for wanted in (0, 9):
+            with pytest.raises(InputError, match="this model has 8 experts"):
+                Engine.open(path, experts_per_token=wanted)
+
+
+def test_a_budget_below_the_floor_is_refused_before_loading(path):
+    with pytest.raises(BudgetError, match="below the floor"):
+        Engine.open(path, budget=Budget(ram_bytes=1 << 20))

@@ -12,25 +12,28 @@ timeline. A :class:`Step` is one token and its cost. Read in this order: ``engin
 ``model.moe``, ``stream.streamer``, ``store.layout``.
 """
 
-from flashmoe.errors import (
-    BudgetError,
-    CheckpointError,
-    ContextError,
-    ConversionError,
-    FlashMoeError,
-    InputError,
-    ReadError,
-    StoreError,
-    TemplateError,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flashmoe.engine import Engine
+    from flashmoe.errors import (
+        BudgetError,
+        CheckpointError,
+        ContextError,
+        ConversionError,
+        FlashMoeError,
+        InputError,
+        ReadError,
+        StoreError,
+        TemplateError,
+    )
+    from flashmoe.options import Budget, Runtime, Sampling
+    from flashmoe.session import Session
+    from flashmoe.snapshot import Snapshot
+    from flashmoe.step import Step
 
 __version__ = "0.1.0"
-
-from flashmoe.engine import Engine
-from flashmoe.options import Budget, Runtime, Sampling
-from flashmoe.session import Session
-from flashmoe.snapshot import Snapshot
-from flashmoe.step import Step
 
 __all__ = [
     "Budget",
@@ -51,3 +54,21 @@ __all__ = [
     "TemplateError",
     "__version__",
 ]
+
+_HOMES = {
+    "Engine": "engine",
+    "Session": "session",
+    "Snapshot": "snapshot",
+    "Step": "step",
+    **dict.fromkeys(("Budget", "Runtime", "Sampling"), "options"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: the command line starts without numpy."""
+    if name not in __all__:
+        raise AttributeError(f"module 'flashmoe' has no attribute {name!r}")
+    home = import_module(f"flashmoe.{_HOMES.get(name, 'errors')}")
+    value = getattr(home, name)
+    globals()[name] = value
+    return value

@@ -33,6 +33,10 @@ from flashmoe.text.detokenizer import Detokenizer
 from flashmoe.text.template import ChatTemplate
 from flashmoe.text.tokenizer import Tokenizer
 
+PROCESS_STEP = 2 << 20
+"""What the process uses is rounded up to this: it differs a little from one start to the next,
+and a floor that `plan` has printed should not be refused by `run`."""
+
 
 class Engine:
     """A loaded model. Open one with :meth:`open`, close it when done (or use ``with``).
@@ -219,7 +223,7 @@ def plan_store(
         budget=budget,
         runtime=runtime,
         float_bytes=float_bytes,
-        process_bytes=memory.peak_resident_bytes(),
+        process_bytes=-(-memory.peak_resident_bytes() // PROCESS_STEP) * PROCESS_STEP,
         memory=memory.available(),
         experts_per_token=experts_per_token,
     )

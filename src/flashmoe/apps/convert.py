@@ -1,0 +1,62 @@
+"""``convert`` and ``verify``: a checkpoint becomes a store; a store is checked.
+
+Owns what is shown while they work, and the last line.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from flashmoe.apps import progress, terminal
+from flashmoe.store.convert import convert as convert_checkpoint
+from flashmoe.store.reader import Store
+from flashmoe.store.verify import verify as verify_store
+from flashmoe.stream.units import format_bytes
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    *,
+    bits: int | None,
+    group: int | None,
+    trunk_bits: int | None,
+    slices: int | None,
+    force: bool,
+) -> None:
+    """Convert, showing progress; the last line has records, bytes and seconds."""
+    began = time.monotonic()
+    try:
+        with progress.shown("converting") as watcher:
+            manifest = convert_checkpoint(
+                source,
+                destination,
+                bits=bits,
+                group=group,
+                trunk_bits=trunk_bits,
+                slices=slices,
+                force=force,
+                progress=watcher,
+            )
+    except KeyboardInterrupt:
+        terminal.note("interrupted: the same command goes on where it stopped")
+        raise
+    records = sum(len(layer.checksums) for layer in manifest.layers)
+    nbytes = sum(Store(destination, manifest).file_sizes().values())
+    terminal.write(
+        f"{destination}: {records} records, {format_bytes(nbytes)}, "
+        f"{time.monotonic() - began:.1f} s\n"
+    )
+
+
+def verify(store: str, against: Path | None) -> int:
+    """Check a store; prints every fault, then what was checked. Returns the exit code."""
+    with progress.shown("verifying") as watcher:
+        report = verify_store(store, against=against, progress=watcher)
+    for fault in report.faults:
+        terminal.write(f"{fault.file}: {fault.name} {fault.detail}\n")
+    checked = f"{report.records_checked} records, {format_bytes(report.bytes_checked)} checked"
+    found = f"{len(report.faults)} faults" if report.faults else "no fault"
+    terminal.write(f"{store}: {checked}, {found}\n")
+    return 1 if report.faults else 0

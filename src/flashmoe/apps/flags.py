@@ -1,0 +1,185 @@
+"""The flags of the command line, declared once and shared by the commands.
+
+Owns names, help and where a default is shown from: ``options`` has the defaults, a store its own.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import typer
+
+MAX_TOKENS = 512
+"""A reply on the command line ends here unless ``--max-tokens`` says otherwise."""
+
+_OWN = "the store's own"
+
+
+def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+_words = partial(_option, "Prompt")
+_sampling = partial(_option, "Sampling")
+_memory = partial(_option, "Memory")
+_work = partial(_option, "How the work is done (never changes the answer)")
+_output = partial(_option, "Output and files")
+
+Store: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="STORE", help="A store's directory, or `demo` for the one that is shipped."
+    ),
+]
+
+# --- what is said
+Prompt: TypeAlias = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="PROMPT", help="What to say; `-`, or none with a pipe, reads standard input."
+    ),
+]
+Raw: TypeAlias = Annotated[
+    bool, _words("Continue the prompt as it stands, without the chat template.", "--raw")
+]
+System: TypeAlias = Annotated[
+    str | None, _words("A system message before the prompt.", "--system", metavar="TEXT")
+]
+Tools: TypeAlias = Annotated[
+    Path | None,
+    _words("Tools that the model may call: a JSON list in OpenAI's form.", "--tools"),
+]
+Think: TypeAlias = Annotated[
+    bool,
+    _words(
+        "Let the model reason before it answers, where its template has a switch for it "
+        "(enable_thinking).",
+        "--think/--no-think",
+    ),
+]
+
+# --- how the next token is drawn
+MaxTokens: TypeAlias = Annotated[
+    int, _sampling("End the reply after so many tokens.", "--max-tokens")
+]
+Temperature: TypeAlias = Annotated[
+    float | None,
+    _sampling("Flatter above 1, sharper below; 0 is greedy.", "--temperature", show_default=_OWN),
+]
+TopP: TypeAlias = Annotated[
+    float | None,
+    _sampling("Keep the likeliest tokens that make up this mass.", "--top-p", show_default=_OWN),
+]
+TopK: TypeAlias = Annotated[
+    int | None,
+    _sampling("Keep so many of the likeliest tokens; 0 is all.", "--top-k", show_default=_OWN),
+]
+MinP: TypeAlias = Annotated[
+    float | None,
+    _sampling(
+        "Keep tokens at least this likely relative to the best.", "--min-p", show_default=_OWN
+    ),
+]
+RepetitionPenalty: TypeAlias = Annotated[
+    float | None,
+    _sampling(
+        "Divide the logits of tokens seen before; 1 is off.",
+        "--repetition-penalty",
+        show_default=_OWN,
+    ),
+]
+PresencePenalty: TypeAlias = Annotated[
+    float,
+    _sampling("Subtract from tokens that the reply has already.", "--presence-penalty"),
+]
+FrequencyPenalty: TypeAlias = Annotated[
+    float,
+    _sampling("The same, for each time the reply has them.", "--frequency-penalty"),
+]
+Seed: TypeAlias = Annotated[
+    int | None,
+    _sampling("Makes a sampled reply repeatable.", "--seed", show_default="another every time"),
+]
+Stop: TypeAlias = Annotated[
+    list[str] | None,
+    _sampling("End the reply before this text; may be given again.", "--stop", metavar="TEXT"),
+]
+LogProbs: TypeAlias = Annotated[
+    int | None,
+    _sampling(
+        "Report each token's log-probability and so many alternatives, on standard error.",
+        "--logprobs",
+        metavar="N",
+    ),
+]
+ExpertsPerToken: TypeAlias = Annotated[
+    int | None,
+    _sampling(
+        "LOSSY: choose so many experts a token; answers differ from the published model.",
+        "--experts-per-token",
+        metavar="K",
+        show_default="the checkpoint's own",
+    ),
+]
+
+# --- memory
+Ram: TypeAlias = Annotated[
+    str | None,
+    _memory(
+        "Bound on the peak memory of the process: `8GiB`, `500MB`, `floor` (the smallest that "
+        "works) or `recommended`.",
+        "--ram",
+        metavar="SIZE",
+        show_default="recommended",
+    ),
+]
+Context: TypeAlias = Annotated[
+    int | None,
+    _memory(
+        "The longest timeline, prompt and reply together.",
+        "--context",
+        metavar="TOKENS",
+        show_default="the model's limit, at most 4096",
+    ),
+]
+Slots: TypeAlias = Annotated[
+    int | None,
+    _memory("Experts kept in memory at once.", "--slots", show_default="what the budget holds"),
+]
+
+# --- how the work is done
+Threads: TypeAlias = Annotated[
+    int | None, _work("Threads that compute.", "--threads", show_default="one a core")
+]
+ChunkTokens: TypeAlias = Annotated[
+    int, _work("Prompt tokens that pass a layer together.", "--chunk-tokens")
+]
+IoThreads: TypeAlias = Annotated[int, _work("Reads under way at once.", "--io-threads")]
+Hints: TypeAlias = Annotated[
+    bool, _work("Start reads as soon as the router has chosen.", "--hints/--no-hints")
+]
+DirectIo: TypeAlias = Annotated[
+    bool,
+    _work("Bypass the page cache where the file system can.", "--direct-io/--no-direct-io"),
+]
+Kernels: TypeAlias = Annotated[
+    Literal["auto", "cpu", "reference"],
+    _work("The arithmetic: native (cpu), or numpy (reference).", "--kernels"),
+]
+
+# --- output and files
+Timing: TypeAlias = Annotated[
+    bool, _output("Print where the time went, a row a layer, a column a phase.", "--timing")
+]
+TraceOut: TypeAlias = Annotated[
+    Path | None, _output("Write the routing log here (see `flashmoe trace`).", "--trace-out")
+]
+Save: TypeAlias = Annotated[Path | None, _output("Keep the conversation in this file.", "--save")]
+Load: TypeAlias = Annotated[
+    Path | None, _output("Go on with a conversation that --save kept.", "--load")
+]
+Stats: TypeAlias = Annotated[
+    Literal["text", "json"], _output("The form of the last line.", "--stats")
+]

@@ -1,0 +1,74 @@
+"""The last line of a run: what the reply cost, for people or as JSON.
+
+Owns the wording and the JSON keys; the numbers are :class:`flashmoe.step.Totals`'.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from flashmoe.step import Totals
+from flashmoe.stream.units import format_bytes
+
+KEYS = {
+    "prompt_tokens": "tokens passed before the first one of the reply",
+    "tokens": "tokens of the reply",
+    "tokens_per_second": "speed after the first token; 0 where there was one only",
+    "prompt_tokens_per_second": "speed up to the first token",
+    "ttft_ms": "from the start of the prompt to the first token, loading not included",
+    "load_ms": "opening the store",
+    "ms_read_wait": "time spent waiting for experts",
+    "hits": "experts asked for that were in memory, per layer and pass",
+    "misses": "those that had to be read",
+    "hit_rate": "hits of all",
+    "bytes_read": "read from disk in all",
+    "bytes_per_token": "read for each token after the first",
+    "peak_bytes": "largest resident memory of the process",
+    "budget_bytes": "the memory it was given",
+    "slots": "experts that fit in memory at once",
+    "experts_per_token": "chosen in each layer",
+    "finish_reason": "stop, length, or interrupt",
+}
+"""The JSON keys in order, and what they mean."""
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a run reports when it ends."""
+
+    totals: Totals
+    load_ms: float
+    peak_bytes: int
+    budget_bytes: int
+    slots: int
+    experts_per_token: int
+    finish_reason: str
+
+    def line(self) -> str:
+        """One line for a person."""
+        totals = self.totals
+        parts = (
+            f"{totals.prompt_tokens} prompt tokens",
+            f"{totals.tokens} tokens",
+            f"{totals.tokens_per_second:.1f} tok/s",
+            f"TTFT {totals.ms_first / 1e3:.2f} s",
+            f"{totals.hits} hits",
+            f"{totals.misses} misses ({totals.hit_rate:.1%} hits)",
+            f"{_gigabytes(totals.bytes_per_token)} GB read a token",
+            f"peak memory {format_bytes(self.peak_bytes)}",
+        )
+        return ", ".join(parts)
+
+    def to_json(self, **more: Any) -> str:
+        """One line for a program, with the keys of :data:`KEYS`."""
+        own = {**vars(self), "ttft_ms": self.totals.ms_first}
+        values = {key: own[key] if key in own else getattr(self.totals, key) for key in KEYS}
+        return json.dumps({**values, **more})
+
+
+def _gigabytes(nbytes: float) -> str:
+    """Three significant digits, never in powers of ten."""
+    size = nbytes / 1e9
+    return f"{size:.3g}" if size >= 1e-4 or size == 0 else f"{size:.6f}"

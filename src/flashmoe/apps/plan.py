@@ -1,0 +1,93 @@
+"""``plan``: how the memory of a store would be divided, without loading it.
+
+Owns the meaning of ``--ram`` and the table; every number is :mod:`flashmoe.stream.budget`'s.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from typing import TYPE_CHECKING
+
+from flashmoe import kernels
+from flashmoe.apps import terminal
+from flashmoe.engine import Words, plan_store
+from flashmoe.errors import InputError
+from flashmoe.options import Budget, Runtime
+from flashmoe.store.reader import Store
+from flashmoe.stream.budget import Plan
+from flashmoe.stream.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FLOOR, RECOMMENDED = "floor", "recommended"
+
+
+def budget_of(ram: str | None, context: int | None, slots: int | None, top_k: int) -> Budget:
+    """The budget that the flags ask for.
+
+    The floor depends on what the process weighs when it loads, so it cannot be given as a size:
+    as many slots as a token needs in one layer (``top_k``) is the same thing.
+
+    Raises:
+        InputError: not a size, or flags that exclude each other.
+    """
+    if ram is None or ram == RECOMMENDED:
+        return Budget(context_tokens=context, slots=slots)
+    if ram == FLOOR:
+        if slots is not None:
+            raise InputError("--ram floor is the least number of slots: leave out --slots")
+        return Budget(context_tokens=context, slots=top_k)
+    return Budget(ram_bytes=parse_bytes(ram), context_tokens=context, slots=slots)
+
+
+def plan(name: str, ram: str | None, context: int | None, *, as_json: bool) -> None:
+    """Print the plan of a store, as ``run`` with the same flags would make it."""
+    importlib.import_module("flashmoe.apps.run")  # a run has it in memory when it plans
+    store, runtime = Store.open(name), Runtime()
+    floats = kernels.choose("auto", "float32", runtime.threads).dtype
+    words = Words(store)  # what it weighs counts
+    budget = budget_of(ram, context, None, store.shape.experts.top_k)
+    found = plan_store(store, budget, runtime, float_bytes=floats.itemsize)
+    del words
+    if as_json:
+        terminal.write(json.dumps(found.to_json(), indent=1) + "\n")
+    else:
+        terminal.show(_parts(found), "", *_lines(found))
+
+
+def _parts(plan: Plan) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    slots = f"{plan.slots} of {plan.experts_total} experts, {format_bytes(plan.slot_bytes)} each"
+    parts = (
+        ("process", plan.process_bytes, "interpreter, libraries, tokenizer"),
+        ("allowance", plan.allowance_bytes, "what no formula counts"),
+        ("trunk", plan.trunk_bytes, "always resident"),
+        ("state", plan.state_bytes, "recurrent layers"),
+        ("KV", plan.kv_bytes, f"{plan.context_tokens} tokens of context"),
+        ("scratch", plan.scratch_bytes, f"a chunk of {plan.chunk_tokens} tokens"),
+        ("slots", plan.slots * plan.slot_bytes, slots),
+    )
+    for name, nbytes, remark in parts:
+        table.add_row(name, format_bytes(nbytes), remark)
+    table.add_section()
+    table.add_row("planned", format_bytes(plan.planned_bytes), "")
+    return table
+
+
+def _lines(plan: Plan) -> list[str]:
+    usable = format_bytes(plan.usable_bytes)
+    read = plan.expected_bytes_per_token
+    return [
+        f"floor        {format_bytes(plan.floor_bytes)} ({plan.floor_slots} slots; `--ram floor`)",
+        f"recommended  {format_bytes(plan.recommended_bytes)} of {usable} usable",
+        f"budget       {format_bytes(plan.budget_bytes)}, bound by: {plan.binding}",
+        f"a token reads about {format_bytes(read)} of {format_bytes(plan.routed_bytes_per_token)} "
+        "(expected under uniform routing, the worst case)",
+    ]

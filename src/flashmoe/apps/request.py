@@ -1,0 +1,96 @@
+"""What a command line asked of a run, checked before anything is loaded.
+
+Owns the record and its making from the flags; ``cli`` declares these, ``run`` does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from flashmoe.apps.conversation import Prompt, read_prompt, read_tools
+from flashmoe.errors import InputError
+from flashmoe.options import Runtime, Sampling
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What ``--ram --context --slots --experts-per-token`` said."""
+
+    ram: str | None = None
+    context: int | None = None
+    slots: int | None = None
+    experts: int | None = None
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is written and read beside the reply."""
+
+    trace_out: Path | None = None
+    save: Path | None = None
+    load: Path | None = None
+
+    def __post_init__(self) -> None:
+        for flag, path in (("--save", self.save), ("--trace-out", self.trace_out)):
+            if path is not None and not path.parent.is_dir():
+                raise InputError(f"{flag} {path}: there is no directory {path.parent}; make it")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is told after the reply."""
+
+    timing: bool = False
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that the command line said."""
+
+    store: str
+    prompt: Prompt
+    limits: Limits
+    runtime: Runtime
+    kernels: str
+    sampling: dict[str, Any]
+    files: Files
+    report: Report
+
+    def __post_init__(self) -> None:
+        Sampling(**self.sampling)  # a value out of range is refused before anything is loaded
+        if not self.prompt.text and self.files.load is None:
+            raise InputError("the prompt is empty: give a PROMPT, or pipe one into the command")
+
+
+def request_of(flags: Mapping[str, Any]) -> Request:
+    """The request that the flags of ``run`` make, by the names of its parameters.
+
+    Raises:
+        InputError: values that are out of range, exclude each other, or name no file.
+    """
+    tools = flags["tools"]
+    given = {**flags, "stop": tuple(flags["stop"] or ())}
+    return Request(
+        store=flags["store"],
+        prompt=Prompt(
+            text=read_prompt(flags["prompt"]),
+            raw=flags["raw"],
+            system=flags["system"],
+            tools=[] if tools is None else read_tools(tools),
+            thinking=flags["think"],
+        ),
+        limits=Limits(flags["ram"], flags["context"], flags["slots"], flags["experts_per_token"]),
+        runtime=Runtime(**{field.name: flags[field.name] for field in fields(Runtime)}),
+        kernels=flags["kernels"],
+        sampling={
+            field.name: given[field.name]
+            for field in fields(Sampling)
+            if given[field.name] is not None  # None leaves it to the store
+        },
+        files=Files(flags["trace_out"], flags["save"], flags["load"]),
+        report=Report(timing=flags["timing"], json=flags["stats"] == "json"),
+    )

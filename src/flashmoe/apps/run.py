@@ -1,0 +1,188 @@
+"""``run``: one reply to one prompt, streamed.
+
+Owns the order of a run: words, engine, reply, footer. Standard output gets the model's text and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from flashmoe.apps import timing
+from flashmoe.apps.conversation import next_turn, opening
+from flashmoe.apps.footer import Footer
+from flashmoe.apps.plan import budget_of
+from flashmoe.apps.request import Request
+from flashmoe.apps.routing_log import Header, RoutingWriter
+from flashmoe.apps.terminal import end_line, note, show_aside, write
+from flashmoe.engine import Engine
+from flashmoe.errors import FlashMoeError
+from flashmoe.model.observer import Observer, Phase
+from flashmoe.quant import Array
+from flashmoe.session import Session
+from flashmoe.step import Step, Totals
+from flashmoe.store.reader import Store
+from flashmoe.stream import memory
+
+INTERRUPTED = 130
+"""Exit code of a reply that Ctrl-C ended: 128 and the signal's number."""
+
+
+@dataclass
+class _Reply:
+    """What has come of the reply so far."""
+
+    load_ms: float
+    steps: list[Step] = field(default_factory=list)
+    finish: str = "interrupt"
+
+    @property
+    def text(self) -> str:
+        return "".join(step.text for step in self.steps)
+
+
+class _Onlookers(Observer):
+    """Passes on to the clock and the routing log, whichever there are."""
+
+    def __init__(self, clock: timing.ReplyClock | None, log: RoutingWriter | None) -> None:
+        self.clock = clock
+        self.log = log
+        self._all: list[Observer] = [one for one in (clock, log) if one is not None]
+
+    def begin(self) -> None:
+        for one in self._all:
+            one.begin()
+
+    def routed(self, layer: int, ids: Array) -> None:
+        for one in self._all:
+            one.routed(layer, ids)
+
+    def ended(self, layer: int, phase: Phase) -> None:
+        for one in self._all:
+            one.ended(layer, phase)
+
+    def end_prompt(self) -> None:
+        """The first token is there."""
+        if self.clock is not None:
+            self.clock.end_prompt()
+        if self.log is not None:
+            self.log.part = "decode"
+
+
+def run(request: Request) -> int:
+    """Reply to a prompt; returns the exit code."""
+    began = time.perf_counter()
+    with ExitStack() as stack:
+        log = None
+        if request.files.trace_out is not None:
+            log = RoutingWriter(request.files.trace_out)
+            stack.callback(log.close)
+        onlookers = _Onlookers(timing.ReplyClock() if request.report.timing else None, log)
+        engine = stack.enter_context(_open(request, onlookers))
+        reply = _Reply((time.perf_counter() - began) * 1e3)
+        session, ids = _begin(engine, request)
+        if log is not None:
+            log.start(_header(engine))
+        steps = session.generate(ids, engine.sampling(**request.sampling))
+        try:
+            _stream(steps, reply, onlookers)
+        except FlashMoeError:
+            end_line(reply.text)
+            raise
+        end_line(reply.text)
+        _tell(engine, request, reply, onlookers.clock)
+        if request.files.save is not None:
+            session.save(request.files.save)
+    return INTERRUPTED if reply.finish == "interrupt" else 0
+
+
+def _open(request: Request, onlookers: Observer) -> Engine:
+    """Open the store within the budget, and say so where the answer will differ."""
+    limits, own = request.limits, Store.open(request.store).shape.experts
+    wanted = own.top_k if limits.experts is None else limits.experts
+    engine = Engine.open(
+        request.store,
+        budget=budget_of(limits.ram, limits.context, limits.slots, wanted),
+        kernels=request.kernels,
+        experts_per_token=limits.experts,
+        runtime=request.runtime,
+        observer=onlookers,
+    )
+    if wanted != own.top_k:
+        note(
+            "lossy: answers differ from the published model: "
+            f"{wanted} of {own.top_k} experts a token"
+        )
+    return engine
+
+
+def _header(engine: Engine) -> Header:
+    shape = engine.shape
+    records = tuple(layer.layout.record_bytes for layer in engine.store.manifest.layers)
+    experts = shape.experts
+    return Header(shape.layers, experts.count, experts.top_k, records, engine.plan.slots)
+
+
+def _begin(engine: Engine, request: Request) -> tuple[Session, list[int]]:
+    """The timeline, and the ids to go on with."""
+    session = engine.session()
+    if request.files.load is None:
+        return session, opening(engine, request.prompt)
+    session.load(request.files.load)
+    return session, next_turn(engine, request.prompt, session.ids)
+
+
+def _stream(steps: Iterator[Step], reply: _Reply, onlookers: _Onlookers) -> None:
+    """Write the reply as it comes, until it ends or Ctrl-C ends it."""
+    try:
+        for step in steps:
+            if not reply.steps:
+                onlookers.end_prompt()
+            reply.steps.append(step)
+            write(step.text)
+            reply.finish = step.finish_reason or reply.finish
+    except KeyboardInterrupt:
+        reply.finish = "interrupt"
+        if not reply.steps:
+            onlookers.end_prompt()
+
+
+def _tell(engine: Engine, request: Request, reply: _Reply, clock: timing.ReplyClock | None) -> None:
+    """Everything on standard error after the reply; the footer comes last."""
+    if clock is not None:
+        show_aside(timing.table(clock, engine.shape.mixers, reply.steps))
+    footer = Footer(
+        totals=Totals.of(reply.steps),
+        load_ms=reply.load_ms,
+        peak_bytes=memory.peak_resident_bytes(),
+        budget_bytes=engine.plan.budget_bytes,
+        slots=engine.plan.slots,
+        experts_per_token=engine.shape.experts.top_k,
+        finish_reason=reply.finish,
+    )
+    logprobs = _logprobs(engine, reply.steps)
+    if request.report.json:
+        asked = "logprobs" in request.sampling
+        note(footer.to_json(**({"logprobs": logprobs} if asked else {})))
+        return
+    for entry in logprobs:
+        others = "  ".join(f"{one['token']!r} {one['logprob']:.3f}" for one in entry["top"])
+        note(f"{entry['token']!r} {entry['logprob']:.3f}  {others}".rstrip())
+    note(footer.line())
+
+
+def _logprobs(engine: Engine, steps: list[Step]) -> list[dict[str, Any]]:
+    """Each token, its log-probability and the likeliest ones in its place, where asked for."""
+
+    def entry(number: int, logprob: float) -> dict[str, Any]:
+        return {"id": number, "token": engine.tokenizer.decode([number]), "logprob": logprob}
+
+    return [
+        {**entry(step.id, step.logprob), "top": [entry(*other) for other in step.top_logprobs]}
+        for step in steps
+        if step.logprob is not None
+    ]

@@ -1,0 +1,113 @@
+"""Standard output and standard error: results on the first, everything else on the second.
+
+Owns writing to both. Whatever is written is flushed, so that a full disk is noticed here and
+named; a reader that went away (BrokenPipeError) passes through, for the host to end quietly.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO, TextIOWrapper
+from typing import TYPE_CHECKING
+
+from flashmoe.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@contextmanager
+def _writing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        raise InputError(f"{name} cannot be written: {error.strerror}") from error
+
+
+def write(text: str) -> None:
+    """Write text to standard output, as it is."""
+    with _writing("standard output"):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """Write a line to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(*tables: RenderableType) -> None:
+    """Print tables and lines on standard output."""
+    from rich.console import Console
+
+    with _writing("standard output"):
+        console = Console(file=sys.stdout, highlight=False)
+        for table in tables:
+            console.print(table, soft_wrap=isinstance(table, str), markup=False)
+        sys.stdout.flush()
+
+
+def show_aside(table: RenderableType) -> None:
+    """Print a table on standard error."""
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False).print(table)
+
+
+def end_line(text: str) -> None:
+    """End a reply that does not end with a line: standard output has nothing but the reply.
+
+    So the line break goes to standard error, unless a person reads both on one terminal.
+    """
+    if text and not text.endswith("\n"):
+        if sys.stdout.isatty():
+            write("\n")
+        else:
+            note("")
+
+
+def open_streams() -> None:
+    """Make both streams usable: closed ones swallow, characters they cannot hold become ``?``."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, _Swallow())
+        elif name == "stdout" and isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+class _Swallow(StringIO):
+    """A stream that keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class LogHandler(logging.Handler):
+    """Shows what the library logs, a line a record, on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        note(f"{prefix}{record.getMessage()}")
+
+
+@contextmanager
+def logged() -> Iterator[None]:
+    """Show the library's log while the block runs."""
+    logger, handler = logging.getLogger("flashmoe"), LogHandler()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate

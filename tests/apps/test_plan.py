@@ -1,0 +1,59 @@
+"""``plan``: the table and the JSON object say what ``run`` would do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flashmoe.apps.plan import budget_of
+from flashmoe.errors import InputError
+from flashmoe.options import Budget
+from tests.apps.conftest import Command
+
+
+def test_budgets_that_the_flags_ask_for():
+    assert budget_of(None, None, None, 3) == Budget()
+    assert budget_of("recommended", 9, 5, 3) == Budget(context_tokens=9, slots=5)
+    assert budget_of("floor", 9, None, 3) == Budget(context_tokens=9, slots=3)
+    assert budget_of("8GiB", None, 5, 3) == Budget(ram_bytes=8 << 30, slots=5)
+    with pytest.raises(InputError, match="'much' is not a size"):
+        budget_of("much", None, None, 3)
+    with pytest.raises(InputError, match="ram_bytes is 0"):
+        budget_of("0", None, None, 3)
+
+
+def test_the_plan_as_json_adds_up(command: Command, store):
+    result = command("plan", store, "--ram", "8GiB", "--json")
+    assert result.code == 0 and not result.err
+    found = json.loads(result.out)
+    parts = ("process", "allowance", "trunk", "state", "kv", "scratch")
+    fixed = sum(found[f"{part}_bytes"] for part in parts)
+    assert found["floor_bytes"] == fixed + 3 * found["slot_bytes"]
+    assert found["slots"] == found["experts_total"] == 32 and found["slot_bytes"] == 4096
+    assert found["budget_bytes"] == min(8 << 30, found["usable_bytes"])
+    assert found["context_tokens"] == 512
+
+
+def test_the_plan_as_a_table_names_every_part(command: Command, store):
+    result = command("plan", store, "--context", 100)
+    names = [line.split()[0] for line in result.out.splitlines() if line.strip()]
+    assert names[:8] == [
+        *("process", "allowance", "trunk", "state", "KV", "scratch", "slots", "planned"),
+    ]
+    assert names[8:] == ["floor", "recommended", "budget", "a"]
+    assert "100 tokens of context" in result.out
+    assert "bound by: all experts fit" in result.out
+    assert "a token reads about 0 bytes of 48.00 KiB" in result.out
+
+
+def test_the_floor_is_planned_and_less_is_refused(command: Command, store):
+    found = json.loads(command("plan", store, "--ram", "floor", "--json").out)
+    assert found["slots"] == found["floor_slots"] == 3
+    assert found["budget_bytes"] == found["floor_bytes"]
+    assert found["expected_bytes_per_token"] == 4 * 3 * 4096 * 29 // 32
+    result = command("plan", store, "--ram", found["floor_bytes"] - (30 << 20))
+    assert result.code == 1 and "is below the floor of " in result.err
+    assert result.err.count("\n") == 1
+    result = command("plan", store, "--context", 513)
+    assert result.code == 2 and "512" in result.err

@@ -1,0 +1,458 @@
+"""``run``: standard output is the reply and nothing else, and every flag does what it says."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from flashmoe.apps import cli, routing, routing_log
+from flashmoe.apps.footer import KEYS
+from flashmoe.engine import Engine
+from flashmoe.options import Sampling
+from flashmoe.session import Session
+from flashmoe.step import Step
+from flashmoe.text.template import Segment
+from tests.apps.conftest import ADDED, Command, Result
+
+SHORT = ("--max-tokens", 12)
+
+
+@pytest.fixture
+def engine(store: Path) -> Iterator[Engine]:
+    with Engine.open(store) as engine:
+        yield engine
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What ``run`` gave to Engine.open and to Session.generate."""
+    seen: dict[str, Any] = {}
+    real_open, real_generate = Engine.open, Session.generate
+
+    def spy_open(path: str, **options: Any) -> Engine:
+        seen.update(options)
+        return real_open(path, **options)
+
+    def spy_generate(self: Session, ids: list[int], sampling: Sampling) -> Iterator[Step]:
+        seen.update(ids=list(ids), sampling=sampling)
+        return real_generate(self, ids, sampling)
+
+    monkeypatch.setattr(Engine, "open", spy_open)
+    monkeypatch.setattr(Session, "generate", spy_generate)
+    return seen
+
+
+def chat(engine: Engine, text: str, **options: Any) -> list[int]:
+    messages = [{"role": "user", "content": text}]
+    if system := options.pop("system", None):
+        messages.insert(0, {"role": "system", "content": system})
+    options.setdefault("enable_thinking", False)
+    return engine.tokenizer.encode_segments(engine.template.render(messages, **options))
+
+
+def reply(engine: Engine, ids: list[int], **sampling: Any) -> str:
+    sampling = {"max_tokens": 12, **sampling}
+    steps = engine.session().generate(ids, engine.sampling(**sampling))
+    return "".join(step.text for step in steps)
+
+
+def stats(result: Result) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(result.last)
+    return found
+
+
+# --- standard output and standard error
+
+
+def test_standard_output_is_the_reply_alone(command: Command, store, engine):
+    result = command("run", store, "Hello", *SHORT)
+    assert result.code == 0
+    assert result.out == reply(engine, chat(engine, "Hello"))
+    assert len(result.out) >= 12
+
+
+def test_the_last_line_has_the_figures(command: Command, store):
+    result = command("run", store, "Hello", *SHORT)
+    blank, line = result.err.splitlines()
+    assert blank == "", "the reply did not end with a line"
+    for part in (
+        "30 prompt tokens, 12 tokens, ",
+        " tok/s, TTFT ",
+        " hits, ",
+        " misses (",
+        " GB read a token, peak memory ",
+    ):
+        assert part in line
+
+
+def test_statistics_as_json(command: Command, store):
+    found = stats(command("run", store, "Hello", *SHORT, "--stats", "json"))
+    assert list(found) == list(KEYS)
+    assert (found["prompt_tokens"], found["tokens"]) == (30, 12)
+    assert found["finish_reason"] == "length"
+    assert found["experts_per_token"] == 3 and found["slots"] == 32
+    assert found["hit_rate"] == found["hits"] / (found["hits"] + found["misses"])
+    assert found["bytes_read"] == found["misses"] * 4096
+    assert found["ttft_ms"] > 0 and found["load_ms"] > 0
+    assert found["peak_bytes"] > 20e6
+
+
+def test_markup_that_the_model_writes_is_visible(command: Command, store, engine, monkeypatch):
+    tool_call = 96 + ADDED.index("<tool_call>")
+    steps = [tool_call, 40, 96 + ADDED.index("<|im_end|>")]
+
+    class Scripted:
+        def __init__(self) -> None:
+            self.rest = iter(steps)
+
+        def __call__(self, logits: Any) -> Any:
+            from flashmoe.sampler import Choice
+
+            return Choice(next(self.rest), 0.0, ())
+
+    monkeypatch.setattr(Engine, "sampler", lambda *_: Scripted())
+    result = command("run", store, "Hello", "--stats", "json")
+    assert result.out == "<tool_call>G"
+    assert stats(result)["finish_reason"] == "stop"
+
+
+def test_a_read_error_ends_the_line_and_is_one_line(command: Command, store, monkeypatch):
+    from flashmoe.errors import ReadError
+
+    real = Session.generate
+
+    def fail(self: Session, ids: list[int], sampling: Sampling) -> Iterator[Step]:
+        steps = real(self, ids, sampling)
+        yield next(steps)
+        raise ReadError("layer-000.safetensors: expert 3 is damaged")
+
+    monkeypatch.setattr(Session, "generate", fail)
+    result = command("run", store, "Hello", *SHORT)
+    assert result.code == 1 and len(result.out) == 1
+    assert result.err == "\nerror: layer-000.safetensors: expert 3 is damaged\n"
+
+
+def test_interrupt_ends_the_reply_with_its_footer(command: Command, store, tmp_path, monkeypatch):
+    real = Session.generate
+
+    def interrupted(self: Session, ids: list[int], sampling: Sampling) -> Iterator[Step]:
+        for number, step in enumerate(real(self, ids, sampling)):
+            if number == 5:
+                raise KeyboardInterrupt
+            yield step
+
+    monkeypatch.setattr(Session, "generate", interrupted)
+    kept = tmp_path / "kept"
+    result = command("run", store, "Hello", "--stats", "json", "--save", kept)
+    assert result.code == 130 and len(result.out) >= 5
+    assert (stats(result)["finish_reason"], stats(result)["tokens"]) == ("interrupt", 5)
+    assert kept.exists(), "the conversation up to here is kept"
+
+
+# --- what is said
+
+
+def test_raw_continues_the_prompt(command: Command, store, engine):
+    result = command("run", store, "Hello", "--raw", *SHORT)
+    assert result.out == reply(engine, engine.tokenizer.encode("Hello"))
+
+
+def test_reasoning_is_off_by_default(command: Command, store, engine, opened):
+    command("run", store, "Hello", *SHORT)
+    assert opened["ids"] == chat(engine, "Hello", enable_thinking=False)
+    command("run", store, "Hello", "--no-think", *SHORT)
+    assert opened["ids"] == chat(engine, "Hello", enable_thinking=False)
+    command("run", store, "Hello", "--think", *SHORT)
+    assert opened["ids"] == chat(engine, "Hello", enable_thinking=True)
+
+
+def test_system_and_tools_reach_the_template(command: Command, store, engine, opened, tmp_path):
+    tools = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
+    (tmp_path / "tools.json").write_text(json.dumps(tools))
+    command("run", store, "Hi", "--system", "Be brief", "--tools", tmp_path / "tools.json", *SHORT)
+    assert opened["ids"] == chat(engine, "Hi", system="Be brief", tools=tools)
+
+
+@pytest.mark.parametrize("content", ["{", '{"type": "function"}', "[1]", "[" * 100_000])
+def test_tools_that_are_none_are_refused(command: Command, store, tmp_path, content):
+    (tmp_path / "tools.json").write_text(content)
+    result = command("run", store, "Hi", "--tools", tmp_path / "tools.json")
+    assert result.code == 2 and "tools.json" in result.err and result.err.count("\n") == 1
+
+
+@contextmanager
+def piped(monkeypatch: pytest.MonkeyPatch, data: bytes) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        yield
+
+
+@pytest.mark.parametrize("argument", [[], ["-"]])
+def test_the_prompt_may_be_piped(command: Command, store, engine, opened, monkeypatch, argument):
+    with piped(monkeypatch, b"two\nlines\n"):
+        command("run", store, *argument, "--raw", *SHORT)
+    assert opened["ids"] == engine.tokenizer.encode("two\nlines")
+
+
+def test_a_pipe_that_is_empty_or_not_text_is_refused(command: Command, store, monkeypatch):
+    with piped(monkeypatch, b"\n"):
+        result = command("run", store)
+        assert result.code == 2 and "the prompt is empty" in result.err
+    with piped(monkeypatch, b"\xff\xfe"):
+        result = command("run", store)
+        assert result.code == 2 and "cannot be read as UTF-8" in result.err
+
+
+def test_user_text_cannot_write_structure(command: Command, store, engine, opened):
+    command("run", store, "<|im_end|>", *SHORT)
+    assert opened["ids"].count(96 + ADDED.index("<|im_end|>")) == 1
+    assert opened["ids"] == chat(engine, "<|im_end|>")
+
+
+# --- sampling
+
+
+@pytest.mark.parametrize(
+    "flag, value, field, wanted",
+    [
+        ("--max-tokens", 3, "max_tokens", 3),
+        ("--temperature", 0.7, "temperature", 0.7),
+        ("--top-p", 0.5, "top_p", 0.5),
+        ("--top-k", 4, "top_k", 4),
+        ("--min-p", 0.1, "min_p", 0.1),
+        ("--repetition-penalty", 1.5, "repetition_penalty", 1.5),
+        ("--presence-penalty", 0.5, "presence_penalty", 0.5),
+        ("--frequency-penalty", 0.25, "frequency_penalty", 0.25),
+        ("--seed", 7, "seed", 7),
+        ("--stop", "abc", "stop", ("abc",)),
+        ("--logprobs", 2, "logprobs", 2),
+    ],
+)
+def test_sampling_flags_reach_the_sampler(command, store, opened, flag, value, field, wanted):
+    assert command("run", store, "Hello", *SHORT, flag, value).code == 0
+    assert getattr(opened["sampling"], field) == wanted
+
+
+def test_the_rest_of_the_sampling_is_the_store_s_own(command: Command, store, engine, opened):
+    command("run", store, "Hello")
+    assert opened["sampling"] == engine.sampling(max_tokens=512)
+    assert opened["sampling"].temperature == 0, "its generation_config says do_sample: false"
+
+
+def test_stop_strings_add_up_and_are_not_printed(command: Command, store, engine):
+    whole = reply(engine, chat(engine, "Hello"))
+    result = command("run", store, "Hello", *SHORT, "--stop", "no such", "--stop", whole[5:7])
+    assert result.out == whole[: whole.index(whole[5:7])]
+
+
+def test_log_probabilities_are_reported_aside(command: Command, store, engine):
+    plain = command("run", store, "Hello", *SHORT)
+    result = command("run", store, "Hello", "--max-tokens", 2, "--logprobs", 2)
+    assert result.out == plain.out[:2]
+    first = result.err.splitlines()[1]
+    assert first.startswith(repr(result.out[0]) + " -")
+    assert len(first.split("  ")) == 3, "the token and two alternatives"
+    found = stats(
+        command("run", store, "Hello", "--max-tokens", 2, "--logprobs", 2, "--stats", "json")
+    )
+    assert [entry["token"] for entry in found["logprobs"]] == list(result.out)
+    assert [len(entry["top"]) for entry in found["logprobs"]] == [2, 2]
+    assert found["logprobs"][0]["top"][0]["logprob"] == found["logprobs"][0]["logprob"]
+
+
+def test_fewer_experts_are_announced_as_lossy(command: Command, store):
+    own = command("run", store, "Hello", *SHORT, "--experts-per-token", 3)
+    assert "lossy" not in own.err
+    result = command("run", store, "Hello", *SHORT, "--experts-per-token", 1, "--stats", "json")
+    assert result.err.startswith(
+        "lossy: answers differ from the published model: 1 of 3 experts a token\n"
+    )
+    assert result.out != own.out and stats(result)["experts_per_token"] == 1
+    refused = command("run", store, "Hello", "--experts-per-token", 9)
+    assert refused.code == 2 and refused.err.count("\n") == 1 and "8 experts" in refused.err
+
+
+# --- memory
+
+
+def test_ram_bounds_the_budget(command: Command, store, opened):
+    result = command("run", store, "Hello", *SHORT, "--ram", "8GiB", "--stats", "json")
+    assert opened["budget"].ram_bytes == 8 << 30
+    usable = json.loads(command("plan", store, "--json").out)["usable_bytes"]
+    assert stats(result)["budget_bytes"] == pytest.approx(min(8 << 30, usable), rel=0.1)
+    result = command("run", store, "Hello", "--ram", "1MiB")
+    assert result.code == 1 and "1.00 MiB (--ram) is below the floor of " in result.err
+
+
+@pytest.mark.parametrize("extra", [(), ("--experts-per-token", 2)])
+def test_ram_floor_is_the_least_number_of_slots(command: Command, store, engine, extra):
+    result = command("run", store, "Hello", *SHORT, "--ram", "floor", "--stats", "json", *extra)
+    assert result.code == 0 and stats(result)["slots"] == (2 if extra else 3)
+    if not extra:
+        assert result.out == reply(engine, chat(engine, "Hello")), "slower, never different"
+    clash = command("run", store, "Hello", "--ram", "floor", "--slots", 4)
+    assert clash.code == 2 and "leave out --slots" in clash.err
+
+
+def test_ram_recommended_is_the_default(command: Command, store, opened):
+    command("run", store, "Hello", *SHORT)
+    default = opened["budget"]
+    command("run", store, "Hello", *SHORT, "--ram", "recommended")
+    assert opened["budget"] == default and default.ram_bytes is None
+
+
+def test_slots_and_context(command: Command, store, opened):
+    result = command("run", store, "Hello", *SHORT, "--slots", 5, "--stats", "json")
+    assert stats(result)["slots"] == 5
+    result = command("run", store, "Hello", "--context", 35, "--stats", "json")
+    assert opened["budget"].context_tokens == 35
+    assert 30 + stats(result)["tokens"] <= 36 and stats(result)["finish_reason"] == "length"
+    refused = command("run", store, "Hello" * 10, "--context", 35)
+    assert refused.code == 2 and refused.err.count("\n") == 1
+
+
+# --- how the work is done
+
+
+@pytest.mark.parametrize(
+    "arguments, field, wanted",
+    [
+        (("--threads", 1), "threads", 1),
+        (("--chunk-tokens", 5), "chunk_tokens", 5),
+        (("--io-threads", 2), "io_threads", 2),
+        (("--hints",), "hints", True),
+        (("--no-hints",), "hints", False),
+        (("--direct-io",), "direct_io", True),
+        (("--no-direct-io",), "direct_io", False),
+    ],
+)
+def test_runtime_flags_never_change_the_reply(command, store, opened, arguments, field, wanted):
+    plain = command("run", store, "Hello", *SHORT).out
+    assert command("run", store, "Hello", *SHORT, *arguments).out == plain
+    assert getattr(opened["runtime"], field) == wanted
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_kernels_are_chosen_by_name(command: Command, store, monkeypatch, name):
+    chosen = []
+    real = Engine.session
+
+    def spy(self: Engine) -> Session:
+        chosen.append(self.kernels.name)
+        return real(self)
+
+    monkeypatch.setattr(Engine, "session", spy)
+    command("run", store, "Hello", *SHORT, "--kernels", name)
+    assert chosen == [name]
+
+
+# --- output and files
+
+
+def test_timing_has_a_row_a_layer_and_a_column_a_phase(command: Command, store):
+    result = command("run", store, "Hello", *SHORT, "--timing")
+    lines = result.err.splitlines()
+    head = next(line for line in lines if "mixer" in line)
+    assert head.split()[-7:] == ["embed", "mixer", "route", "shared", "experts", "head", "total"]
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
+    assert [rows[str(layer)][0] for layer in range(4)] == ["recurrent"] * 2 + [
+        "attention",
+        "recurrent",
+    ]
+    for name in ("all", "prompt"):
+        times = [float(cell) for cell in rows[name]]
+        assert times[-1] == pytest.approx(sum(times[:-1]), abs=0.05) and times[-1] > 0
+    assert "waiting for reads" in result.err and "tok/s" in lines[-1]
+
+
+@pytest.mark.parametrize("slots", [30, 32])
+def test_the_routing_log_replays_to_the_run_s_own_misses(command, store, tmp_path, slots):
+    path = tmp_path / "log"
+    found = stats(
+        command(
+            *("run", store, "Hello", "--max-tokens", 40, "--trace-out", path),
+            *("--slots", slots, "--chunk-tokens", 7, "--stats", "json"),
+        )
+    )
+    log = routing_log.read(path)
+    assert log.header == routing_log.Header(4, 8, 3, (4096,) * 4, slots)
+    assert log.prompt_tokens == 30 and len(log.ids) == 30 + found["tokens"] - 1
+    assert log.passes.max() + 1 == 5 + found["tokens"] - 1, "a prompt of 30 in chunks of 7"
+    replayed = routing.replay(log, slots)
+    assert (replayed.hits, replayed.cold + replayed.capacity) == (found["hits"], found["misses"])
+
+
+def test_a_conversation_goes_on(command: Command, store, opened, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    command("run", store, "Hello", *SHORT, "--save", kept)
+    with Engine.open(store) as engine:
+        session = engine.session()
+        session.load(kept)
+        before = session.ids
+        turn = chat(engine, "Again")
+        close = [96 + ADDED.index("<|im_end|>"), 0]
+    result = command("run", store, "Again", *SHORT, "--load", kept)
+    assert result.code == 0
+    assert opened["ids"] == close + turn, "the cut reply is closed, then the next turn follows"
+    with piped(monkeypatch, b""):
+        more = command("run", store, *SHORT, "--load", kept, "--stats", "json")
+    assert more.code == 0 and stats(more)["prompt_tokens"] == 0 and opened["ids"] == []
+    raw = command("run", store, "x", "--raw", *SHORT, "--load", kept)
+    assert raw.code == 0 and len(opened["ids"]) == 1
+    assert before[-1] != close[0]
+
+
+def test_a_reply_that_ended_is_not_closed_twice(command: Command, store, engine, opened, tmp_path):
+    session = engine.session()
+    session.logits([*chat(engine, "Hello"), 40, 96 + ADDED.index("<|im_end|>")])
+    session.save(tmp_path / "kept")
+    command("run", store, "Again", *SHORT, "--load", tmp_path / "kept")
+    assert opened["ids"] == [0, *chat(engine, "Again")]
+
+
+def test_what_belongs_to_the_opening_is_refused_later(command: Command, store, tmp_path):
+    kept = tmp_path / "kept"
+    command("run", store, "Hello", *SHORT, "--save", kept)
+    result = command("run", store, "x", "--load", kept, "--system", "y")
+    assert result.code == 2 and "--system" in result.err and result.err.count("\n") == 1
+    kept.write_bytes(b"damaged")
+    result = command("run", store, "x", "--load", kept)
+    assert result.code == 2 and "not a saved session" in result.err
+
+
+def test_a_template_without_earlier_replies_cannot_go_on(store, engine, monkeypatch):
+    from flashmoe.apps.conversation import Prompt, next_turn
+    from flashmoe.errors import TemplateError
+
+    class Forgetful:
+        def render(self, messages: Any, **_: Any) -> list[Segment]:
+            return [Segment(messages[-1]["content"], markup=False)]
+
+    monkeypatch.setattr(Engine, "template", Forgetful())
+    with pytest.raises(TemplateError, match="use --raw"):
+        next_turn(engine, Prompt("hello"), [1, 2])
+
+
+def test_a_store_without_words_is_named(command: Command, tmp_path):
+    from tests.synthetic import write_store
+
+    write_store(tmp_path / "mute")
+    result = command("run", tmp_path / "mute", "Hello")
+    assert result.code == 2 and "has no chat template" in result.err
+    result = command("run", tmp_path / "mute", "Hello", "--raw")
+    assert result.code == 2 and "has no tokenizer.json" in result.err
+
+
+def test_every_flag_of_run_is_used_in_a_test():
+    group: Any = typer.main.get_command(cli.app)
+    source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    for parameter in group.commands["run"].params:
+        for flag in [*parameter.opts, *parameter.secondary_opts]:
+            assert not flag.startswith("--") or f'"{flag}"' in source, f"{flag} has no test"

@@ -1,0 +1,32 @@
+"""Every tolerance of the comparisons with an oracle, each with its reason.
+
+Owns numbers only. A bound that follows from the arithmetic at hand (so many roundings of so many
+terms) belongs beside that arithmetic, not here.
+"""
+
+PARITY = 1e-9
+"""Largest difference of float64 logits of standard deviation 1 from transformers' in float64.
+
+Two orders of summation through eight layers leave 1e-13 to 1e-11; a float32 that is left
+anywhere leaves 1e-7.
+"""
+
+MUTANT = 1e-6
+"""Least difference that a wrong-on-purpose variant must make, a thousand times :data:`PARITY`.
+
+The weakest of the known mistakes, the l2 norm's constant on the mean, makes 1e-4 (SPEC 5.2).
+"""
+
+NEAR_TIE = 1e-3
+"""Gap in float32 logits, of tokens or of the router, under which either choice is right.
+
+Float32 rounding alone moves these logits by up to 2e-3 in a random model (SPEC 0), by some 1e-5
+in a trained one (:data:`FLOAT32_LOGITS`).
+"""
+
+FLOAT32_LOGITS = 1e-3
+"""Largest difference of a trained model's float32 logits between two orders of summation.
+
+Seen: 8e-5 for SmolLM2 (30 layers, logits up to 40), 2e-5 for austen-moe. A mistake makes whole
+units. Holds only where both routers chose the same experts.
+"""

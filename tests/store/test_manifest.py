@@ -21,6 +21,13 @@ def test_the_text_is_stable(text):
     assert Manifest.from_json(text, "m").to_json() == text
 
 
+def test_one_changed_character_is_found(text):
+    for position in range(0, len(text), 97):
+        other = "0" if text[position] != "0" else "1"
+        with pytest.raises(StoreError, match="^m "):
+            Manifest.from_json(text[:position] + other + text[position + 1 :], "m")
+
+
 def paths(node, prefix=()):
     yield prefix
     if isinstance(node, dict):
@@ -31,10 +38,15 @@ def paths(node, prefix=()):
             yield from paths(value, (*prefix, index))
 
 
-JUNK = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4),
-    st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=2), st.none(), max_size=1),
-)  # fmt: skip
+JUNK = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.lists(st.integers(), max_size=2)
+    | st.dictionaries(st.text(max_size=2), st.none(), max_size=1)
+)
 
 
 @settings(max_examples=300, deadline=None)

@@ -1,6 +1,6 @@
 """Opening a store: what is missing, short, unfinished or damaged is named, with the mend."""
 
-import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,9 +69,8 @@ def test_what_is_not_a_store_is_refused(tmp_path):
 
 def test_a_changed_text_file_is_refused(tmp_path):
     path = write_store(tmp_path / "store", DENSE)
-    document = json.loads((path / MANIFEST).read_text())
-    document["files"] = {"tokenizer.json": "0" * 16}
-    (path / MANIFEST).write_text(json.dumps(document))
+    manifest = replace(Store.open(path).manifest, files={"tokenizer.json": "0" * 16})
+    (path / MANIFEST).write_text(manifest.to_json())
     store = Store.open(path)
     assert store.text("chat_template.jinja") is None
     with pytest.raises(StoreError, match="cannot be read"):

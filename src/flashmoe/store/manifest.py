@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import xxhash
+
 from flashmoe import quant, shape
 from flashmoe.errors import InputError, StoreError
 from flashmoe.store.layout import PROJECTIONS, VERSION, RecordLayout, TrunkTensor, layer_file
@@ -52,7 +54,10 @@ class Manifest:
     source: Mapping[str, Any]
 
     def to_json(self) -> str:
-        """The text of manifest.json; the same manifest always gives the same bytes."""
+        """The text of manifest.json, sealed with the checksum of all above it.
+
+        The same manifest always gives the same bytes.
+        """
         document = {
             "format": "flashmoe",
             "version": VERSION,
@@ -67,23 +72,30 @@ class Manifest:
             "trunk_checksums": dict(self.trunk_checksums),
             "layers": [_describe_layer(layer) for layer in self.layers],
         }
-        return json.dumps(document, indent=1) + "\n"
+        text = json.dumps(document, indent=1)
+        seal = xxhash.xxh3_64_hexdigest(text.encode())
+        return json.dumps({**document, "checksum": seal}, indent=1) + "\n"
 
     @staticmethod
     def from_json(text: str, origin: str) -> Manifest:
         """Read a manifest; ``origin`` names it in errors.
 
         Raises:
-            StoreError: not JSON, another version, or a field that is malformed.
+            StoreError: not JSON, another version, a field that is malformed, or any change since.
         """
         try:
-            document = json.loads(text)
-            return _parse(document, origin)
+            manifest = _parse(json.loads(text), origin)
         except (InputError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as bad:
             detail = f"field {bad} is missing" if isinstance(bad, KeyError) else str(bad)
             raise StoreError(
                 f"{origin} is malformed: {detail}; convert the checkpoint again"
             ) from bad
+        if manifest.to_json() != text:
+            raise StoreError(
+                f"{origin} does not match its own checksum: it was changed after conversion; "
+                "restore it, or convert the checkpoint again"
+            )
+        return manifest
 
 
 def _describe_layer(layer: LayerEntry) -> dict[str, Any]:
@@ -117,9 +129,10 @@ def _parse(document: Any, origin: str) -> Manifest:
     if {name for tensor in trunk for name, _ in tensor.named_parts()} != set(checksums):
         raise ValueError("trunk and trunk_checksums do not name the same parts")
     files = {_file(name): _checksum(text) for name, text in document["files"].items()}
-    return Manifest(
-        model, layers, trunk, checksums, files, document["conversion"], document["source"]
-    )
+    told = (document["conversion"], document["source"])
+    if not all(isinstance(each, dict) for each in told):
+        raise ValueError("conversion and source must be objects")
+    return Manifest(model, layers, trunk, checksums, files, *told)
 
 
 def _parse_layer(index: int, entry: dict[str, Any], model: shape.ModelShape) -> LayerEntry:

@@ -1,6 +1,7 @@
 """What a caller can choose: the only home of a default.
 
-Owns three frozen dataclasses. Command-line flags, request fields and documentation read their
+Owns three frozen dataclasses for running a model (a conversion resolves its own options, in
+``store.plan``). Command-line flags, request fields and documentation read their
 defaults from here and nowhere else. Anything that changes the answer says so.
 """
 

@@ -24,7 +24,7 @@ def test_the_text_is_stable(text):
 def test_one_changed_character_is_found(text):
     for position in range(0, len(text), 97):
         other = "0" if text[position] != "0" else "1"
-        with pytest.raises(StoreError, match="^m "):
+        with pytest.raises(StoreError, match=r"^m "):
             Manifest.from_json(text[:position] + other + text[position + 1 :], "m")
 
 

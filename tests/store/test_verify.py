@@ -55,8 +55,10 @@ def test_an_intact_store_has_no_fault(whole: Path, source: Path) -> None:
         path.stat().st_size for path in whole.iterdir() if path.name != MANIFEST
     )
     assert seen[-1].done_bytes == seen[-1].total_bytes
-    assert {state.what for state in seen} == set(Store.open(whole).file_sizes())
-    assert not verify(whole, against=source).faults
+    assert {state.what for state in seen} == {*Store.open(whole).file_sizes(), *pub.texts()}
+    report = verify(whole, against=source, progress=seen.append)
+    assert not report.faults
+    assert seen[-1].done_bytes == report.bytes_checked == seen[-1].total_bytes
 
 
 def test_a_bit_of_a_record_names_the_record(store: Path) -> None:
@@ -184,6 +186,14 @@ def test_another_model_is_one_fault(whole: Path, tmp_path: Path) -> None:
     assert verify(whole, against=other).faults == (
         Fault(MANIFEST, "shape", "is not what the checkpoint gives: another model"),
     )
+
+
+def test_a_quantised_checkpoint_is_not_the_source_of_a_quantised_one(
+    whole: Path, tmp_path: Path
+) -> None:
+    mlx = as_mlx(pub.qwen3_5_moe(moe_intermediate_size=192)).write(tmp_path, by="mlx")
+    (fault,) = verify(whole, against=mlx).faults
+    assert (fault.file, fault.name) == (MANIFEST, "conversion")
 
 
 @pytest.mark.parametrize("kind", ["mlx", "gguf", "slices"])

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from flashmoe.errors import InputError, ReadError, StoreError
+from flashmoe.errors import ConversionError, InputError, ReadError, StoreError
 from flashmoe.store.checkpoint import open_checkpoint
 from flashmoe.store.conversion import THREADS, Conversion, in_order
 from flashmoe.store.convert import Progress, Watcher, text_chunks
@@ -81,7 +81,9 @@ class _Check:
         self.records = 0
         self.done_bytes = 0
         self._watcher = progress
+        texts = (store.path / name for name in store.manifest.files)
         self._total_bytes = rounds * sum(store.file_sizes().values())
+        self._total_bytes += sum(path.stat().st_size for path in texts if path.is_file())
 
     def trunk(self) -> None:
         """Header and every part of the trunk."""
@@ -118,7 +120,7 @@ class _Check:
                 with path.open("rb") as file:
                     while chunk := file.read(CHUNK_BYTES):
                         digest.update(chunk)
-                        self.done_bytes += len(chunk)
+                        self._report(len(chunk), name)
             except OSError as error:
                 self._fault(name, "text", f"cannot be read: {error.strerror}")
             else:
@@ -135,6 +137,9 @@ class _Check:
                     f"{self.store.path / MANIFEST}: conversion {options} is malformed: {error}; "
                     "convert the checkpoint again"
                 ) from error
+            except ConversionError as error:
+                self._fault(MANIFEST, "conversion", f"is not one of this checkpoint: {error}")
+                return
             if not self._same_plan(conversion):
                 return
             self._trunk_again(pool, conversion)
@@ -157,6 +162,7 @@ class _Check:
     def _trunk_again(self, pool: ThreadPoolExecutor, conversion: Conversion) -> None:
         checksums = self.store.manifest.trunk_checksums
         digests = {name: xxhash.xxh3_64() for name in checksums}
+        self._report(len(conversion.trunk_layout[0]), TRUNK)
         for parts in in_order(pool, conversion.trunk_arrays, conversion.trunk_blocks()):
             for name, _, data in parts:
                 digests[name].update(data)
@@ -170,6 +176,7 @@ class _Check:
         def checksum(expert: int) -> str:
             return conversion.record(layer, expert)[1]
 
+        self._report(entry.data_offset, entry.file)
         again = in_order(pool, checksum, range(len(entry.checksums)))
         for expert, found in enumerate(again):
             wanted = entry.checksums[expert]

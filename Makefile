@@ -34,9 +34,12 @@ define install
 	  { echo "flashmoe needs Python 3.11 or later: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@command -v $${CXX:-c++} >/dev/null || \
 	  { echo "a C++20 compiler is missing: apt-get install g++" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys, sysconfig, pathlib; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' || \
+	  { echo "the headers of Python are missing: apt-get install python3-dev" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || \
 	  { rm -rf .venv; echo "python3 -m venv failed: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' > .venv/build-requires.txt
+	@echo "installing into .venv (a minute the first time)"
 	@{ $(PIP) -r .venv/build-requires.txt && $(PIP) --no-build-isolation -e '.$(1)'; } || \
 	  { echo "installation failed: is PyPI reachable? Mend what pip reports above and run make again" >&2; exit 1; }
 endef

@@ -11,6 +11,7 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <system_error>
 #include <unordered_map>
@@ -25,6 +26,7 @@ using namespace nb::literals;
 
 namespace {
 
+using flashmoe::Reader;
 using flashmoe::Scalar;
 using flashmoe::Ticket;
 
@@ -121,17 +123,23 @@ using Destination = Array<std::uint8_t>;
 // touched with the GIL only; the reading threads never take it.
 class PythonReader {
 public:
-    explicit PythonReader(int threads) : reader_((require_threads(threads), threads)) {}
+    explicit PythonReader(int threads)
+        : reader_(std::make_unique<Reader>((require_threads(threads), threads))) {}
 
     // Members are destroyed last to first, so `reader_`, declared last, joins its threads while
-    // the destinations still live.
+    // the destinations still live. In a forked child there is nobody to join: it is leaked.
+    ~PythonReader() {
+        if (reader_->is_foreign()) static_cast<void>(reader_.release());
+    }
+    PythonReader(const PythonReader&) = delete;
+    PythonReader& operator=(const PythonReader&) = delete;
 
     int open(nb::handle path, bool direct) {
         PyObject* encoded = nullptr;
         if (PyUnicode_FSConverter(path.ptr(), &encoded) == 0) throw nb::python_error();
         const nb::object owner = nb::steal(encoded);
         try {
-            return reader_.open(PyBytes_AS_STRING(encoded), direct);
+            return reader_->open(PyBytes_AS_STRING(encoded), direct);
         } catch (const std::system_error& error) {
             errno = error.code().value();
             PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path.ptr());
@@ -139,31 +147,31 @@ public:
         }
     }
 
-    bool is_direct(int file) const { return reader_.is_direct(file); }
+    bool is_direct(int file) const { return reader_->is_direct(file); }
 
     Ticket submit(int file, std::uint64_t offset, const Destination& destination,
                   std::uint64_t checksum, bool demand) {
-        const Ticket ticket = reader_.submit(file, offset, {destination.data(), destination.size()},
-                                             checksum, demand);
+        const Ticket ticket = reader_->submit(
+            file, offset, {destination.data(), destination.size()}, checksum, demand);
         destinations_.emplace(ticket, destination);
         return ticket;
     }
 
-    void promote(Ticket ticket) { reader_.promote(ticket); }
+    void promote(Ticket ticket) { reader_->promote(ticket); }
 
     bool cancel(Ticket ticket) {
-        const bool cancelled = reader_.cancel(ticket);
+        const bool cancelled = reader_->cancel(ticket);
         if (cancelled) destinations_.erase(ticket);
         return cancelled;
     }
 
-    bool done(Ticket ticket) const { return reader_.done(ticket); }
+    bool done(Ticket ticket) const { return reader_->done(ticket); }
 
     std::pair<int, std::uint64_t> wait(Ticket ticket) {
         flashmoe::ReadStatus status;
         {
             const nb::gil_scoped_release released;
-            status = reader_.wait(ticket);
+            status = reader_->wait(ticket);
         }
         destinations_.erase(ticket);
         return {static_cast<int>(status.code), status.detail};
@@ -171,19 +179,32 @@ public:
 
     Ticket wait_any(const std::vector<Ticket>& tickets) {
         const nb::gil_scoped_release released;
-        return reader_.wait_any(tickets);
+        return reader_->wait_any(tickets);
     }
 
-    std::uint64_t bytes_read() const { return reader_.bytes_read(); }
+    std::uint64_t bytes_read() const { return reader_->bytes_read(); }
+
+    void drain() {
+        Ticket last;
+        {
+            const nb::gil_scoped_release released;
+            last = reader_->drain();
+        }
+        // Another thread may have submitted since: its destination stays.
+        std::erase_if(destinations_, [last](const auto& entry) { return entry.first <= last; });
+    }
 
     void close() {
-        const nb::gil_scoped_release released;
-        reader_.close();
+        {
+            const nb::gil_scoped_release released;
+            reader_->close();
+        }
+        destinations_.clear();  // no thread is left to write to them, and none is accepted
     }
 
 private:
     std::unordered_map<Ticket, Destination> destinations_;
-    flashmoe::Reader reader_;
+    std::unique_ptr<Reader> reader_;
 };
 
 }  // namespace
@@ -211,5 +232,6 @@ NB_MODULE(_native, module) {
         .def("wait", &PythonReader::wait, "ticket"_a)
         .def("wait_any", &PythonReader::wait_any, "tickets"_a)
         .def_prop_ro("bytes_read", &PythonReader::bytes_read)
+        .def("drain", &PythonReader::drain)
         .def("close", &PythonReader::close);
 }

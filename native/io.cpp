@@ -90,7 +90,7 @@ int open_direct(const std::string& path) {
 
 }  // namespace
 
-Reader::Reader(int threads) {
+Reader::Reader(int threads) : process_(::getpid()) {
     try {
         for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
     } catch (...) {
@@ -109,13 +109,13 @@ int Reader::open(const std::string& path, bool direct) {
     const bool is_direct = descriptor >= 0;
     // A path that cannot be opened at all fails here, with the plain open's errno.
     if (!is_direct) descriptor = open_plain(path);
-    const std::lock_guard lock(mutex_);
+    const auto lock = this->lock();
     files_.push_back({descriptor, is_direct});
     return static_cast<int>(files_.size()) - 1;
 }
 
 bool Reader::is_direct(int file) const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = this->lock();
     return file_at(file).direct;
 }
 
@@ -130,7 +130,7 @@ Ticket Reader::submit(int file, std::uint64_t offset, std::span<unsigned char> d
         throw std::invalid_argument("a read ends beyond the largest file offset");
     Ticket ticket;
     {
-        const std::lock_guard lock(mutex_);
+        const auto lock = this->lock();
         if (closed_) throw std::runtime_error("the reader is closed");
         const State state = demand ? State::demanded : State::hinted;
         const Request request{file_at(file), offset, destination, checksum, state, {}};
@@ -143,7 +143,7 @@ Ticket Reader::submit(int file, std::uint64_t offset, std::span<unsigned char> d
 }
 
 void Reader::promote(Ticket ticket) {
-    const std::lock_guard lock(mutex_);
+    const auto lock = this->lock();
     Request& request = find(ticket);
     if (request.state != State::hinted) return;
     std::erase(hint_, ticket);
@@ -152,7 +152,7 @@ void Reader::promote(Ticket ticket) {
 }
 
 bool Reader::cancel(Ticket ticket) {
-    const std::lock_guard lock(mutex_);
+    const auto lock = this->lock();
     const State state = find(ticket).state;
     if (state == State::reading || state == State::finished) return false;
     std::erase(queue_of(state), ticket);
@@ -163,12 +163,12 @@ bool Reader::cancel(Ticket ticket) {
 }
 
 bool Reader::done(Ticket ticket) const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = this->lock();
     return find(ticket).state == State::finished;
 }
 
 ReadStatus Reader::wait(Ticket ticket) {
-    std::unique_lock lock(mutex_);
+    auto lock = this->lock();
     finished_.wait(lock, [&] { return find(ticket).state == State::finished; });
     const ReadStatus status = find(ticket).status;
     requests_.erase(ticket);
@@ -177,7 +177,7 @@ ReadStatus Reader::wait(Ticket ticket) {
 
 Ticket Reader::wait_any(std::span<const Ticket> tickets) {
     if (tickets.empty()) throw std::invalid_argument("wait_any was given no ticket");
-    std::unique_lock lock(mutex_);
+    auto lock = this->lock();
     Ticket first = 0;
     finished_.wait(lock, [&] {
         std::uint64_t earliest = UINT64_MAX;
@@ -193,12 +193,29 @@ Ticket Reader::wait_any(std::span<const Ticket> tickets) {
     return first;
 }
 
+Ticket Reader::drain() {
+    auto lock = this->lock();
+    finished_.wait(lock, [this] {
+        // In here, so that a request that comes while this waits is dropped too.
+        for (std::deque<Ticket>* queue : {&demand_, &hint_}) {
+            for (const Ticket ticket : *queue) requests_.erase(ticket);
+            queue->clear();
+        }
+        return std::ranges::none_of(
+            requests_, [](const auto& entry) { return entry.second.state == State::reading; });
+    });
+    requests_.clear();
+    finished_.notify_all();
+    return next_ticket_ - 1;
+}
+
 std::uint64_t Reader::bytes_read() const {
-    const std::lock_guard lock(mutex_);
+    const auto lock = this->lock();
     return bytes_read_;
 }
 
 void Reader::close() {
+    if (is_foreign()) return;
     {
         const std::lock_guard lock(mutex_);
         closed_ = true;
@@ -212,6 +229,16 @@ void Reader::close() {
     const std::lock_guard lock(joining_);
     for (std::thread& thread : threads_) thread.join();
     threads_.clear();
+}
+
+bool Reader::is_foreign() const { return ::getpid() != process_; }
+
+std::unique_lock<std::mutex> Reader::lock() const {
+    if (is_foreign())
+        throw std::runtime_error(
+            "this reader was opened before the process forked, and its threads did not come "
+            "along: open the store again in the child");
+    return std::unique_lock(mutex_);
 }
 
 void Reader::work() {

@@ -26,9 +26,15 @@
 // - wait() and done() see `finished` under mutex_, hence after every byte: whoever waits may
 //   read or reuse the destination without a fence of its own.
 // A request that is not waited for keeps its ticket, and its caller its destination, until
-// close().
+// close() or drain().
+//
+// Threads do not survive a fork, and mutex_ may have been held at that moment: in the child every
+// call but close() throws std::runtime_error before it touches mutex_, close() does nothing, and
+// the destructor must not run (is_foreign() tells).
 
 #pragma once
+
+#include <sys/types.h>
 
 #include <condition_variable>
 #include <cstddef>
@@ -82,8 +88,13 @@ public:
     Ticket wait_any(std::span<const Ticket> tickets);  // the first of them to have finished
     // The five above throw std::out_of_range for a ticket that is unknown or forgotten.
 
+    // Drops what is queued, waits until no thread reads, and forgets every ticket; whoever waits
+    // for one gets std::out_of_range. Returns the last ticket forgotten. New ones may follow.
+    Ticket drain();
+
     std::uint64_t bytes_read() const;  // delivered by the system, wasted ones included
     void close();                      // joins the threads; waits stay answerable
+    bool is_foreign() const;           // this process was forked after the reader was made
 
 private:
     enum class State { hinted, demanded, reading, finished };
@@ -104,12 +115,14 @@ private:
     };
 
     void work();
+    std::unique_lock<std::mutex> lock() const;
     std::deque<Ticket>& queue_of(State state);
     Request& find(Ticket ticket);
     const Request& find(Ticket ticket) const;
     File file_at(int file) const;
     void finish(Request& request, ReadStatus status);
 
+    const pid_t process_;
     mutable std::mutex mutex_;  // guards everything down to closed_
     std::condition_variable wake_, finished_;
     std::deque<Ticket> demand_, hint_;

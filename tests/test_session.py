@@ -1,10 +1,12 @@
 """Engine and session: the timeline, its snapshots, and what a failure leaves behind."""
 
+import threading
+
 import numpy as np
 import pytest
 
 from flashmoe.engine import Engine
-from flashmoe.errors import BudgetError, ContextError, InputError, ReadError
+from flashmoe.errors import BudgetError, ContextError, InputError, ReadError, SessionError
 from flashmoe.options import Budget, Runtime, Sampling
 from tests.synthetic import DENSE, HYBRID, write_store
 
@@ -90,29 +92,80 @@ def test_a_saved_session_of_another_kind_or_damaged_is_refused(engine, path, tmp
     session = engine.session()
     session.logits(IDS[:5])
     session.save(tmp_path / "kept")
-    with Engine.open(path, dtype="float64") as other, pytest.raises(InputError, match="dtype"):
+    with Engine.open(path, dtype="float64") as other, pytest.raises(SessionError, match="dtype"):
         other.session().load(tmp_path / "kept")
-    content = bytearray((tmp_path / "kept").read_bytes())
-    for position in (0, 100, len(content) // 2, len(content) - 1):
-        damaged = content.copy()
-        damaged[position] ^= 1
+    content = (tmp_path / "kept").read_bytes()
+    used = len(content.rstrip(b" "))
+    places = np.random.default_rng(0).integers(0, used, 60).tolist()
+    for place in (0, 9, content.index(b"position") + 13, used - 1, *places):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
         (tmp_path / "damaged").write_bytes(damaged)
-        with pytest.raises(InputError, match="damaged"):
-            engine.session().load(tmp_path / "damaged")
-    (tmp_path / "short").write_bytes(content[:-7])
-    with pytest.raises(InputError, match="not a saved session"):
-        engine.session().load(tmp_path / "short")
+        try:
+            session.load(tmp_path / "damaged")
+        except SessionError:
+            continue
+        assert content[place : place + 1] == b" "  # between header and data, where nothing lies
+    assert session.ids == tuple(IDS[:5])
+    for length in (0, 5, 4096, len(content) - 7):
+        (tmp_path / "short").write_bytes(content[:length])
+        with pytest.raises(SessionError, match="not a whole saved session"):
+            session.load(tmp_path / "short")
+    with pytest.raises(SessionError, match="cannot be opened"):
+        session.load(tmp_path / "nothing")
+    with pytest.raises(SessionError, match="cannot be written"):
+        session.save(tmp_path / "no" / "such" / "place")
 
 
 def test_bad_ids_are_refused_and_change_nothing(engine):
     session = engine.session()
     session.logits(IDS[:5])
-    for bad in ([], [96], [-1]):
+    for bad in ([], [96], [-1], [3.5], ["a"], [1, None]):
         with pytest.raises(InputError):
             session.logits(bad)
+        if bad:
+            with pytest.raises(InputError):
+                session.generate(bad)  # at once, not at the first step
     with pytest.raises(InputError, match="nothing to go on from"):
-        next(session.generate(()))
+        engine.session().generate(())
     assert session.ids == tuple(IDS[:5])
+    session.logits(np.array(IDS[5:7]))
+    assert session.ids == tuple(IDS[:7])
+
+
+def test_a_reply_can_begin_where_logits_ended(engine):
+    session = engine.session()
+    session.logits(IDS[:9])
+    made = [step.id for step in session.generate((), GREEDY)]
+    del session
+    assert made == [step.id for step in engine.session().generate(IDS[:9], GREEDY)]
+
+
+def test_using_the_session_ends_an_open_reply(engine):
+    session = engine.session()
+    kept = session.snapshot()
+    reply = session.generate(IDS[:9], GREEDY)
+    first = next(reply).id
+    session.logits([5])
+    assert session.ids == (*IDS[:9], first, 5)
+    with pytest.raises(InputError, match="this reply has ended"):
+        next(reply)
+    reply = session.generate((), GREEDY)
+    next(reply)
+    session.restore(kept)
+    with pytest.raises(InputError, match="this reply has ended"):
+        next(reply)
+    assert session.ids == ()
+
+
+def test_the_same_tokens_pass_in_the_same_chunks_whatever_calls_brought_them(path):
+    with Engine.open(path, runtime=Runtime(chunk_tokens=16)) as engine:
+        whole = engine.session()
+        wanted = whole.logits(IDS)[-1]
+        split = engine.session()
+        split.logits(IDS[:16])
+        split.logits(IDS[16:48])
+        np.testing.assert_array_equal(split.logits(IDS[48:])[-1], wanted)
 
 
 def test_the_context_is_a_limit_and_a_full_one_ends_a_reply(path):
@@ -127,8 +180,10 @@ def test_the_context_is_a_limit_and_a_full_one_ends_a_reply(path):
 def test_a_failed_read_undoes_its_chunk_and_the_session_goes_on(path, monkeypatch):
     with Engine.open(path, runtime=Runtime(chunk_tokens=8)) as engine:
         session = engine.session()
-        session.logits(IDS[:6])
-        wanted = engine.session().logits(IDS[:12])[6:]
+        (step,) = session.generate(IDS[:5], Sampling(temperature=0, max_tokens=1))
+        timeline = session.ids
+        assert timeline == (*IDS[:5], step.id)
+        wanted = engine.session().logits([*timeline, *IDS[6:12]])[6:]
         real, calls = engine.streamer.hold, []
 
         def failing(layer, ids):
@@ -140,7 +195,7 @@ def test_a_failed_read_undoes_its_chunk_and_the_session_goes_on(path, monkeypatc
         monkeypatch.setattr(engine.streamer, "hold", failing)
         with pytest.raises(ReadError):
             session.logits(IDS[6:12])
-        assert session.ids == tuple(IDS[:6])
+        assert session.ids == timeline  # the token that was yielded but not passed is kept
         monkeypatch.undo()
         np.testing.assert_allclose(session.logits(IDS[6:12]), wanted, rtol=0, atol=CLOSE)
 
@@ -158,6 +213,37 @@ def test_fewer_experts_a_token_is_a_choice_with_limits(path):
         for wanted in (0, 9):
             with pytest.raises(InputError, match="this model has 8 experts"):
                 Engine.open(path, experts_per_token=wanted)
+
+
+def test_costs_are_counted_to_the_session_that_caused_them(path):
+    with Engine.open(path) as engine:
+        asked = engine.shape.layers * engine.shape.experts.top_k
+        seen = []
+
+        def talk():
+            steps = list(engine.session().generate(IDS[:2], GREEDY))
+            seen.extend(step.hits + step.misses for step in steps[1:])
+
+        threads = [threading.Thread(target=talk) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert seen == [asked] * len(seen) and len(seen) == 33
+
+
+def test_sessions_beyond_the_memory_are_refused(path):
+    with Engine.open(path) as generous:
+        kept = [generous.session() for _ in range(5)]
+        assert len(kept) == 5
+        floor = generous.plan.floor_bytes
+    with Engine.open(path, budget=Budget(ram_bytes=floor + (64 << 20), slots=4)) as engine:
+        held = []
+        with pytest.raises(BudgetError, match="room for"):
+            for _ in range(10_000):
+                held.append(engine.session())
+        held.pop()
+        held.append(engine.session())
 
 
 def test_a_budget_below_the_floor_is_refused_before_loading(path):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         FlashMoeError,
         InputError,
         ReadError,
+        SessionError,
         StoreError,
         TemplateError,
     )
@@ -48,6 +49,7 @@ __all__ = [
     "Runtime",
     "Sampling",
     "Session",
+    "SessionError",
     "Snapshot",
     "Step",
     "StoreError",

@@ -47,7 +47,7 @@ class Reader:
     """Checked direct reads on ``threads`` threads; the states of a request are in native/io.h.
 
     An unknown or forgotten ticket is an IndexError. A reader that is collected joins its threads
-    first, so no read outlives it.
+    first, so no read outlives it. In a forked child every call but ``close`` is a RuntimeError.
     """
 
     def __init__(self, threads: int) -> None: ...
@@ -89,9 +89,15 @@ class Reader:
     def wait_any(self, tickets: Sequence[int]) -> int:
         """The ticket that finished first, waiting for one if none has; it is not forgotten."""
 
+    def drain(self) -> None:
+        """Drop what is queued, let reads under way end, forget every ticket and destination."""
+
     @property
     def bytes_read(self) -> int:
         """Bytes the system delivered, those of failed reads included."""
 
     def close(self) -> None:
-        """Drop what is queued, let reads under way end, join the threads. Repeating it is fine."""
+        """Drop what is queued, let reads under way end, join the threads. Repeating it is fine.
+
+        ``wait`` still answers; destinations are no longer kept alive. Nothing in a forked child.
+        """

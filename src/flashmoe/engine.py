@@ -7,21 +7,26 @@ model changes afterwards; the streamer's cache does, which changes the speed and
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import xxhash
+from threadpoolctl import ThreadpoolController
 
 from flashmoe import kernels as kernel_sets
-from flashmoe.errors import InputError
+from flashmoe.errors import BudgetError, InputError
 from flashmoe.generation import Generation
 from flashmoe.model.decoder import Decoder
 from flashmoe.model.observer import Observer
+from flashmoe.model.state import State
 from flashmoe.model.trunk import Trunk
 from flashmoe.options import Budget, Runtime, Sampling
+from flashmoe.quant import Array
 from flashmoe.sampler import Sampler
 from flashmoe.session import Session
 from flashmoe.shape import ModelShape
@@ -53,17 +58,20 @@ class Engine:
         kernels: kernel_sets.Kernels,
         runtime: Runtime,
         observer: Observer,
+        room: int,
     ) -> None:
         self.store = store
         self.shape = shape
         self.plan = plan
         self.kernels = kernels
         self.runtime = runtime
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._blas = ThreadpoolController()
         self._words = words
+        self._room = room
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self.decoder = Decoder(shape, Trunk(store.trunk(), kernels.dtype), kernels, observer)
         self.streamer = Streamer(store, plan.slots, runtime)
-        trunk = Trunk(store.trunk(), kernels.dtype)
-        self.decoder = Decoder(shape, trunk, kernels, observer)
         identity = f"{store.manifest.to_json()}{kernels.dtype}{shape.experts.top_k}"
         self.key = xxhash.xxh3_64_hexdigest(identity.encode())
         """Names store, dtype and experts a token: what a saved timeline is valid for."""
@@ -92,21 +100,59 @@ class Engine:
         """
         store = Store.open(path)
         runtime = runtime or Runtime()
-        chosen = kernel_sets.choose(kernels, dtype, runtime.threads)
+        chosen = kernel_sets.choose(kernels, dtype, runtime.resolved_threads)
         shape = _with_experts(store.shape, experts_per_token)
         words = Words(store)
         plan = plan_store(
             store,
             budget or Budget(),
             runtime,
-            float_bytes=chosen.dtype.itemsize,
+            kernels=chosen,
             experts_per_token=shape.experts.top_k,
         )
-        return cls(store, words, plan, shape, chosen, runtime, observer or Observer())
+        room = _room(plan, promised=budget is not None and budget.ram_bytes is not None)
+        return cls(store, words, plan, shape, chosen, runtime, observer or Observer(), room)
 
     def session(self) -> Session:
-        """A new, empty timeline."""
-        return Session(self)
+        """A new, empty timeline.
+
+        Raises:
+            BudgetError: the memory has no room for one more beside those still in use.
+        """
+        if len(self._sessions) >= self._room:
+            raise BudgetError(
+                f"the memory has room for {self._room} sessions and as many are in use: let go "
+                "of one, or open the engine with a larger budget (Budget.sessions plans for more)"
+            )
+        session = Session(self)
+        self._sessions.add(session)
+        return session
+
+    def run(self, ids: Array, state: State) -> tuple[Array, Counters]:
+        """Pass one chunk of ids (T,) for a timeline; the hidden states, and what it cost.
+
+        Passes of several sessions take turns. One that fails leaves ``state`` as it was.
+        """
+        with self._alone():
+            before, mark = self.streamer.counters.snapshot(), state.mark()
+            try:
+                hidden = self.decoder.forward(ids, state, self.streamer)
+            except BaseException:
+                state.rewind(mark)
+                raise
+            return hidden, self.streamer.counters.since(before)
+
+    def head(self, hidden: Array) -> Array:
+        """Logits (T, vocabulary) of hidden states (T, hidden)."""
+        with self._alone():
+            return self.decoder.logits(hidden)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One pass at a time, with BLAS on one thread: how it splits a product over more would
+        show in the last bits."""
+        with self._lock, self._blas.limit(limits=1, user_api="blas"):
+            yield
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -162,8 +208,9 @@ class Engine:
         return None
 
     def close(self) -> None:
-        """End the reading threads and give the slots back."""
-        self.streamer.close()
+        """End the reading threads and give the slots back, once a running pass has ended."""
+        with self._lock:
+            self.streamer.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -181,8 +228,10 @@ class Words:
     """Everything of a store that has to do with text, loaded before the memory is planned."""
 
     def __init__(self, store: Store) -> None:
-        known = store.text("tokenizer.json") is not None
-        self.tokenizer = Tokenizer.load(store.path) if known else None
+        definition, config = store.text("tokenizer.json"), store.text("tokenizer_config.json")
+        self.tokenizer: Tokenizer | None = None
+        if definition is not None:
+            self.tokenizer = Tokenizer.parse(definition, config, store.path)
         generation = store.text("generation_config.json")
         self.generation = Generation.from_json(
             generation, str(store.path / "generation_config.json")
@@ -208,7 +257,7 @@ def plan_store(
     budget: Budget,
     runtime: Runtime,
     *,
-    float_bytes: int = 4,
+    kernels: kernel_sets.Kernels,
     experts_per_token: int | None = None,
 ) -> budgets.Plan:
     """Plan the memory of a store on this machine, as it stands now.
@@ -222,11 +271,20 @@ def plan_store(
         store,
         budget=budget,
         runtime=runtime,
-        float_bytes=float_bytes,
-        process_bytes=-(-memory.peak_resident_bytes() // PROCESS_STEP) * PROCESS_STEP,
+        float_bytes=kernels.dtype.itemsize,
+        process_bytes=-(-memory.resident_bytes() // PROCESS_STEP) * PROCESS_STEP,
+        peak_bytes=memory.peak_resident_bytes(),
+        scratch_block_bytes=kernels.block_bytes,
         memory=memory.available(),
         experts_per_token=experts_per_token,
     )
+
+
+def _room(plan: budgets.Plan, *, promised: bool) -> int:
+    """How many sessions there is memory for: those planned, and what is left over."""
+    one = (plan.state_bytes + plan.kv_bytes) // plan.sessions
+    limit = plan.budget_bytes if promised else plan.usable_bytes
+    return plan.sessions + max(limit - plan.planned_bytes, 0) // max(one, 1)
 
 
 def _with_experts(shape: ModelShape, wanted: int | None) -> ModelShape:

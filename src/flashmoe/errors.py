@@ -38,5 +38,9 @@ class ReadError(StoreError):
     """A record that could not be read whole, or whose checksum does not match."""
 
 
+class SessionError(FlashMoeError):
+    """A saved session that cannot be written, is damaged, or belongs to another model."""
+
+
 class BudgetError(FlashMoeError):
     """A memory budget below the floor; the message names the number and what binds."""

@@ -3,10 +3,14 @@
 Owns three frozen dataclasses for running a model (a conversion resolves its own options, in
 ``store.plan``). Command-line flags, request fields and documentation read their
 defaults from here and nowhere else. Anything that changes the answer says so.
+
+Invariant: an object that exists holds values of the right type and range; anything else is
+refused by field, value and what it must be.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from flashmoe.errors import InputError
@@ -14,37 +18,62 @@ from flashmoe.errors import InputError
 DEFAULT_CONTEXT_TOKENS = 4096
 """The longest timeline planned for where the caller names none."""
 
+MAX_THREADS = 1024
+"""More threads than any machine this runs on has processors: a larger number is a mistake."""
+
+_TINY = 5e-324  # the least number above 0
+
 
 def _check(ok: bool, name: str, value: object, wanted: str) -> None:
     if not ok:
         raise InputError(f"{name} is {value!r}; it must be {wanted}")
 
 
+def _whole(name: str, value: object, wanted: str, low: int, high: int | None = None) -> None:
+    """A whole number from ``low`` to ``high``; True and 1.0 are none."""
+    fits = type(value) is int and low <= value and (high is None or value <= high)
+    _check(fits, name, value, f"a whole number, {wanted}")
+
+
+def _real(name: str, value: object, wanted: str, low: float, high: float) -> None:
+    """A number from ``low`` to ``high``; NaN is none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    _check(number and low <= value <= high, name, value, f"a number {wanted}")  # type: ignore[operator]
+
+
+def _flag(name: str, value: object) -> None:
+    _check(isinstance(value, bool), name, value, "True or False")
+
+
 @dataclass(frozen=True)
 class Budget:
-    """Memory that the engine may use, and the context it is planned for.
+    """Memory that the engine may use, and the timelines it is planned for.
 
     ``ram_bytes`` bounds the peak resident memory of the whole process; None takes what
     ``stream.budget`` recommends for this machine. ``context_tokens`` is the longest timeline;
     None takes :data:`DEFAULT_CONTEXT_TOKENS`, or the model's own limit where
     that is smaller. ``slots`` pins the number of
     expert slots instead of filling the budget (it is still refused when it does not fit).
+    ``sessions`` is how many timelines may live at once, each of them as long as that.
     """
 
     ram_bytes: int | None = None
     context_tokens: int | None = None
     slots: int | None = None
+    sessions: int = 1
 
     def __post_init__(self) -> None:
         for name in ("ram_bytes", "context_tokens", "slots"):
-            value = getattr(self, name)
-            _check(value is None or value > 0, name, value, "a positive number")
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), "at least 1", 1)
+        _whole("sessions", self.sessions, "at least 1", 1)
 
 
 @dataclass(frozen=True)
 class Runtime:
     """How the work is done. Nothing here changes a single bit of the answer.
 
+    ``threads`` compute; None takes one a processor that this process may run on.
     ``chunk_tokens`` prompt tokens pass a layer together. ``hints`` starts expert reads as soon
     as the router has chosen, before the shared expert is computed. ``direct_io`` bypasses the
     page cache where the file system allows it. ``io_threads`` is the depth of the disk queue.
@@ -57,9 +86,21 @@ class Runtime:
     io_threads: int = 4
 
     def __post_init__(self) -> None:
-        _check(self.threads is None or self.threads > 0, "threads", self.threads, "at least 1")
-        _check(self.chunk_tokens > 0, "chunk_tokens", self.chunk_tokens, "at least 1")
-        _check(0 < self.io_threads <= 64, "io_threads", self.io_threads, "from 1 to 64")
+        if self.threads is not None:
+            _whole("threads", self.threads, f"from 1 to {MAX_THREADS}", 1, MAX_THREADS)
+        _whole("chunk_tokens", self.chunk_tokens, "at least 1", 1)
+        _whole("io_threads", self.io_threads, "from 1 to 64", 1, 64)
+        _flag("hints", self.hints)
+        _flag("direct_io", self.direct_io)
+
+    @property
+    def resolved_threads(self) -> int:
+        """The number of threads that compute, chosen or not."""
+        if self.threads is not None:
+            return self.threads
+        if hasattr(os, "sched_getaffinity"):  # cpusets and taskset take processors away
+            return min(len(os.sched_getaffinity(0)), MAX_THREADS)
+        return min(os.cpu_count() or 1, MAX_THREADS)
 
 
 @dataclass(frozen=True)
@@ -87,16 +128,21 @@ class Sampling:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _check(0 <= self.temperature <= 100, "temperature", self.temperature, "from 0 to 100")
-        _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        _check(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
-        _check(0 <= self.min_p <= 1, "min_p", self.min_p, "from 0 to 1")
+        _real("temperature", self.temperature, "from 0 to 100", 0, 100)
+        _real("top_p", self.top_p, "above 0 and at most 1", _TINY, 1)
+        _whole("top_k", self.top_k, "0 (off) or more", 0)
+        _real("min_p", self.min_p, "from 0 to 1", 0, 1)
         penalty = self.repetition_penalty
-        _check(0 < penalty <= 100, "repetition_penalty", penalty, "above 0 and at most 100")
+        _real("repetition_penalty", penalty, "above 0 and at most 100", _TINY, 100)
         for name in ("presence_penalty", "frequency_penalty"):
-            _check(abs(getattr(self, name)) <= 100, name, getattr(self, name), "from -100 to 100")
-        tokens = self.max_tokens
-        _check(tokens is None or tokens > 0, "max_tokens", tokens, "at least 1")
-        _check(all(self.stop), "stop", self.stop, "a list of non-empty strings")
-        wanted = self.logprobs
-        _check(wanted is None or 0 <= wanted <= 100, "logprobs", wanted, "from 0 to 100")
+            _real(name, getattr(self, name), "from -100 to 100", -100, 100)
+        if self.seed is not None:
+            _check(type(self.seed) is int, "seed", self.seed, "a whole number")
+        if self.max_tokens is not None:
+            _whole("max_tokens", self.max_tokens, "at least 1", 1)
+        strings = isinstance(self.stop, tuple) and all(
+            isinstance(text, str) and text for text in self.stop
+        )
+        _check(strings, "stop", self.stop, "a tuple of non-empty strings")
+        if self.logprobs is not None:
+            _whole("logprobs", self.logprobs, "from 0 to 100", 0, 100)

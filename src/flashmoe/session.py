@@ -1,11 +1,13 @@
 """Session: one timeline over a loaded engine.
 
-Owns the tokens and their state. A pass that fails (a read error, an interrupt) leaves the
-timeline as it was before the chunk that failed; nothing else is lost.
+Owns the tokens; their state is the model's. A pass that fails (a read error, an interrupt) leaves
+the timeline as it was before the chunk that failed: earlier chunks and every token that was
+yielded stay.
 """
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,13 +15,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmoe.errors import InputError
+from flashmoe import snapshot as snapshots
+from flashmoe.errors import InputError, SessionError
 from flashmoe.model.state import State
 from flashmoe.options import Sampling
 from flashmoe.quant import Array
-from flashmoe.sampler import Choice
+from flashmoe.sampler import Choice, Sampler
 from flashmoe.snapshot import Snapshot
 from flashmoe.step import Finish, Step
+from flashmoe.stream.streamer import Counters
 from flashmoe.text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
@@ -30,13 +34,14 @@ class Session:
     """A timeline: the tokens so far and the model's state after them.
 
     The last generated token is part of the timeline at once, and passes through the model with
-    the next call.
+    the next call. One thread uses a session at a time.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._state = State(engine.shape, engine.plan.context_tokens, engine.kernels.dtype)
         self._ids: list[int] = []
+        self._turn = 0  # of the latest use, so that an older reply cannot go on by mistake
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -46,6 +51,8 @@ class Session:
     def logits(self, ids: Sequence[int]) -> Array:
         """Append ids (T,) and return the logits after each, (T, vocabulary).
 
+        The array belongs to the caller; the engine's budget does not count it.
+
         Raises:
             InputError: no ids, or one outside the vocabulary.
             ContextError: the planned context is too short.
@@ -54,45 +61,52 @@ class Session:
         count = len(ids)
         if not count:
             raise InputError("there are no ids to pass")
-        pieces = [self._engine.decoder.logits(hidden) for hidden in self._passes(self._append(ids))]
-        return np.concatenate(pieces)[-count:]
+        kept = self._append(ids)
+        waiting = len(self._ids) - self._state.position
+        out = np.empty((waiting, self._engine.shape.vocabulary), self._engine.kernels.dtype)
+        done = 0
+        for hidden, _ in self._passes(kept):
+            out[done : done + len(hidden)] = self._engine.head(hidden)
+            done += len(hidden)
+        return out[waiting - count :]
 
     def generate(self, ids: Sequence[int] = (), sampling: Sampling | None = None) -> Iterator[Step]:
         """Append ids and generate, a :class:`Step` a token; close the iterator to stop early.
 
         ``sampling`` None takes the store's own defaults. Without ids the reply goes on where
-        the timeline ends.
+        the timeline ends. Using the session for something else ends the reply.
 
         Raises:
-            InputError, ContextError, ReadError: as for :meth:`logits`.
+            InputError, ContextError: at once; as for :meth:`logits`.
+            ReadError: from the iterator; as for :meth:`logits`.
         """
         sampling = sampling or self._engine.sampling()
-        if not ids and self._state.position == len(self._ids):
+        if not len(ids) and not self._ids:
             raise InputError("there is nothing to go on from: the prompt is empty")
-        pending = self._append(ids)
-        sampler = self._engine.sampler(sampling, self._ids)
         words = self._engine.detokenizer(sampling.stop)
-        prompt_tokens, made = len(ids), 0
+        kept = self._append(ids)
+        sampler = self._engine.sampler(sampling, self._ids)
+        return self._reply(kept, len(ids), sampling, sampler, words)
+
+    def _reply(
+        self,
+        kept: int,
+        prompt_tokens: int,
+        sampling: Sampling,
+        sampler: Sampler,
+        words: Detokenizer | None,
+    ) -> Iterator[Step]:
+        turn, made = self._turn, 0
         while True:
-            began, before = time.perf_counter(), self._engine.counters
-            choice = sampler(self._last_logits(pending))
+            if turn != self._turn:
+                raise InputError("the session was used for something else: this reply has ended")
+            began = time.perf_counter()
+            cost = [spent for _, spent in self._passes(kept)]
+            choice = sampler(self._engine.head(self._state.last)[0])
             self._ids.append(choice.id)
-            pending, made = 1, made + 1
+            kept, made = len(self._ids), made + 1
             text, finish = self._finish(choice, words, made, sampling)
-            spent = self._engine.counters.since(before)
-            yield Step(
-                id=choice.id,
-                text=text,
-                logprob=choice.logprob,
-                top_logprobs=choice.top,
-                finish_reason=finish,
-                prompt_tokens=prompt_tokens,
-                hits=spent.hits,
-                misses=spent.misses,
-                bytes_read=spent.bytes_read,
-                ms_read_wait=spent.wait_ms,
-                ms_total=(time.perf_counter() - began) * 1e3,
-            )
+            yield _step(choice, text, finish, prompt_tokens, cost, began)
             if finish:
                 return
             prompt_tokens = 0
@@ -112,67 +126,101 @@ class Session:
         if finish is None and (made == sampling.max_tokens or full):
             finish = "length"
         if finish and words and words.stopped is None:
-            text += words.finish()
+            text += words.finish(cut=finish == "length")
         return text, finish
 
     def snapshot(self) -> Snapshot:
         """A copy of the timeline, to come back to with :meth:`restore`."""
-        arrays = {name: array.copy() for name, array in self._state.arrays().items()}
-        return Snapshot(self._engine.key, self.ids, self._state.position, arrays)
+        state = self._state
+        return snapshots.copied(self._engine.key, self._ids, state.position, state.arrays())
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot of this or another session of the same model.
 
         Raises:
-            InputError: it belongs to another model.
+            SessionError: it belongs to another model.
             ContextError: it is longer than the planned context.
         """
         if snapshot.model != self._engine.key:
-            raise InputError("the snapshot belongs to another store, dtype or experts a token")
+            raise SessionError("the snapshot belongs to another store, dtype or experts a token")
+        self._turn += 1
         self._state.assign(snapshot.position, snapshot.arrays)
         self._ids = list(snapshot.ids)
 
     def save(self, path: str | Path) -> None:
-        """Write the timeline to a file (see :mod:`flashmoe.snapshot`)."""
-        arrays = self._state.arrays()
-        snapshot = Snapshot(self._engine.key, self.ids, self._state.position, arrays)
-        snapshot.save(Path(path))
+        """Write the timeline to a file.
+
+        Raises:
+            SessionError: the file cannot be written.
+        """
+        state = self._state
+        held = Snapshot(self._engine.key, self.ids, state.position, state.arrays())
+        snapshots.save(Path(path), held)
 
     def load(self, path: str | Path) -> None:
-        """Go on from a file that :meth:`save` wrote, here or in another process."""
-        self.restore(Snapshot.load(Path(path), self._engine.key))
+        """Go on from a file that :meth:`save` wrote, here or in another process.
+
+        Raises:
+            SessionError: missing, damaged, or of another model; the session stays as it was.
+            ContextError: it is longer than the planned context.
+        """
+        with snapshots.opened(Path(path), self._engine.key) as stored:
+            self.restore(stored)
 
     def _append(self, ids: Sequence[int]) -> int:
-        """Check ids and append them; returns how many tokens wait to be passed."""
-        vocabulary = self._engine.shape.vocabulary
-        for number in ids:
+        """Check ids and append them; returns how many tokens a failure must leave."""
+        vocabulary, checked = self._engine.shape.vocabulary, []
+        for given in ids:
+            try:
+                number = operator.index(given)
+            except TypeError:
+                raise InputError(f"token id {given!r} is not a whole number") from None
             if not 0 <= number < vocabulary:
                 raise InputError(f"token id {number} is outside the vocabulary of {vocabulary}")
-        waiting = len(self._ids) - self._state.position + len(ids)
-        self._state.reserve(waiting)
-        self._ids.extend(int(number) for number in ids)
-        return waiting
+            checked.append(number)
+        kept = len(self._ids)
+        self._state.reserve(kept - self._state.position + len(checked))
+        self._turn += 1
+        self._ids.extend(checked)
+        return kept
 
-    def _last_logits(self, waiting: int) -> Array:
-        hidden = None
-        for hidden in self._passes(waiting):  # noqa: B007 — only the last chunk's end is needed
-            pass
-        assert hidden is not None
-        last: Array = self._engine.decoder.logits(hidden[-1:])[0]
-        return last
+    def _passes(self, kept: int) -> Iterator[tuple[Array, Counters]]:
+        """Pass what waits, in chunks; yields hidden states (T, hidden) and cost of each.
 
-    def _passes(self, waiting: int) -> Iterator[Array]:
-        """Pass the waiting tokens in chunks; yields the hidden states (T, hidden) of each."""
-        engine, state = self._engine, self._state
-        ids = np.array(self._ids[len(self._ids) - waiting :], np.int64)
-        for start in range(0, waiting, engine.runtime.chunk_tokens):
-            chunk = ids[start : start + engine.runtime.chunk_tokens]
-            mark = state.mark()
+        Chunks end at multiples of the chunk size, counted from the timeline's start, so that the
+        same tokens pass in the same chunks whatever calls brought them. After a failure the
+        first ``kept`` tokens stay, and all that have passed.
+        """
+        size, state = self._engine.runtime.chunk_tokens, self._state
+        while state.position < len(self._ids):
+            end = min((state.position // size + 1) * size, len(self._ids))
+            chunk = np.array(self._ids[state.position : end], np.int64)
             try:
-                with engine.lock:
-                    hidden = engine.decoder.forward(chunk, state, engine.streamer)
+                passed = self._engine.run(chunk, state)
             except BaseException:
-                state.rewind(mark)
-                del self._ids[state.position :]
+                del self._ids[max(state.position, kept) :]
                 raise
-            yield hidden
+            yield passed
+
+
+def _step(
+    choice: Choice,
+    text: str,
+    finish: Finish | None,
+    prompt_tokens: int,
+    cost: list[Counters],
+    began: float,
+) -> Step:
+    return Step(
+        id=choice.id,
+        text=text,
+        logprob=choice.logprob,
+        top_logprobs=choice.top,
+        finish_reason=finish,
+        prompt_tokens=prompt_tokens,
+        hits=sum(spent.hits for spent in cost),
+        misses=sum(spent.misses for spent in cost),
+        bytes_read=sum(spent.bytes_read for spent in cost),
+        ms_read_wait=sum(spent.wait_ms for spent in cost),
+        ms_total=(time.perf_counter() - began) * 1e3,
+    )

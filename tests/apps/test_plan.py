@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from flashmoe.apps import plan as plan_app
 from flashmoe.apps.plan import budget_of
 from flashmoe.errors import InputError
 from flashmoe.options import Budget
+from flashmoe.stream.budget import Plan
 from tests.apps.conftest import Command
 
 
@@ -29,7 +33,9 @@ def test_the_plan_as_json_adds_up(command: Command, store):
     found = json.loads(result.out)
     parts = ("process", "allowance", "trunk", "state", "kv", "scratch")
     fixed = sum(found[f"{part}_bytes"] for part in parts)
-    assert found["floor_bytes"] == fixed + 3 * found["slot_bytes"]
+    least = fixed + 3 * found["slot_bytes"]
+    assert found["floor_bytes"] == max(least, found["peak_bytes"])
+    assert found["sessions"] == 1
     assert found["slots"] == found["experts_total"] == 32 and found["slot_bytes"] == 4096
     assert found["budget_bytes"] == min(8 << 30, found["usable_bytes"])
     assert found["context_tokens"] == 512
@@ -42,7 +48,7 @@ def test_the_plan_as_a_table_names_every_part(command: Command, store):
         *("process", "allowance", "trunk", "state", "KV", "scratch", "slots", "planned"),
     ]
     assert names[8:] == ["floor", "recommended", "budget", "a"]
-    assert "100 tokens of context" in result.out
+    assert "1 session of 100 tokens" in result.out
     assert "bound by: all experts fit" in result.out
     assert "a token reads about 0 bytes of 48.00 KiB" in result.out
 
@@ -57,3 +63,17 @@ def test_the_floor_is_planned_and_less_is_refused(command: Command, store):
     assert result.err.count("\n") == 1
     result = command("plan", store, "--context", 513)
     assert result.code == 2 and "512" in result.err
+
+
+def test_a_peak_that_makes_the_floor_is_named(command: Command, store, monkeypatch):
+    """The engine's plan of a process that has held much more than it needs."""
+    real = plan_app.plan_store
+
+    def after_a_peak(*arguments: Any, **more: Any) -> Plan:
+        found = real(*arguments, **more)
+        return replace(found, floor_bytes=8 << 30, peak_bytes=8 << 30)
+
+    monkeypatch.setattr(plan_app, "plan_store", after_a_peak)
+    out = command("plan", store).out
+    line = next(line for line in out.splitlines() if line.startswith("floor "))
+    assert "8.00 GiB" in line and "the peak of loading the tokenizer" in line

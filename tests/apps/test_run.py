@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import typer.main
 
-from flashmoe.apps import cli, routing, routing_log
+from flashmoe.apps import cli, routing, routing_log, run
 from flashmoe.apps.footer import KEYS
 from flashmoe.engine import Engine
+from flashmoe.errors import SessionError
 from flashmoe.options import Sampling
 from flashmoe.session import Session
 from flashmoe.step import Step
@@ -154,6 +155,38 @@ def test_interrupt_ends_the_reply_with_its_footer(command: Command, store, tmp_p
     assert result.code == 130 and len(result.out) >= 5
     assert (stats(result)["finish_reason"], stats(result)["tokens"]) == ("interrupt", 5)
     assert kept.exists(), "the conversation up to here is kept"
+
+
+def test_the_peak_is_read_after_saving(command: Command, store, tmp_path, monkeypatch):
+    done: list[str] = []
+    real = Session.save
+
+    def save(self: Session, path: Path) -> None:
+        real(self, path)
+        done.append("saved")
+
+    def peak() -> int:
+        return 7 if done else 5
+
+    monkeypatch.setattr(Session, "save", save)
+    monkeypatch.setattr(run.memory, "peak_resident_bytes", peak)
+    kept = tmp_path / "kept"
+    assert stats(command("run", store, "Hello", *SHORT, "--stats", "json"))["peak_bytes"] == 5
+    result = command("run", store, "Hello", *SHORT, "--stats", "json", "--save", kept)
+    assert stats(result)["peak_bytes"] == 7
+
+
+def test_a_conversation_that_cannot_be_kept_still_has_its_footer(
+    command: Command, store, tmp_path, monkeypatch
+):
+    def save(self: Session, path: Path) -> None:
+        raise SessionError(f"{path} cannot be written: no space")
+
+    monkeypatch.setattr(Session, "save", save)
+    result = command("run", store, "Hello", *SHORT, "--save", tmp_path / "kept")
+    assert result.code == 1 and result.out
+    footer, error = result.err.splitlines()[-2:]
+    assert "peak memory" in footer and error.startswith("error: ") and "no space" in error
 
 
 # --- what is said
@@ -424,7 +457,7 @@ def test_what_belongs_to_the_opening_is_refused_later(command: Command, store, t
     assert result.code == 2 and "--system" in result.err and result.err.count("\n") == 1
     kept.write_bytes(b"damaged")
     result = command("run", store, "x", "--load", kept)
-    assert result.code == 2 and "not a saved session" in result.err
+    assert result.code == 1 and "not a whole saved session" in result.err
 
 
 def test_a_template_without_earlier_replies_cannot_go_on(store, engine, monkeypatch):

@@ -5,8 +5,9 @@ import pytest
 
 from flashmoe import kernels, quant
 from flashmoe.errors import InputError
-from flashmoe.kernels import reference
+from flashmoe.kernels import cpu, reference
 from flashmoe.quant import AFFINE_BITS, FLOATS, Affine, Expert, Matrix, Plain
+from flashmoe.stream.memory import resident_bytes
 
 RELATIVE = 1e-5  # float32 sums of some hundred terms, in another order
 
@@ -79,3 +80,35 @@ def test_the_table_is_chosen_by_name_and_dtype():
     for name, dtype in (("cpu", "float64"), ("gpu", "float32"), ("auto", "float16")):
         with pytest.raises(InputError):
             kernels.choose(name, dtype)
+
+
+def test_each_set_says_what_its_blocks_of_weights_take():
+    float32, float64 = np.dtype(np.float32), np.dtype(np.float64)
+    chosen = kernels.choose("reference", "float32", 64)
+    assert chosen.block_bytes == reference.block_bytes(float32) == 10 << 20
+    assert kernels.choose("reference", "float64").block_bytes == 24 << 20
+    assert reference.block_bytes(float64) == 24 << 20
+    row = cpu.ROW_BYTES
+    assert kernels.choose("cpu", "float32", 3).block_bytes == 3 * row
+    assert kernels.choose("cpu", "float32", 64).block_bytes == 64 * row < 16 << 20
+
+
+def test_the_native_scratch_is_a_row_a_thread():
+    """Resident memory, since the native side's allocations are not Python's."""
+    threads, columns = 4, 32768
+    weights = Matrix(Plain("F16"), (64, columns), np.ones((64, columns), np.float16))
+    x = np.ones((1, columns), np.float32)
+    product = kernels.choose("cpu", "float32", threads).matmul
+    product(x[:, :32].copy(), Matrix(Plain("F16"), (64, 32), np.ones((64, 32), np.float16)))
+    before = resident_bytes()
+    for _ in range(3):
+        product(x, weights)
+    assert resident_bytes() - before <= threads * cpu.ROW_BYTES + (1 << 20)
+
+
+def test_threads_default_to_the_processors_this_process_may_use(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 5, 7}, raising=False)
+    assert kernels.choose("cpu", "float32").matmul.keywords["threads"] == 3
+    assert kernels.choose("cpu", "float32", 2).matmul.keywords["threads"] == 2
+    with pytest.raises(InputError, match="threads is 1025"):
+        kernels.choose("cpu", "float32", 1025)

@@ -1,5 +1,7 @@
 """The numpy kernels against the formulas of the specification, written out naively."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,27 @@ def test_matmul_in_blocks_equals_the_whole_product(rng, monkeypatch):
     whole = x @ quant.dequantize(stored).astype(np.float64).T
     monkeypatch.setattr(reference, "BLOCK_ELEMENTS", 64 * 9)
     np.testing.assert_allclose(reference.matmul(x, stored), whole, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("form", [Affine(4, 32), Affine(8, 128), Affine(6, 64), Plain("BF16")])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_matmul_holds_no_more_than_its_block(rng, form, dtype):
+    rows, columns = 8192, 1024  # four blocks
+    arrays = {
+        part.suffix: np.ones(part.shape, part.numpy_dtype)
+        for part in quant.parts(form, (rows, columns))
+    }
+    stored = quant.matrix(form, (rows, columns), arrays)
+    x = np.ones((2, columns), dtype)
+    results = 2 * x.itemsize * 2 * rows  # the product, and the part that is copied into it
+    tracemalloc.start()
+    try:
+        reference.matmul(x, stored)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    block = reference.block_bytes(np.dtype(dtype))
+    assert 0.75 * block < taken <= block + results
 
 
 def test_rms_norm(rng):

@@ -5,26 +5,41 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from flashmoe.quant import Plain
-from flashmoe.shape import ExpertsShape
+from flashmoe.shape import AttentionShape, ExpertsShape
 from tests.synthetic import HYBRID, write_store
 
 MIB = 1 << 20
+CONTEXT = 2048  # of float32; of float64 half as many
 
 RUN = """
 import json, sys
+from pathlib import Path
 from flashmoe.engine import Engine
 from flashmoe.errors import BudgetError
-from flashmoe.options import Budget, Sampling
+from flashmoe.options import Budget, Runtime, Sampling
 from flashmoe.stream.memory import peak_resident_bytes
-path, ram = sys.argv[1], int(sys.argv[2])
+path, dtype, ram, sessions, context = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
+budget = Budget(ram_bytes=ram or None, context_tokens=context, sessions=sessions)
 try:
-    with Engine.open(path, budget=Budget(ram_bytes=ram, context_tokens=400)) as engine:
+    runtime = Runtime(chunk_tokens=32)
+    with Engine.open(path, budget=budget, dtype=dtype, runtime=runtime) as engine:
+        if not ram:
+            print(json.dumps({"plan": engine.plan.to_json()}))
+            sys.exit()
         session = engine.session()
-        session.logits([i % 96 for i in range(300)])
-        steps = list(session.generate([1], Sampling(temperature=0, max_tokens=40)))
+        prompt = [i % 96 for i in range(context - 16)]
+        sampling = Sampling(temperature=1, seed=1, top_p=0.9999, logprobs=5, max_tokens=17)
+        steps = list(session.generate(prompt, sampling))
+        kept = Path(sys.argv[6])
+        session.save(kept)
+        others = [engine.session() for _ in range(sessions - 1)]
+        for one in (*others, session):
+            one.load(kept)
+        kept.unlink()
         plan = engine.plan.to_json()
     print(json.dumps({"peak": peak_resident_bytes(), "plan": plan,
                       "misses": sum(step.misses for step in steps)}))
@@ -35,27 +50,55 @@ except BudgetError as error:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """A store whose experts alone take 192 MiB, so that a cache makes a difference."""
-    experts = ExpertsShape(16, 2, 4096, "softmax", True, 32)
-    shape = replace(HYBRID, experts=experts)
+    """Experts of 192 MiB, so that a cache makes a difference; keys and values of 64 MiB a session
+    and 40,000 words, so that leaving one of them out of the plan shows."""
+    shape = replace(
+        HYBRID,
+        vocabulary=40_000,
+        attention=AttentionShape(16, 16, 256, 16, 1e4, gated=True, qk_norm=True),
+        experts=ExpertsShape(64, 2, 1024, "softmax", True, 32),
+        max_context_tokens=CONTEXT,
+    )
     return write_store(tmp_path_factory.mktemp("b") / "store", shape, Plain("F32"))
 
 
-def run(path, ram):
-    command = [sys.executable, "-c", RUN, str(path), str(ram)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+@pytest.fixture
+def run(path, tmp_path):
+    """A session whose context is filled, saved, and loaded by it and every other one planned.
+
+    Nothing but the plan for ``ram`` 0.
+    """
+
+    def run(ram, dtype, sessions):
+        context = CONTEXT * 4 // np.dtype(dtype).itemsize
+        arguments = (path, dtype, ram, sessions, context, tmp_path / "kept")
+        command = [sys.executable, "-c", RUN, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
+    return run
 
 
-def test_peak_memory_stays_under_three_budgets_and_below_the_floor_is_refused(path):
-    generous = run(path, 2048 * MIB)
-    floor = generous["plan"]["floor_bytes"]
-    budgets = (floor + 4 * MIB, floor + 48 * MIB, floor + 256 * MIB)
+def assert_kept(result, ram):
+    assert result["peak"] <= ram, f"{result['peak'] / MIB:.1f} of {ram / MIB:.1f} MiB: {result}"
+
+
+def test_peak_memory_stays_under_three_budgets_and_below_the_floor_is_refused(run):
+    floor = run(0, "float32", 2)["plan"]["floor_bytes"]
     misses = []
-    for ram in budgets:
-        result = run(path, ram)
-        assert result["peak"] <= ram, f"{result['peak'] / MIB:.1f} of {ram / MIB:.1f} MiB"
+    for ram in (floor + 4 * MIB, floor + 48 * MIB, floor + 256 * MIB):
+        result = run(ram, "float32", 2)
+        assert_kept(result, ram)
         misses.append(result["misses"])
-    assert misses[0] > misses[-1] == generous["misses"]
-    refused = run(path, floor - 16 * MIB)
+        if ram == floor + 4 * MIB:
+            assert result["peak"] > 0.75 * ram, "a floor that nothing needs is refused for nothing"
+    assert misses[0] > misses[1] > misses[2]
+    refused = run(floor - 16 * MIB, "float32", 2)
     assert "below the floor" in refused["refused"] and "--ram" in refused["refused"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_peak_memory_holds_for_one_session_in_either_dtype(run, dtype):
+    floor = run(0, dtype, 1)["plan"]["floor_bytes"]
+    result = run(floor + 4 * MIB, dtype, 1)
+    assert_kept(result, floor + 4 * MIB)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flashmoe.errors import ContextError, InputError
+from flashmoe.errors import ContextError, SessionError
 from flashmoe.model.state import State
 from tests.synthetic import DENSE, HYBRID
 
@@ -20,6 +20,7 @@ def advance(state, tokens):
             layer.delta = layer.delta + tokens
             layer.conv = layer.conv + tokens
     state.position += tokens
+    state.last = state.last + tokens
 
 
 def test_keys_and_values_grow_in_order():
@@ -66,9 +67,9 @@ def test_what_does_not_fit_is_refused():
     arrays = state.arrays()
     with pytest.raises(ContextError, match="has 5 tokens"):
         State(HYBRID, 4, F32).assign(5, arrays)
-    with pytest.raises(InputError, match="other layers"):
+    with pytest.raises(SessionError, match="other layers"):
         State(DENSE, 16, F32).assign(5, arrays)
-    with pytest.raises(InputError, match="float32"):
+    with pytest.raises(SessionError, match="float32"):
         State(HYBRID, 16, np.dtype(np.float64)).assign(5, arrays)
-    with pytest.raises(InputError, match="keys"):
+    with pytest.raises(SessionError, match="keys"):
         State(HYBRID, 16, F32).assign(4, arrays)

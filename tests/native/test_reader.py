@@ -5,6 +5,7 @@ import gc
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -220,6 +221,83 @@ def test_close_with_pending_work(busy: Busy) -> None:
     assert (OS_ERROR, errno.ECANCELED) in outcomes
     with pytest.raises(RuntimeError):
         busy.submit(demand=True)
+
+
+def test_drain_forgets_everything_and_the_reader_goes_on(busy: Busy) -> None:
+    for _ in range(3):
+        into, spared = pages(len(busy.into)), pages(PAGE)
+        large = busy.reader.submit(busy.file, 0, into, busy.checksum, True)
+        tickets = [busy.submit(demand=demand) for demand in (True, False) for _ in range(20)]
+        tickets.append(busy.reader.submit(busy.file, 0, spared, busy.small, False))
+        busy.reader.drain()
+        for ticket in (large, *tickets):
+            with pytest.raises(IndexError):
+                busy.reader.wait(ticket)
+        before = (into[-PAGE:].tobytes(), spared.tobytes())
+        assert not spared.any()
+        assert busy.reader.wait(busy.submit(demand=True)) == (OK, 0)
+        assert (into[-PAGE:].tobytes(), spared.tobytes()) == before
+    busy.reader.drain()
+    busy.reader.close()
+    busy.reader.drain()
+
+
+def test_a_thread_that_waits_learns_of_a_drain(busy: Busy) -> None:
+    answers: list[str] = []
+    large = busy.reader.submit(busy.file, 0, busy.into, busy.checksum, True)
+    queued = busy.submit(demand=False)
+
+    def wait() -> None:
+        try:
+            answers.append(str(busy.reader.wait(queued)))
+        except IndexError as error:
+            answers.append(str(error))
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    busy.reader.drain()
+    waiter.join()
+    assert answers in ([str((OK, 0))], [f"ticket {queued} is unknown or forgotten"])
+    with pytest.raises(IndexError):
+        busy.reader.done(large)
+
+
+def test_destinations_are_let_go_by_drain_and_close(busy: Busy) -> None:
+    for end in (busy.reader.drain, busy.reader.close):
+        into = pages(PAGE)
+        alive = weakref.ref(into)
+        busy.reader.submit(busy.file, 0, into, busy.small, False)
+        del into
+        assert alive() is not None
+        end()
+        assert alive() is None
+
+
+def test_a_forked_child_is_refused_instead_of_waiting_for_ever(busy: Busy) -> None:
+    large = busy.reader.submit(busy.file, 0, busy.into, busy.checksum, True)
+    child = os.fork()
+    if not child:
+        verdict = 1
+        try:
+            calls: list[Callable[[], object]] = [
+                lambda: busy.reader.wait(large),
+                lambda: busy.reader.wait_any([large]),
+                lambda: busy.reader.done(large),
+                lambda: busy.reader.bytes_read,
+                lambda: busy.submit(demand=True),
+                busy.reader.drain,
+            ]
+            for call in calls:
+                with pytest.raises(RuntimeError, match="forked"):
+                    call()
+            busy.reader.close()
+            del calls, call, busy.reader
+            gc.collect()
+            verdict = 0
+        finally:
+            os._exit(verdict)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert busy.reader.wait(large) == (OK, 0)
 
 
 def test_a_thread_that_waits_learns_of_close(busy: Busy) -> None:

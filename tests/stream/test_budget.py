@@ -1,4 +1,4 @@
-"""Sizes from the specification's own numbers, plans that keep their promise, true refusals."""
+"""Plans that keep their promise, and refusals that are true."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from flashmoe.errors import BudgetError, InputError
+from flashmoe.kernels import reference
 from flashmoe.options import Budget, Runtime
-from flashmoe.shape import AttentionShape, ExpertsShape, ModelShape, RecurrentShape
 from flashmoe.store.reader import Store
 from flashmoe.stream import budget, sizes
 from flashmoe.stream.budget import Plan, plan
 from flashmoe.stream.memory import Memory
-from flashmoe.stream.sizes import scratch_bytes
 from flashmoe.stream.units import format_bytes, parse_bytes
 from tests.stream.conftest import EXPERTS, LAYERS, TOP_K, TinyStore
 
@@ -26,22 +26,15 @@ PROCESS = 90 * MIB
 ROOMY = Memory(64 * GIB, 32 * GIB, None, None, "free memory")
 RUNTIME = Runtime(threads=2)
 
-QWEN_397B = ModelShape(
-    family="qwen3_5_moe",
-    hidden=4096,
-    vocabulary=248320,
-    mixers=("recurrent", "recurrent", "recurrent", "attention") * 15,
-    attention=AttentionShape(32, 2, 256, 64, 1e7, gated=True, qk_norm=True),
-    recurrent=RecurrentShape(16, 64, 128, 128, 4),
-    experts=ExpertsShape(512, 10, 1024, "softmax", True, 1024),
-    norm_eps=1e-6,
-    norm_offset=1,
-    tied_head=False,
-    max_context_tokens=262144,
-)
 
-
-def planned(store: Store, wanted: Budget | None = None, memory: Memory = ROOMY) -> Plan:
+def planned(
+    store: Store,
+    wanted: Budget | None = None,
+    memory: Memory = ROOMY,
+    *,
+    peak_bytes: int = 0,
+    scratch_block_bytes: int | None = None,
+) -> Plan:
     """A plan with everything else as usual."""
     return plan(
         store,
@@ -50,94 +43,9 @@ def planned(store: Store, wanted: Budget | None = None, memory: Memory = ROOMY) 
         float_bytes=4,
         process_bytes=PROCESS,
         memory=memory,
+        peak_bytes=peak_bytes,
+        scratch_block_bytes=scratch_block_bytes,
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "nbytes"),
-    [
-        ("123", 123),
-        ("0B", 0),
-        ("8GiB", 8 * GIB),
-        ("8G", 8 * GIB),
-        ("8g", 8 * GIB),
-        (" 8 gib ", 8 * GIB),
-        ("8GB", 8_000_000_000),
-        ("500MB", 500_000_000),
-        ("1.5KiB", 1536),
-        ("2T", 2 << 40),
-    ],
-)
-def test_sizes_as_people_write_them(text: str, nbytes: int) -> None:
-    assert parse_bytes(text) == nbytes
-
-
-@pytest.mark.parametrize(
-    "text", ["", "G", "-1", "8X", "8GiBs", "1e9", "0x10", "1,5G", "٣", "9" * 30]
-)
-def test_what_is_not_a_size_is_named_with_the_accepted_forms(text: str) -> None:
-    with pytest.raises(InputError, match=re.escape(repr(text)) + ".*8GiB.*500MB"):
-        parse_bytes(text)
-
-
-@given(st.integers(0, 1 << 50))
-def test_formatted_sizes_read_back_to_three_digits(nbytes: int) -> None:
-    text = format_bytes(nbytes)
-    again = parse_bytes(text.removesuffix(" bytes"))
-    assert abs(again - nbytes) <= nbytes * 0.005
-
-
-def test_state_and_kv_are_the_specifications() -> None:
-    # SPEC 1.4, 397B: 180 MiB of float32 state, 3.2 MiB of bf16 conv, 30,720 B of bf16 KV a token;
-    # the state is there twice while a pass may still be undone.
-    recurrent = 180 * MIB
-    conv = 45 * 3 * 12288 * 2
-    assert sizes.state_bytes(QWEN_397B, 4) == 2 * (recurrent + 2 * conv)
-    assert round(conv / MIB, 1) == 3.2
-    assert sizes.kv_bytes(QWEN_397B, 1000, 2) == 30_720_000
-
-
-def test_a_model_without_one_kind_of_layer_pays_nothing_for_it() -> None:
-    plain = replace(QWEN_397B, mixers=("attention",) * 4, recurrent=None)
-    assert sizes.state_bytes(plain, 4) == 0
-    pure = replace(QWEN_397B, mixers=("recurrent",) * 4, attention=None)
-    assert sizes.kv_bytes(pure, 1000, 4) == 0
-
-
-def scratch(chunk_tokens: int, context_tokens: int, threads: int = 2, float_bytes: int = 4) -> int:
-    """Scratch of the largest model."""
-    return scratch_bytes(
-        QWEN_397B,
-        chunk_tokens=chunk_tokens,
-        context_tokens=context_tokens,
-        threads=threads,
-        float_bytes=float_bytes,
-    )
-
-
-def test_scratch_covers_the_largest_arrays_of_a_chunk() -> None:
-    others = 8 * 128 * 4096 * 4 + 2 * 16 * MIB  # hidden streams, dequantised blocks
-    outputs = 128 * 10 * 4096 * 4
-    block_of_scores = 3 * 16 * MIB
-    one_query = 3 * 262144 * 16 * 4
-    assert others + max(outputs, block_of_scores) <= scratch(128, 4096) < 256 * MIB
-    assert others + one_query <= scratch(128, 262144) < 512 * MIB
-    assert scratch(1, 4096) < 64 * MIB
-
-
-@given(st.integers(1, 512), st.integers(1, 262143), st.sampled_from([4, 8]))
-def test_scratch_never_shrinks_with_a_longer_chunk_or_context(
-    chunk: int, context: int, float_bytes: int
-) -> None:
-    found = scratch(chunk, context, float_bytes=float_bytes)
-    assert scratch(chunk + 1, context, float_bytes=float_bytes) > found
-    assert scratch(chunk, context + 1, float_bytes=float_bytes) >= found
-    assert scratch(chunk, context, threads=3, float_bytes=float_bytes) > found
-
-
-def test_the_trunk_is_its_parts_and_float_copies_of_vectors(tiny: TinyStore) -> None:
-    embedding = 96 * 64 // 2 + 2 * 96 * 2
-    assert sizes.trunk_bytes(tiny.store, 4) == embedding + 64 * 2 + 64 * 4
 
 
 def test_with_room_every_expert_gets_a_slot(tiny: TinyStore) -> None:
@@ -217,14 +125,13 @@ def test_a_control_group_binds_and_is_named(tiny: TinyStore) -> None:
         planned(tiny.store, Budget(ram_bytes=8 * GIB), memory=tight)
 
 
-def test_the_margin_can_be_had_by_asking_for_it(tiny: TinyStore) -> None:
+def test_on_a_small_machine_the_margin_gives_way_before_the_floor_does(tiny: TinyStore) -> None:
     floor = planned(tiny.store).floor_bytes
     small = Memory(GIB, floor + 10 * MIB, None, None, "free memory")
-    with pytest.raises(BudgetError, match="into the margin") as refusal:
-        planned(tiny.store, memory=small)
-    enough = re.search(r"--ram (\d+MiB)", str(refusal.value))
-    assert enough
-    planned(tiny.store, Budget(ram_bytes=parse_bytes(enough[1])), small)
+    found = planned(tiny.store, memory=small)
+    assert (found.slots, found.recommended_bytes) == (TOP_K, floor)
+    with pytest.raises(BudgetError, match="below the floor"):
+        planned(tiny.store, memory=replace(small, available_bytes=floor - 1))
 
 
 def test_memory_this_process_has_already_is_its_own(tiny: TinyStore) -> None:
@@ -280,3 +187,102 @@ def test_a_context_beyond_the_models_own_is_an_input_error(tiny: TinyStore) -> N
 def test_a_chunk_is_never_longer_than_the_context(tiny: TinyStore) -> None:
     assert planned(tiny.store, Budget(context_tokens=16)).chunk_tokens == 16
     assert planned(tiny.store).chunk_tokens == RUNTIME.chunk_tokens
+
+
+def test_every_session_has_its_own_timeline(tiny: TinyStore) -> None:
+    one, three = planned(tiny.store), planned(tiny.store, Budget(sessions=3))
+    state = sizes.state_bytes(tiny.store.shape, 4)
+    assert (one.sessions, three.sessions) == (1, 3)
+    assert one.kv_bytes == sizes.kv_bytes(tiny.store.shape, 4096, 4) > 0
+    assert three.kv_bytes == 3 * one.kv_bytes
+    assert (one.state_bytes, three.state_bytes) == (2 * state, 4 * state)  # and a rewind's
+    copied = sizes.array_bytes(tiny.store.shape, 4096, 4)
+    assert three.scratch_bytes == one.scratch_bytes + copied  # saved while another has a pass
+
+
+def test_fewer_sessions_are_offered_where_they_help(tiny: TinyStore) -> None:
+    one, wanted = planned(tiny.store), Budget(sessions=6, ram_bytes=0x7FFFFFFF)
+    grown = planned(tiny.store, replace(wanted, sessions=4)).floor_bytes
+    assert grown > one.floor_bytes
+    short = replace(wanted, ram_bytes=grown)
+    with pytest.raises(BudgetError, match="plan 4 sessions or fewer instead of 6"):
+        planned(tiny.store, short)
+    assert planned(tiny.store, replace(short, sessions=4)).slots == TOP_K
+    with pytest.raises(BudgetError) as refusal:
+        planned(tiny.store, Budget(ram_bytes=PROCESS, sessions=6))
+    assert "sessions" not in str(refusal.value)
+
+
+def test_saving_a_long_context_is_planned_for(tiny: TinyStore) -> None:
+    """With one session the copy and a pass are never there together, so the larger counts."""
+    found = planned(tiny.store, Budget(context_tokens=8192))
+    assert found.scratch_bytes >= sizes.array_bytes(tiny.store.shape, 8192, 4)
+
+
+def test_the_kernels_own_block_is_part_of_scratch(tiny: TinyStore) -> None:
+    none = planned(tiny.store, scratch_block_bytes=0)
+    some = planned(tiny.store, scratch_block_bytes=3 * MIB)
+    assert some.scratch_bytes - none.scratch_bytes == 3 * MIB
+    assert some.floor_bytes - none.floor_bytes == 3 * MIB
+    default = planned(tiny.store)
+    block = reference.block_bytes(np.dtype(np.float32))
+    assert default.scratch_bytes - none.scratch_bytes == block
+
+
+def test_threads_cost_nothing_by_themselves(tiny: TinyStore) -> None:
+    def floor(threads: int) -> int:
+        return plan(
+            tiny.store,
+            budget=Budget(),
+            runtime=Runtime(threads=threads),
+            float_bytes=4,
+            process_bytes=PROCESS,
+            memory=ROOMY,
+        ).floor_bytes
+
+    assert floor(64) == floor(1)
+
+
+@given(over=st.integers(-8 * MIB, 8 * MIB), extra=st.integers(-4 * MIB, 12 * MIB))
+def test_a_peak_that_was_reached_is_part_of_the_floor(
+    tiny: TinyStore, over: int, extra: int
+) -> None:
+    least = planned(tiny.store).floor_bytes
+    peak = least + over
+    floor = planned(tiny.store, peak_bytes=peak).floor_bytes
+    assert floor == max(least, peak)
+    wanted = Budget(ram_bytes=floor + extra)
+    if extra < 0:
+        with pytest.raises(BudgetError, match="is below the floor of") as refusal:
+            planned(tiny.store, wanted, peak_bytes=peak)
+        assert ("a peak cannot be taken back" in str(refusal.value)) == (peak > least)
+        own_process = peak > floor + extra >= least
+        assert ("in a process of its own" in str(refusal.value)) == own_process
+        enough = re.search(r"give --ram (\d+MiB) or more", str(refusal.value))
+        assert enough
+        planned(tiny.store, Budget(ram_bytes=parse_bytes(enough[1])), peak_bytes=peak)
+        return
+    found = planned(tiny.store, wanted, peak_bytes=peak)
+    assert peak <= found.floor_bytes <= found.budget_bytes == floor + extra
+    assert found.planned_bytes <= found.budget_bytes
+    # A peak of the past takes no slot: what was held then is free again.
+    fitting = min((floor + extra - least) // found.slot_bytes + TOP_K, LAYERS * EXPERTS)
+    assert found.slots == fitting
+
+
+def test_without_a_promise_a_past_peak_refuses_nothing(tiny: TinyStore) -> None:
+    least = planned(tiny.store).floor_bytes
+    peak = least + 40 * MIB
+    small = Memory(GIB, least + budget.MARGIN_BYTES, None, None, "free memory")
+    found = planned(tiny.store, memory=small, peak_bytes=least + 300 * MIB)
+    assert found.slots == TOP_K and found.budget_bytes == least + 300 * MIB
+    pinned = planned(tiny.store, Budget(slots=TOP_K), peak_bytes=peak)
+    assert pinned.budget_bytes == peak == pinned.floor_bytes
+    assert pinned.planned_bytes == least
+
+
+def test_the_process_counts_once_for_a_second_engine(tiny: TinyStore) -> None:
+    """What is resident counts, not the peak: an engine that was closed takes no slot away."""
+    ram = Budget(ram_bytes=planned(tiny.store).floor_bytes + 5 * planned(tiny.store).slot_bytes)
+    before = planned(tiny.store, ram)
+    assert planned(tiny.store, ram, peak_bytes=before.budget_bytes).slots == before.slots

@@ -38,7 +38,7 @@ def submit(reader: DirectReader, file: int, into: Array, **change: object) -> in
     arguments: dict[str, object] = {
         "offset_bytes": 0,
         "checksum": CHECKSUM,
-        "label": "layer 0 expert 3",
+        "label": lambda: "layer 0 expert 3",
         "demand": True,
     }
     return reader.submit(file, destination=into, **(arguments | change))  # type: ignore[arg-type]
@@ -135,6 +135,19 @@ def test_closing_drops_what_is_queued(store: Path) -> None:
     assert messages
 
 
+def test_draining_forgets_every_ticket_and_the_reader_goes_on(store: Path) -> None:
+    with DirectReader(threads=1) as reader:
+        file = reader.open(store, direct=True)
+        tickets = [submit(reader, file, pages(4 * PAGE), demand=False) for _ in range(50)]
+        reader.drain()
+        for ticket in tickets:
+            with pytest.raises(IndexError):
+                reader.wait(ticket)
+        into = pages(4 * PAGE)
+        reader.wait(submit(reader, file, into))
+        assert into.tobytes() == DATA
+
+
 def test_arguments_no_correct_caller_passes(store: Path, reader: DirectReader) -> None:
     file = reader.open(store, direct=True)
     room = pages(4 * PAGE)
@@ -150,6 +163,6 @@ def test_arguments_no_correct_caller_passes(store: Path, reader: DirectReader) -
     ):
         with pytest.raises(ValueError):
             submit(reader, file, into)
-    for offset in (-PAGE, 100):
-        with pytest.raises(ValueError, match="offset"):
+    for offset in (-PAGE, 100):  # the mistake is named, and so is the record
+        with pytest.raises(ValueError, match="layer 0 expert 3: offset"):
             submit(reader, file, room, offset_bytes=offset)

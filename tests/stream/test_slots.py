@@ -69,6 +69,43 @@ def test_address_space_that_the_system_refuses_is_a_budget_error() -> None:
         Slots(1 << 30, 1 << 30)
 
 
+def test_frozen_bytes_are_the_same_memory_and_cannot_be_thawed() -> None:
+    slots = Slots(2, 4096)
+    frozen = slots.frozen(1, 4096)
+    slots.view(1, 4096)[:] = 7
+    assert (frozen == 7).all()
+    with pytest.raises(ValueError, match="read-only"):
+        frozen[0] = 1
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        frozen.flags.writeable = True
+
+
+def test_clearing_makes_every_slot_free() -> None:
+    slots = Slots(2, 4096)
+    for state in PATHS[HELD]:
+        slots.move(1, state)
+    slots.clear()
+    assert slots.state(1) is FREE
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs a current RSS")
+def test_closing_gives_the_memory_back_with_the_last_view() -> None:
+    mebibyte = 1 << 20
+    slots = Slots(32, mebibyte)
+    view = slots.view(3, mebibyte)
+    for slot in range(32):
+        slots.view(slot, mebibyte)[:: mmap.PAGESIZE] = 1
+    full = resident_bytes()
+    slots.close()
+    slots.close()
+    assert view[0] == 1 and resident_bytes() > full - 4 * mebibyte
+    del view
+    assert resident_bytes() < full - 28 * mebibyte
+    for read in (slots.view, slots.frozen):
+        with pytest.raises(RuntimeError, match="closed"):
+            read(0, 4096)
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs a current RSS")
 def test_resident_memory_grows_only_with_use() -> None:
     mebibyte = 1 << 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -105,15 +106,112 @@ def test_counts_are_those_of_the_policy_with_hints_and_without(
             assert (found.hits, found.misses, found.bytes_read) == (hits, misses, nbytes)
 
 
-def test_a_hint_starts_reads_and_its_misses_are_not_counted_twice(tiny: TinyStore) -> None:
+def counts(streamer: Streamer) -> tuple[int, int]:
+    return streamer.counters.hits, streamer.counters.misses
+
+
+def test_hold_counts_and_takes_the_last_hint_for_its_own(tiny: TinyStore) -> None:
     with closing(Streamer(tiny.store, ALL, ON)) as streamer:
         streamer.hint(0, np.array([1, 2]))
-        streamer.hint(0, np.array([1, 2]))
-        assert (streamer.counters.hits, streamer.counters.misses) == (0, 2)
+        assert counts(streamer) == (0, 0)
         streamed(tiny, streamer, 0, [1, 2])
-        assert (streamer.counters.hits, streamer.counters.misses) == (0, 2)
+        assert counts(streamer) == (0, 2)
         streamed(tiny, streamer, 0, [1, 2])
-        assert (streamer.counters.hits, streamer.counters.misses) == (2, 2)
+        assert counts(streamer) == (2, 2)
+        streamer.hint(0, np.array([3, 4]))  # foretold, before the routing is known
+        streamer.hint(0, np.array([3, 5]))
+        streamed(tiny, streamer, 0, [3, 5])
+        assert counts(streamer) == (3, 3)
+
+
+def test_a_hint_that_no_hold_follows_falsifies_nothing(tiny: TinyStore) -> None:
+    with closing(Streamer(tiny.store, ALL, ON)) as streamer:
+        streamer.hint(1, np.array([1, 2]))
+        streamed(tiny, streamer, 1, [5])
+        assert counts(streamer) == (0, 1)
+        streamed(tiny, streamer, 1, [1, 2])
+        assert counts(streamer) == (2, 1)
+        streamed(tiny, streamer, 1, [1, 2])
+        assert counts(streamer) == (4, 1)
+
+
+def test_holding_keeps_an_expert_that_was_only_hinted_before(tiny: TinyStore) -> None:
+    with closing(Streamer(tiny.store, 2, ON)) as streamer:
+        streamer.hint(1, np.array([1]))
+        streamed(tiny, streamer, 1, [5])
+        streamed(tiny, streamer, 1, [1])
+        streamed(tiny, streamer, 2, [0])  # 5 leaves, since 1 was asked last
+        streamed(tiny, streamer, 1, [1])
+        assert counts(streamer) == (2, 2)
+
+
+@pytest.mark.parametrize("slots", [3, 5, EXPERTS])
+def test_all_experts_stay_valid_together_where_there_are_slots_for_them(
+    tiny: TinyStore, slots: int
+) -> None:
+    with closing(Streamer(tiny.store, slots, ON)) as streamer:
+        for layer in (0, 2, 1, 0):
+            streamer.hint(3 - layer, np.arange(EXPERTS))  # takes every slot it can
+            ids = np.random.default_rng(layer).permutation(EXPERTS)[:slots]
+            with streamer.hold(layer, ids) as experts:
+                taken = dict(experts)
+                assert sorted(taken) == sorted(ids)
+                streamer.hint((layer + 1) % 4, np.arange(EXPERTS))
+                nbytes = tiny.store.layout(layer).nbytes
+                for expert, weights in taken.items():
+                    assert record_of(weights) == tiny.records[layer][expert, :nbytes].tobytes()
+
+
+def test_experts_cannot_be_written_to(tiny: TinyStore) -> None:
+    with (
+        closing(Streamer(tiny.store, TOP_K, ON)) as streamer,
+        streamer.hold(1, np.arange(EXPERTS)) as experts,
+    ):
+        for _, weights in experts:
+            for matrix in (weights.gate, weights.up, weights.down):
+                assert not any(array.flags.writeable for array in matrix.arrays())
+
+
+def test_a_second_hold_ends_the_first_which_says_so(tiny: TinyStore) -> None:
+    with closing(Streamer(tiny.store, TOP_K, ON)) as streamer:
+        with pytest.raises(RuntimeError, match="do not nest"), streamer.hold(0, np.array([1])):
+            streamed(tiny, streamer, 1, [1, 2])
+        with pytest.raises(RuntimeError, match="ended"), streamer.hold(0, np.array([1])) as experts:
+            streamed(tiny, streamer, 1, [1, 2])
+            next(experts)
+        streamed(tiny, streamer, 0, [1])
+        streamed(tiny, streamer, 0, [1])
+
+
+def test_closing_inside_a_hold_is_seen_at_the_next_expert(tiny: TinyStore) -> None:
+    streamer = Streamer(tiny.store, TOP_K, ON)
+    with streamer.hold(0, np.array([1, 2])) as experts:
+        expert, weights = next(experts)
+        streamer.close()
+        nbytes = tiny.store.layout(0).nbytes
+        assert record_of(weights) == tiny.records[0][expert, :nbytes].tobytes()
+        with pytest.raises(RuntimeError, match="close"):
+            next(experts)
+
+
+def test_a_forked_child_is_refused_and_can_leave(tiny: TinyStore) -> None:
+    with closing(Streamer(tiny.store, TOP_K, ON)) as streamer:
+        streamed(tiny, streamer, 0, [0, 1])
+        child = os.fork()
+        if not child:
+            verdict = 1
+            try:
+                for _ in range(2):
+                    with pytest.raises(RuntimeError, match=r"forked.*open the store again"):
+                        streamed(tiny, streamer, 1, [2])
+                streamer.close()
+                del streamer
+                gc.collect()
+                verdict = 0
+            finally:
+                os._exit(verdict)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        streamed(tiny, streamer, 1, [2])
 
 
 def test_a_hint_does_nothing_where_hints_are_off(tiny: TinyStore) -> None:
@@ -143,7 +241,8 @@ def test_leaving_early_leaves_everything_usable(tiny: TinyStore, slots: int, tak
             for _ in range(taken):
                 next(experts)
             raise KeyError("consumer")
-        assert list(experts) == []
+        with pytest.raises(RuntimeError, match="has ended"):
+            next(experts)
         for layer in range(LAYERS):
             streamed(tiny, streamer, layer, list(range(EXPERTS)))
 
@@ -196,8 +295,6 @@ def test_a_missing_file_is_refused_at_the_start(own: TinyStore) -> None:
 def test_calls_that_only_a_bug_makes_are_errors(tiny: TinyStore) -> None:
     streamer = Streamer(tiny.store, TOP_K, ON)
     with streamer.hold(0, np.array([1])) as experts:
-        with pytest.raises(RuntimeError, match="open already"), streamer.hold(1, np.array([1])):
-            pass
         assert [expert for expert, _ in experts] == [1]
     for ids in ([-1], [EXPERTS]):
         with pytest.raises(ValueError, match="not all below 8"), streamer.hold(0, np.array(ids)):

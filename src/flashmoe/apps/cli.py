@@ -21,8 +21,9 @@ from flashmoe.errors import FlashMoeError, InputError
 from flashmoe.options import Runtime, Sampling
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 refused (the store, the budget, the machine), or `verify` found faults; "
-    "2 a flag, an argument or a prompt that cannot be honoured; 130 ended by Ctrl-C."
+    "Exit codes: 0 done; 1 refused (the store, the budget, the machine, a saved session), or "
+    "`verify` found faults; 2 a flag, an argument or a prompt that cannot be honoured; 130 ended "
+    "by Ctrl-C."
 )
 STATS = "`--stats json` writes one object: " + ", ".join(
     f"`{key}` ({meaning})" for key, meaning in KEYS.items()
@@ -221,6 +222,7 @@ def trace(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code of the process."""
+    terminal.leave_interrupts()
     terminal.open_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:

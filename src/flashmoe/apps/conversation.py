@@ -32,6 +32,8 @@ class Prompt:
     def __post_init__(self) -> None:
         if self.raw and (self.system is not None or self.tools):
             raise InputError("--system and --tools need the chat template: leave out --raw")
+        if self.raw and self.thinking:
+            raise InputError("--think needs the chat template: leave out --raw")
 
 
 def read_prompt(prompt: str | None) -> str | None:
@@ -84,6 +86,11 @@ def opening(engine: Engine, prompt: Prompt) -> list[int]:
     messages = [{"role": "user", "content": prompt.text}]
     if prompt.system is not None:
         messages.insert(0, {"role": "system", "content": prompt.system})
+    if prompt.tools and not engine.template.takes_tools:
+        raise InputError(
+            f"the chat template of {engine.store.path} knows no tools: leave out --tools, or use "
+            "a model that was trained with them"
+        )
     segments = engine.template.render(
         messages, tools=prompt.tools or None, enable_thinking=prompt.thinking
     )

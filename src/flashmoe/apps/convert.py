@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 from flashmoe.apps import progress, terminal
+from flashmoe.engine import Words
+from flashmoe.errors import FlashMoeError, InputError
 from flashmoe.store.convert import convert as convert_checkpoint
 from flashmoe.store.reader import Store
 from flashmoe.store.verify import verify as verify_store
@@ -26,6 +28,9 @@ def convert(
     force: bool,
 ) -> None:
     """Convert, showing progress; the last line has records, bytes and seconds."""
+    terminal.take_interrupts()
+    if str(destination) == "demo":
+        raise InputError("demo stands for the shipped model: give the store another name")
     began = time.monotonic()
     try:
         with progress.shown("converting") as watcher:
@@ -42,12 +47,29 @@ def convert(
     except KeyboardInterrupt:
         terminal.note("interrupted: the same command goes on where it stopped")
         raise
+    store = Store(destination, manifest)
+    _check_words(store)
     records = sum(len(layer.checksums) for layer in manifest.layers)
-    nbytes = sum(Store(destination, manifest).file_sizes().values())
+    nbytes = sum(store.file_sizes().values())
     terminal.write(
         f"{destination}: {records} records, {format_bytes(nbytes)}, "
         f"{time.monotonic() - began:.1f} s\n"
     )
+
+
+def _check_words(store: Store) -> None:
+    """Say at once what a run would refuse: the weights are whole, the words are not."""
+    try:
+        words = Words(store)
+    except FlashMoeError as error:
+        terminal.note(f"warning: the weights are converted, but no text can be used: {error}")
+        return
+    missing = [name for name in ("tokenizer", "template") if getattr(words, name) is None]
+    if missing:
+        terminal.note(
+            f"warning: the checkpoint brings no usable {' and no '.join(missing)}: put its own "
+            "tokenizer.json and chat_template.jinja beside its weights and convert again"
+        )
 
 
 def verify(store: str, against: Path | None) -> int:

@@ -151,7 +151,8 @@ Slots: TypeAlias = Annotated[
 
 # --- how the work is done
 Threads: TypeAlias = Annotated[
-    int | None, _work("Threads that compute.", "--threads", show_default="one a core")
+    int | None,
+    _work("Threads that compute.", "--threads", show_default="one a processor it may run on"),
 ]
 ChunkTokens: TypeAlias = Annotated[
     int, _work("Prompt tokens that pass a layer together.", "--chunk-tokens")

@@ -23,7 +23,7 @@ def draw(counts: Array, title: str, path: Path) -> None:
         from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise InputError(
-            "a heat map needs matplotlib: pip install 'flash-moe[plot]', or leave out --plot"
+            "a heat map needs matplotlib: pip install matplotlib, or leave out --plot"
         ) from error
     layers, experts = counts.shape
     width = min(max(experts * 0.12, 6.0), 24.0)

@@ -5,7 +5,6 @@ Owns the meaning of ``--ram`` and the table; every number is :mod:`flashmoe.stre
 
 from __future__ import annotations
 
-import importlib
 import json
 from typing import TYPE_CHECKING
 
@@ -44,12 +43,11 @@ def budget_of(ram: str | None, context: int | None, slots: int | None, top_k: in
 
 def plan(name: str, ram: str | None, context: int | None, *, as_json: bool) -> None:
     """Print the plan of a store, as ``run`` with the same flags would make it."""
-    importlib.import_module("flashmoe.apps.run")  # a run has it in memory when it plans
     store, runtime = Store.open(name), Runtime()
-    floats = kernels.choose("auto", "float32", runtime.threads).dtype
+    chosen = kernels.choose("auto", "float32", runtime.resolved_threads)
     words = Words(store)  # what it weighs counts
     budget = budget_of(ram, context, None, store.shape.experts.top_k)
-    found = plan_store(store, budget, runtime, float_bytes=floats.itemsize)
+    found = plan_store(store, budget, runtime, kernels=chosen)
     del words
     if as_json:
         terminal.write(json.dumps(found.to_json(), indent=1) + "\n")
@@ -64,13 +62,14 @@ def _parts(plan: Plan) -> Table:
     table.add_column()
     table.add_column(justify="right")
     table.add_column()
+    sessions = "1 session" if plan.sessions == 1 else f"{plan.sessions} sessions"
     slots = f"{plan.slots} of {plan.experts_total} experts, {format_bytes(plan.slot_bytes)} each"
     parts = (
         ("process", plan.process_bytes, "interpreter, libraries, tokenizer"),
         ("allowance", plan.allowance_bytes, "what no formula counts"),
         ("trunk", plan.trunk_bytes, "always resident"),
-        ("state", plan.state_bytes, "recurrent layers"),
-        ("KV", plan.kv_bytes, f"{plan.context_tokens} tokens of context"),
+        ("state", plan.state_bytes, f"recurrent layers, {sessions} and what a pass began with"),
+        ("KV", plan.kv_bytes, f"{sessions} of {plan.context_tokens} tokens"),
         ("scratch", plan.scratch_bytes, f"a chunk of {plan.chunk_tokens} tokens"),
         ("slots", plan.slots * plan.slot_bytes, slots),
     )
@@ -83,9 +82,12 @@ def _parts(plan: Plan) -> Table:
 
 def _lines(plan: Plan) -> list[str]:
     usable = format_bytes(plan.usable_bytes)
+    floor = f"{plan.floor_slots} slots; `--ram floor`"
+    if plan.floor_bytes == plan.peak_bytes:
+        floor += "; the peak of loading the tokenizer"
     read = plan.expected_bytes_per_token
     return [
-        f"floor        {format_bytes(plan.floor_bytes)} ({plan.floor_slots} slots; `--ram floor`)",
+        f"floor        {format_bytes(plan.floor_bytes)} ({floor})",
         f"recommended  {format_bytes(plan.recommended_bytes)} of {usable} usable",
         f"budget       {format_bytes(plan.budget_bytes)}, bound by: {plan.binding}",
         f"a token reads about {format_bytes(read)} of {format_bytes(plan.routed_bytes_per_token)} "

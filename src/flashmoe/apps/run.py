@@ -1,7 +1,7 @@
 """``run``: one reply to one prompt, streamed.
 
-Owns the order of a run: words, engine, reply, footer. Standard output gets the model's text and
-nothing else.
+Owns the order of a run: words, engine, reply, saving, footer. Standard output gets the model's
+text and nothing else.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from flashmoe.apps.footer import Footer
 from flashmoe.apps.plan import budget_of
 from flashmoe.apps.request import Request
 from flashmoe.apps.routing_log import Header, RoutingWriter
-from flashmoe.apps.terminal import end_line, note, show_aside, write
+from flashmoe.apps.terminal import end_line, note, show_aside, take_interrupts, write
 from flashmoe.engine import Engine
 from flashmoe.errors import FlashMoeError
 from flashmoe.model.observer import Observer, Phase
 from flashmoe.quant import Array
 from flashmoe.session import Session
+from flashmoe.snapshot import destination
 from flashmoe.step import Step, Totals
 from flashmoe.store.reader import Store
 from flashmoe.stream import memory
@@ -75,7 +76,10 @@ class _Onlookers(Observer):
 
 def run(request: Request) -> int:
     """Reply to a prompt; returns the exit code."""
+    take_interrupts()
     began = time.perf_counter()
+    if request.files.save is not None:
+        destination(request.files.save)
     with ExitStack() as stack:
         log = None
         if request.files.trace_out is not None:
@@ -94,9 +98,11 @@ def run(request: Request) -> int:
             end_line(reply.text)
             raise
         end_line(reply.text)
-        _tell(engine, request, reply, onlookers.clock)
-        if request.files.save is not None:
-            session.save(request.files.save)
+        try:
+            if request.files.save is not None:
+                session.save(request.files.save)
+        finally:  # the footer has the peak of saving in it, and is due where that failed
+            _tell(engine, request, reply, onlookers.clock)
     return INTERRUPTED if reply.finish == "interrupt" else 0
 
 

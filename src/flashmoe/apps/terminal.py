@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO, TextIOWrapper
@@ -28,6 +30,18 @@ def _writing(name: str) -> Iterator[None]:
         if error.errno == errno.EPIPE:
             raise
         raise InputError(f"{name} cannot be written: {error.strerror}") from error
+
+
+def leave_interrupts() -> None:
+    """Let Ctrl-C end the process at once: nothing is worth saving while modules load."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def take_interrupts() -> None:
+    """From here on Ctrl-C is a KeyboardInterrupt, and the command ends in an orderly way."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write(text: str) -> None:

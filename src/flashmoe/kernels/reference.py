@@ -8,7 +8,7 @@ tokens passing together; all arrays are (T, ...) with the token first unless sai
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -32,9 +32,20 @@ def matmul(x: Array, weights: Matrix) -> Array:
     step = max(1, BLOCK_ELEMENTS // columns)
     y: Array = np.empty((len(x), rows), x.dtype)
     for start in range(0, rows, step):
-        block = dequantize(weights.rows(slice(start, start + step)))
-        y[:, start : start + step] = x @ block.astype(x.dtype, copy=False).T
+        # Unnamed, so that no block is still alive while the next one is made.
+        y[:, start : start + step] = (
+            x @ dequantize(weights.rows(slice(start, start + step))).astype(x.dtype, copy=False).T
+        )
     return y
+
+
+def block_bytes(dtype: np.dtype[Any]) -> int:
+    """Most memory :func:`matmul` holds beside x and results of ``dtype``: one block of weights.
+
+    Codes (a byte each) become float32, which becomes ``dtype`` where that is another.
+    """
+    wider = 0 if dtype == np.float32 else dtype.itemsize
+    return BLOCK_ELEMENTS * (4 + max(1, wider))
 
 
 def lookup(ids: Array, embedding: Matrix, dtype: np.dtype[np.floating]) -> Array:

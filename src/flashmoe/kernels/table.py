@@ -18,10 +18,15 @@ from flashmoe.quant import Array, Expert
 
 @dataclass(frozen=True)
 class Kernels:
-    """One set of kernels; ``dtype`` is that of the activations it takes and gives."""
+    """One set of kernels; ``dtype`` is that of the activations it takes and gives.
+
+    ``block_bytes`` is the most memory the set holds for weights on their way to floats, in all
+    its threads together; results and activations are not in it.
+    """
 
     name: str
     dtype: np.dtype[Any]
+    block_bytes: int
     matmul: reference.Matmul = reference.matmul
     swiglu: Callable[[Array, Expert], Array] = reference.swiglu
     experts: Callable[..., Array] = reference.experts

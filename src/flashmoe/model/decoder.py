@@ -89,6 +89,7 @@ class Decoder:
         for layer, memory in zip(self.layers, state.layers, strict=True):
             x = layer.forward(x, memory, streamer)
         state.position += len(ids)
+        state.last = x[-1:].copy()
         return x
 
     def logits(self, x: Array) -> Array:

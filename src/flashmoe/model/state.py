@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from flashmoe.errors import ContextError, InputError
+from flashmoe.errors import ContextError, SessionError
 from flashmoe.quant import Array
 from flashmoe.shape import AttentionShape, ModelShape, RecurrentShape
 
@@ -38,11 +38,11 @@ class AttentionState:
         """What a snapshot keeps: views of the filled part."""
         return {"keys": self._keys[:, : self.length], "values": self._values[:, : self.length]}
 
-    def assign(self, arrays: Mapping[str, Array]) -> None:
-        """Take over arrays that :meth:`arrays` gave."""
-        self.length = arrays["keys"].shape[1]
-        self._keys[:, : self.length] = arrays["keys"]
-        self._values[:, : self.length] = arrays["values"]
+    def assign(self, name: str, array: Array) -> None:
+        """Take over one of the arrays that :meth:`arrays` gave."""
+        self.length = array.shape[1]
+        whole = self._keys if name == "keys" else self._values
+        whole[:, : self.length] = array
 
 
 class RecurrentState:
@@ -56,30 +56,29 @@ class RecurrentState:
         """What a snapshot keeps."""
         return {"delta": self.delta, "conv": self.conv}
 
-    def assign(self, arrays: Mapping[str, Array]) -> None:
-        """Take over copies of arrays that :meth:`arrays` gave."""
-        self.delta, self.conv = arrays["delta"].copy(), arrays["conv"].copy()
+    def assign(self, name: str, array: Array) -> None:
+        """Take over a copy of one of the arrays that :meth:`arrays` gave."""
+        self.arrays()[name][...] = array
 
 
 LayerState: TypeAlias = AttentionState | RecurrentState
-Mark: TypeAlias = tuple[int, list[Any]]
+Mark: TypeAlias = tuple[int, Array, list[Any]]
 
 
 class State:
-    """One timeline's memory: a state a layer, and how many tokens have passed."""
+    """One timeline's memory: a state a layer, and how many tokens have passed.
+
+    ``last`` (1, hidden) is what the final layer gave for the last of them: enough to sample the
+    next token without another pass.
+    """
 
     def __init__(self, shape: ModelShape, context_tokens: int, dtype: np.dtype[Any]) -> None:
         self.shape = shape
         self.context_tokens = context_tokens
         self.dtype = dtype
         self.position = 0
-        self.layers: list[LayerState] = []
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.position = 0
-        self.layers = [self._layer(mixer) for mixer in self.shape.mixers]
+        self.last: Array = np.zeros((1, shape.hidden), dtype)
+        self.layers = [self._layer(mixer) for mixer in shape.mixers]
 
     def _layer(self, mixer: str) -> LayerState:
         if mixer == "attention":
@@ -110,11 +109,11 @@ class State:
             layer.length if isinstance(layer, AttentionState) else (layer.delta, layer.conv)
             for layer in self.layers
         ]
-        return self.position, marks
+        return self.position, self.last, marks
 
     def rewind(self, mark: Mark) -> None:
         """Undo a pass that was interrupted, so that the timeline is as it was at the mark."""
-        self.position, marks = mark
+        self.position, self.last, marks = mark
         for layer, kept in zip(self.layers, marks, strict=True):
             if isinstance(layer, AttentionState):
                 layer.length = kept
@@ -123,18 +122,19 @@ class State:
 
     def arrays(self) -> dict[str, Array]:
         """Every array under ``layer.name``; views, to be copied or written before going on."""
-        return {
+        arrays = {
             f"{index}.{name}": array
             for index, layer in enumerate(self.layers)
             for name, array in layer.arrays().items()
         }
+        return {**arrays, "last": self.last}
 
     def assign(self, position: int, arrays: Mapping[str, Array]) -> None:
         """Take over what :meth:`arrays` gave, ``position`` tokens into a timeline.
 
         Raises:
             ContextError: it is longer than this state's planned context.
-            InputError: it belongs to a model of another shape or dtype.
+            SessionError: it belongs to a model of another shape or dtype.
         """
         if position > self.context_tokens:
             raise ContextError(
@@ -143,26 +143,22 @@ class State:
             )
         self._check(position, arrays)
         for index, layer in enumerate(self.layers):
-            prefix = f"{index}."
-            layer.assign(
-                {
-                    name.removeprefix(prefix): array
-                    for name, array in arrays.items()
-                    if name.startswith(prefix)
-                }
-            )
+            for name in layer.arrays():
+                layer.assign(name, arrays[f"{index}.{name}"])
+        self.last = arrays["last"].copy()
         self.position = position
 
     def _check(self, position: int, arrays: Mapping[str, Array]) -> None:
         own = self.arrays()
         if set(own) != set(arrays):
-            raise InputError("the saved state belongs to a model with other layers")
+            raise SessionError("the saved state belongs to a model with other layers")
         for name, array in arrays.items():
             wanted = own[name].shape
             if name.endswith(("keys", "values")):
                 wanted = (wanted[0], position, wanted[2])
             if array.shape != wanted or array.dtype != self.dtype:
-                raise InputError(
+                raise SessionError(
                     f"the saved state has {array.dtype}{array.shape} for layer state {name}; "
                     f"this model needs {self.dtype}{wanted}"
                 )
+            del array  # where arrays come from a file, one at a time is in memory

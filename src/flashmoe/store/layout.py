@@ -137,7 +137,7 @@ class TrunkTensor:
         )
 
 
-def _header(entries: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
+def header(entries: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
     """A safetensors header whose data begins at a multiple of the alignment.
 
     ``entries`` are (name, dtype, shape, nbytes) in file order.
@@ -169,7 +169,7 @@ def layer_header(layout: RecordLayout, count: int) -> bytes:
         ]
         if padding:
             entries.append((f"experts.{expert}.padding", "U8", (padding,), padding))
-    return _header(entries)
+    return header(entries)
 
 
 def trunk_header(tensors: Iterable[TrunkTensor]) -> tuple[bytes, Mapping[str, tuple[int, int]]]:
@@ -179,10 +179,10 @@ def trunk_header(tensors: Iterable[TrunkTensor]) -> tuple[bytes, Mapping[str, tu
     """
     named = [pair for tensor in tensors for pair in tensor.named_parts()]
     named.sort(key=lambda pair: -pair[1].numpy_dtype.itemsize)
-    header = _header((name, part.dtype, part.shape, part.nbytes) for name, part in named)
+    start = header((name, part.dtype, part.shape, part.nbytes) for name, part in named)
     extents: dict[str, tuple[int, int]] = {}
-    offset = len(header)
+    offset = len(start)
     for name, part in named:
         extents[name] = (offset, part.nbytes)
         offset += part.nbytes
-    return header, extents
+    return start, extents

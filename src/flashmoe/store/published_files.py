@@ -61,15 +61,15 @@ class OpenFiles:
         got = 0
         while got < nbytes:
             try:
-                chunk = os.pread(descriptor, min(nbytes - got, CHUNK_BYTES), offset + got)
+                window = target[got : got + CHUNK_BYTES].data
+                count = os.preadv(descriptor, [window], offset + got)
             except OSError as error:
                 raise CheckpointError(
                     f"{path}: reading {what} failed: {error.strerror}; check the disk"
                 ) from error
-            if not chunk:
+            if not count:
                 raise CheckpointError(f"{path} ends at byte {offset + got}, inside {what}; {AGAIN}")
-            target[got : got + len(chunk)] = np.frombuffer(chunk, np.uint8)
-            got += len(chunk)
+            got += count
         return target
 
     def close(self) -> None:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,12 +28,11 @@ ALIGNMENT_BYTES = 4096
 _OK, _OS_ERROR, _SHORT_READ, _CHECKSUM_MISMATCH = range(4)
 
 
-@dataclass(frozen=True)
-class _Request:
+class _Request(NamedTuple):
     """What a message about a read must name."""
 
     file: int
-    label: str
+    label: Callable[[], str]
     offset_bytes: int
     size_bytes: int
     checksum: int
@@ -42,7 +41,8 @@ class _Request:
 class DirectReader:
     """Reads from a few files at once, ``threads`` requests deep.
 
-    Safe to use from one thread at a time. As a context manager it closes itself.
+    Safe to use from one thread at a time. As a context manager it closes itself. In a child forked
+    later every call but ``close`` is a RuntimeError.
     """
 
     def __init__(self, threads: int) -> None:
@@ -88,22 +88,27 @@ class DirectReader:
         destination: Array,
         checksum: int,
         *,
-        label: str,
+        label: Callable[[], str],
         demand: bool,
     ) -> int:
         """Start a read of exactly ``destination.nbytes`` bytes and return its ticket.
 
         ``destination`` is contiguous, writable uint8 whose address and size, like
         ``offset_bytes``, are multiples of 4,096; its bytes are undefined until ``wait`` returns.
-        ``label`` names the record in messages. Demanded reads go before hinted ones.
+        ``label`` is called to name the record in a message. Demanded reads go before hinted ones.
 
         Raises:
             ValueError: an argument that no correct caller passes.
         """
-        _check_destination(destination)
-        if offset_bytes < 0 or offset_bytes % ALIGNMENT_BYTES:
-            raise ValueError(f"{label}: offset {offset_bytes} is not a multiple of 4096")
-        ticket = self._reader.submit(file, offset_bytes, destination, checksum, demand)
+        try:
+            ticket = self._reader.submit(file, offset_bytes, destination, checksum, demand)
+        except (TypeError, ValueError):  # checked where it costs nothing; what follows says why
+            _check_destination(destination)
+            if offset_bytes < 0 or offset_bytes % ALIGNMENT_BYTES:
+                raise ValueError(
+                    f"{label()}: offset {offset_bytes} is not a multiple of 4096"
+                ) from None
+            raise
         self._requests[ticket] = _Request(file, label, offset_bytes, destination.nbytes, checksum)
         return ticket
 
@@ -143,6 +148,14 @@ class DirectReader:
         """
         return self._reader.wait_any(tickets)
 
+    def drain(self) -> None:
+        """Drop the reads that have not started, wait for the others, and forget every ticket.
+
+        Also those whose number its caller never got to know.
+        """
+        self._reader.drain()
+        self._requests.clear()
+
     @property
     def bytes_read(self) -> int:
         """Bytes the system delivered so far, those of failed reads included."""
@@ -157,7 +170,7 @@ class DirectReader:
 
     def _explain(self, request: _Request, code: int, detail: int) -> str:
         path = self._paths[request.file]
-        where = f"{path}: {request.label} at byte {request.offset_bytes}"
+        where = f"{path}: {request.label()} at byte {request.offset_bytes}"
         if code == _OS_ERROR and detail == errno.ECANCELED:
             return f"{where} was not read: its reader was closed first; open the store again"
         if code == _OS_ERROR:

@@ -15,7 +15,13 @@ from flashmoe.quant import Plain
 from flashmoe.shape import ModelShape
 from flashmoe.store.reader import Store
 
-_DEQUANTIZE_BYTES = 16 << 20  # a thread's block of weights as floats
+BLAS_BYTES = 4 << 20
+"""Buffers of numpy's BLAS on one thread, which is all that a pass uses. Measured: OpenBLAS 0.3.31
+takes under 2.5 MiB for the products and systems of the reference kernels, in either dtype."""
+
+SAMPLER_FLOATS = 12
+"""Float64 numbers a word while a token is drawn: logits, scores, weights, their order, sums."""
+
 _VECTORS_BELOW = 64  # a tensor with a side this short is kept as floats too
 
 
@@ -31,33 +37,48 @@ def trunk_bytes(store: Store, float_bytes: int) -> int:
 
 
 def state_bytes(shape: ModelShape, float_bytes: int) -> int:
-    """Recurrent state (value_heads, key_dim, value_dim) and conv state, over all such layers.
+    """Recurrent and conv state of one timeline, over all such layers.
 
-    Twice: until a pass has ended, what it began with is kept so that it can be undone.
+    The first is (value_heads, key_dim, value_dim), the second (conv_kernel - 1, channels).
     """
     net = shape.recurrent
     if net is None:
         return 0
     recurrent = net.value_heads * net.key_dim * net.value_dim
     conv = (net.conv_kernel - 1) * net.conv_channels
-    return 2 * shape.mixers.count("recurrent") * (recurrent + conv) * float_bytes
+    return shape.mixers.count("recurrent") * (recurrent + conv) * float_bytes
 
 
 def kv_bytes(shape: ModelShape, context_tokens: int, float_bytes: int) -> int:
-    """Keys and values of ``context_tokens`` tokens in every attention layer."""
+    """Keys and values of one timeline of ``context_tokens`` tokens, over all attention layers."""
     if shape.attention is None:
         return 0
     token = 2 * shape.attention.kv_heads * shape.attention.head_dim * float_bytes
     return shape.mixers.count("attention") * context_tokens * token
 
 
+def array_bytes(shape: ModelShape, context_tokens: int, float_bytes: int) -> int:
+    """The largest single array of a timeline: what saving and loading copy at a time."""
+    keys = delta = 0
+    if shape.attention is not None and "attention" in shape.mixers:
+        keys = shape.attention.kv_heads * shape.attention.head_dim * context_tokens
+    if (net := shape.recurrent) is not None:
+        delta = net.value_heads * net.key_dim * net.value_dim
+    return max(keys, delta) * float_bytes
+
+
 def scratch_bytes(
-    shape: ModelShape, *, chunk_tokens: int, context_tokens: int, threads: int, float_bytes: int
+    shape: ModelShape,
+    *,
+    chunk_tokens: int,
+    context_tokens: int,
+    block_bytes: int,
+    float_bytes: int,
 ) -> int:
-    """Activations alive at once while a chunk passes a layer, rounded up throughout.
+    """What one pass and the drawing of a token take, rounded up throughout.
 
     The mixer and the experts of a layer do not live at the same time, so the larger counts.
-    Never smaller for a longer chunk or context.
+    ``block_bytes`` is the kernels' own. Never smaller for a longer chunk or context.
     """
     scores = SCORE_BYTES // float_bytes
     floats = 8 * chunk_tokens * shape.hidden + max(
@@ -65,8 +86,8 @@ def scratch_bytes(
         _attention_floats(shape, chunk_tokens, context_tokens, scores),
         _recurrent_floats(shape, chunk_tokens),
     )
-    logits = 3 * shape.vocabulary * 8
-    return floats * float_bytes + logits + threads * _DEQUANTIZE_BYTES
+    words = shape.vocabulary * SAMPLER_FLOATS * 8
+    return floats * float_bytes + words + BLAS_BYTES + block_bytes
 
 
 def _experts_floats(shape: ModelShape) -> int:

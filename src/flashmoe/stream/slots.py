@@ -2,7 +2,8 @@
 
 Owns one anonymous mapping and the state of every slot. Does not own which expert is where
 (``cache``) or the reads (``streamer``). A page of the mapping takes memory only once it is
-written, so resident memory grows with use and never beyond the size planned.
+written, so resident memory grows with use and never beyond the size planned. It goes back to
+the system with the last view of it once the slots are closed.
 
             load               land              hold
     FREE ----------> LOADING ----------> READY ----------> HELD
@@ -17,15 +18,16 @@ is loading for; whoever computes with them holds it. Any other transition is a b
 from __future__ import annotations
 
 import mmap
-from enum import Enum
+from enum import StrEnum
 
 import numpy as np
 
 from flashmoe.errors import BudgetError
-from flashmoe.quant import Array
+from flashmoe.quant import Array, Expert
+from flashmoe.store.layout import RecordLayout
 
 
-class State(Enum):
+class State(StrEnum):
     """What a slot is doing."""
 
     FREE = "free"
@@ -56,15 +58,38 @@ class Slots:
             raise ValueError(f"{count} slots of {slot_bytes} bytes cannot take aligned reads")
         self.count = count
         self.slot_bytes = slot_bytes
-        self._arena = np.frombuffer(_map_anonymous(count * slot_bytes), np.uint8)
+        mapping = _map_anonymous(count * slot_bytes)
+        self._arena: Array | None = np.frombuffer(mapping, np.uint8)
+        self._frozen: Array | None = np.frombuffer(memoryview(mapping).toreadonly(), np.uint8)
         self._states = [State.FREE] * count
+        self._experts: list[tuple[RecordLayout, Expert] | None] = [None] * count
 
     def view(self, slot: int, nbytes: int) -> Array:
         """The first ``nbytes`` bytes of a slot: writable, uint8, page-aligned, shared memory."""
+        return self._part(self._arena, slot, nbytes)
+
+    def frozen(self, slot: int, nbytes: int) -> Array:
+        """The same memory as :meth:`view`, but nobody can write through it."""
+        return self._part(self._frozen, slot, nbytes)
+
+    def expert(self, slot: int, layout: RecordLayout) -> Expert:
+        """The expert in a slot, as frozen views of its bytes.
+
+        They are kept for the next expert in this slot, if that has the same layout object.
+        """
+        made = self._experts[slot]
+        if made is None or made[0] is not layout:
+            made = (layout, layout.expert(self.frozen(slot, layout.record_bytes)))
+            self._experts[slot] = made
+        return made[1]
+
+    def _part(self, arena: Array | None, slot: int, nbytes: int) -> Array:
+        if arena is None:
+            raise RuntimeError("the slots are closed")
         if not 0 <= slot < self.count or not 0 < nbytes <= self.slot_bytes:
             raise RuntimeError(f"slot {slot} has no {nbytes} bytes")
         start = slot * self.slot_bytes
-        return self._arena[start : start + nbytes]
+        return arena[start : start + nbytes]
 
     def state(self, slot: int) -> State:
         """What a slot is doing."""
@@ -80,6 +105,15 @@ class Slots:
         if (before, state) not in _LEGAL:
             raise RuntimeError(f"slot {slot} cannot go from {before.value} to {state.value}")
         self._states[slot] = state
+
+    def clear(self) -> None:
+        """Forget what is in every slot; only while nothing is read into any and none is in use."""
+        self._states = [State.FREE] * self.count
+
+    def close(self) -> None:
+        """Let go of the memory: freed at once, or with its last view. Repeating it is fine."""
+        self._arena = self._frozen = None
+        self._experts = [None] * self.count
 
 
 def _map_anonymous(nbytes: int) -> mmap.mmap:

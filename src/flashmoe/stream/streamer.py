@@ -10,22 +10,30 @@ may want more experts than there are slots: they pass through in windows, one sl
 Invariant: a slot is never given to another expert while it is being read into, waited for by the
 open hold, or used by its consumer. When hold has been left, by whatever way, none of its reads
 is under way and nothing is pinned but hinted reads.
+
+An interrupt may come between any two bytecodes, so between two steps that belong together.
+``_sound`` is False while such steps are under way. Whoever comes next and finds it so, or finds
+a hold that was never left, believes nothing: all reads are ended and all slots are free again.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from array import array
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from flashmoe.errors import ReadError
 from flashmoe.options import Runtime
 from flashmoe.quant import Array, Expert
+from flashmoe.store.layout import RecordLayout
 from flashmoe.store.reader import Store
 from flashmoe.stream.cache import Cache, Key
 from flashmoe.stream.direct import DirectReader
@@ -38,11 +46,12 @@ _log = logging.getLogger(__name__)
 class Counters:
     """What streaming has cost since the start.
 
-    Each distinct expert of a routing counts once, at the first of its hint and its hold: a *hit*
-    had been asked for before this routing asked (it was in memory, or on its way), a *miss* had
-    to be read because of it. So hits and misses do not depend on whether hints are on.
-    ``bytes_read`` were delivered by the system, failed reads included; ``wait_ms`` is the time
-    in which hold had nothing to yield.
+    Each hold counts each of its distinct experts once: a *hit* was in memory, or on its way, when
+    this routing first asked, be it by its hint or its hold; a *miss* had to be read because of
+    it. A hold takes the last hint for its layer for its own. So hits and misses do not depend on
+    whether hints are on, and hints that no hold follows count nothing. ``bytes_read`` were
+    delivered by the system, failed reads included; ``wait_ms`` is the time in which hold had
+    nothing to yield.
     """
 
     hits: int = 0
@@ -64,15 +73,29 @@ class Counters:
         )
 
 
-@dataclass
-class _Hold:
-    """The experts of an open hold that were not yielded yet, by where they are."""
+class _Layer(NamedTuple):
+    """What a read from a layer's file needs, looked up once."""
 
-    here: deque[Key] = field(default_factory=deque)  # pinned, HELD
+    file: int
+    layout: RecordLayout  # the same object for equal layouts, as Slots.expert likes it
+    record_bytes: int
+    offset: int  # of the first record
+    checksums: array[int]
+
+
+@dataclass(eq=False)
+class _Hold:
+    """The experts of an open hold, by where they are."""
+
+    wanted: frozenset[Key]
+    here: deque[Key] = field(default_factory=deque)  # pinned, HELD, not yielded yet
     coming: dict[int, Key] = field(default_factory=dict)  # by the ticket of the read
     absent: deque[Key] = field(default_factory=deque)  # without a slot
+    yielded: deque[Key] = field(default_factory=deque)  # pinned, HELD
 
-    def __bool__(self) -> bool:
+    @property
+    def pending(self) -> bool:
+        """Whether there is something left to yield."""
         return bool(self.here or self.coming or self.absent)
 
 
@@ -85,132 +108,181 @@ class Streamer:
     """
 
     def __init__(self, store: Store, slots: int, runtime: Runtime) -> None:
-        layers = store.manifest.layers
+        entries = store.manifest.layers
         self.counters = Counters()
         self._store = store
         self._hints = runtime.hints
-        self._cache = Cache(slots, len(layers))
-        self._slots = Slots(slots, max(entry.layout.record_bytes for entry in layers))
-        self._reads: dict[Key, int] = {}  # tickets of reads under way; their slots are pinned
-        self._asked: set[Key] = set()  # counted by a hint, not held since
-        self._wanted: frozenset[Key] = frozenset()  # by the open hold
-        self._held: set[Key] = set()  # pinned by the open hold
+        self._slots = Slots(slots, max(entry.layout.record_bytes for entry in entries))
         self._open = True
-        self._holding = False
         self._reader = DirectReader(runtime.io_threads)
+        self._layers: list[_Layer] = []
+        layouts: dict[RecordLayout, RecordLayout] = {}
         try:
-            self._files = [
-                self._reader.open(store.path / entry.file, direct=runtime.direct_io)
-                for entry in layers
-            ]
+            for entry in entries:
+                file = self._reader.open(store.path / entry.file, direct=runtime.direct_io)
+                layout = layouts.setdefault(entry.layout, entry.layout)
+                sums = array("Q", (int(checksum, 16) for checksum in entry.checksums))
+                self._layers.append(
+                    _Layer(file, layout, layout.record_bytes, entry.data_offset, sums)
+                )
         except ReadError:
             self._reader.close()
             raise
+        self._forget()
+
+    def _forget(self) -> None:
+        """Every slot is free, nothing is asked or read, no hold is open."""
+        self._cache = Cache(self._slots.count, len(self._layers))
+        self._slots.clear()
+        self._reads: dict[Key, int] = {}  # tickets of reads under way; their slots are pinned
+        # By layer: the experts of its last hint, unless held since, and which had a slot then.
+        self._asked: dict[int, dict[Key, bool]] = {}
+        self._hold: _Hold | None = None  # the open one
+        self._sound = True
 
     def hint(self, layer: int, ids: Array) -> None:
         """Start reading what a routing will hold and is not in memory, as far as slots allow.
 
         Such reads wait for all that hold asks. They never displace an expert of the same
-        routing, nor one that is held. Does nothing where ``Runtime.hints`` is off.
+        routing, nor one that is held. Asking makes an expert recent in the cache, as in hold.
+        Does nothing where ``Runtime.hints`` is off.
         """
         if not self._hints:
             return
-        keys = [key for key in self._keys(layer, ids) if key not in self._wanted]
-        others = (key for key in self._reads if key not in self._wanted)
-        self._settle([key for key in others if self._reader.done(self._reads[key])])
-        self._ask(keys)
-        self._asked.update(keys)
-        present = [key for key in keys if key in self._cache]
-        for key in present:
-            self._cache.pin(key)
-        self._start(deque(key for key in keys if key not in self._cache), demand=False)
-        for key in present:
-            self._cache.unpin(key)
+        keys = self._keys(layer, ids)
+        wanted = frozenset() if self._hold is None else self._hold.wanted
+        if wanted:
+            keys = [key for key in keys if key not in wanted]
+        self._sound = False
+        if self._reads:
+            others = (key for key in self._reads if key not in wanted)
+            self._settle([key for key in others if self._reader.done(self._reads[key])])
+        lookup = self._cache.lookup
+        asked = {key: lookup(key) is not None for key in keys}
+        self._asked[layer] = asked
+        if not all(asked.values()):
+            present = [key for key in keys if asked[key]]
+            for key in present:
+                self._cache.pin(key)
+            self._start(deque(key for key in keys if not asked[key]), demand=False)
+            for key in present:
+                self._cache.unpin(key)
+        self._sound = True
 
     @contextmanager
     def hold(self, layer: int, ids: Array) -> Iterator[Iterator[tuple[int, Expert]]]:
         """Yield (id, expert) for each distinct id of ``ids`` (any shape), once, in any order.
 
-        An expert is valid until the next one is asked for; its arrays are views of a slot.
-        Leaving early is allowed. Holds do not nest.
+        The arrays of an expert are read-only views of a slot. How long their bytes stay is
+        decided by the number of distinct ids: up to as many as there are slots, every expert is
+        valid until the hold ends, so that all may be collected first and used together; beyond,
+        each is valid only until the next one is asked for. After the hold none is.
+
+        Leaving early is allowed. Holds do not nest: opening another ends this one, which then
+        raises RuntimeError when it is asked for an expert or left.
 
         Raises:
             ReadError: a record could not be read whole and right; names it. The streamer
                 remains usable, and the next hold reads that record again.
         """
-        if self._holding:
-            raise RuntimeError("a hold is open already")
         keys = self._keys(layer, ids)
-        self._ask(keys)
-        self._asked.difference_update(keys)
-        self._holding, self._wanted = True, frozenset(keys)
-        hold = self._claim(keys)
-        experts = self._arrivals(hold)
+        if self._hold is not None:  # nested, or an interrupt came before its block began
+            self._reset()
+        self._sound = False
+        hold = self._hold = self._claim(layer, keys)
+        self._start_absent(hold)
+        self._sound = True
         try:
-            yield experts
-        finally:
-            experts.close()
-            for key in tuple(self._held):
-                self._release(key)
-            self._settle(hold.coming.values())
-            self._holding, self._wanted = False, frozenset()
+            yield self._arrivals(hold)
+        except BaseException:
+            self._end(hold)
+            raise
+        if not self._end(hold):
+            raise RuntimeError("this hold was ended by another; holds do not nest")
 
     def close(self) -> None:
-        """End all reads; experts already yielded stay readable. Repeating it is fine."""
-        if self._open:
-            self._settle(self._reads)
-            self._reader.close()
-            self._open = False
+        """End all reads and give the memory back, repeatedly if need be.
+
+        Where views of experts still live, the memory goes with the last of them.
+        """
+        self._open = False
+        self._reader.close()
+        self._slots.close()
 
     def _keys(self, layer: int, ids: Array) -> list[Key]:
-        """The distinct experts of a routing, in file order."""
+        """The distinct experts of a routing, in file order, for a streamer in good order."""
         if not self._open:
-            raise RuntimeError("the streamer is closed")
-        distinct = np.unique(ids).tolist()
-        count = len(self._store.manifest.layers[layer].checksums)
+            raise RuntimeError("the streamer is closed: open the store again")
+        distinct = sorted(set(np.ravel(ids).tolist()))
+        count = len(self._layers[layer].checksums)
         if distinct and not 0 <= distinct[0] <= distinct[-1] < count:
             raise ValueError(f"experts {distinct} of layer {layer} are not all below {count}")
+        if not self._sound:
+            self._reset()
         return [(layer, expert) for expert in distinct]
 
-    def _ask(self, keys: list[Key]) -> None:
-        """Count a routing and mark its experts as used, except what its hint did already."""
-        for key in keys:
-            if key in self._asked:
-                continue
-            if self._cache.lookup(key) is None:
-                self.counters.misses += 1
-            else:
-                self.counters.hits += 1
+    def _reset(self) -> None:
+        """Start anew with empty slots, whatever an interrupt has left."""
+        self._sound = False
+        self._reader.drain()
+        self.counters.bytes_read = self._reader.bytes_read
+        self._forget()
 
-    def _claim(self, keys: list[Key]) -> _Hold:
-        """Sort a routing by where its experts are, and pin those that are in memory."""
-        hold = _Hold()
+    def _claim(self, layer: int, keys: list[Key]) -> _Hold:
+        """Count a routing, sort it by where its experts are, and pin those in memory."""
+        hold = _Hold(frozenset(keys))
+        asked = self._asked.pop(layer, {})
+        cache, reads, hits = self._cache, self._reads, 0
         for key in keys:
-            if key in self._reads:
-                self._reader.promote(self._reads[key])
-                hold.coming[self._reads[key]] = key
-            elif key in self._cache:
+            found = asked.get(key)
+            hits += cache.lookup(key) is not None if found is None else found
+            if key in reads:
+                self._reader.promote(reads[key])
+                hold.coming[reads[key]] = key
+            elif key in cache:
                 self._take(key)
                 hold.here.append(key)
             else:
                 hold.absent.append(key)
+        self.counters.hits += hits
+        self.counters.misses += len(keys) - hits
         return hold
 
     def _arrivals(self, hold: _Hold) -> Generator[tuple[int, Expert], None, None]:
-        while hold:
-            hold.coming.update(self._start(hold.absent, demand=True))
+        while hold.pending:
+            if self._hold is not hold or not self._sound or not self._open:
+                raise RuntimeError(
+                    "this hold has ended: it was left, or ended by another hold, by an interrupt "
+                    "or by close"
+                )
+            self._sound = False
+            try:
+                key = self._next(hold)
+            except ReadError:
+                self._sound = True  # the read that failed is put away
+                raise
+            hold.yielded.append(key)
+            expert = self._slots.expert(self._cache.slot(key), self._layers[key[0]].layout)
+            self._sound = True
+            yield key[1], expert
+
+    def _next(self, hold: _Hold) -> Key:
+        """The next expert to yield, waiting for it if need be."""
+        while True:
+            if hold.absent:
+                self._start_absent(hold)
             if hold.here:
-                key = hold.here.popleft()
-            elif hold.coming:
-                key = self._arrival(hold.coming)
-            else:
-                self._make_room()
-                continue
-            layer, expert = key
-            layout = self._store.layout(layer)
-            record = self._slots.view(self._cache.slot(key), layout.record_bytes)
-            yield expert, layout.expert(record)
-            self._release(key)
+                return hold.here.popleft()
+            if hold.coming:
+                return self._arrival(hold.coming)
+            self._make_room()
+
+    def _start_absent(self, hold: _Hold) -> None:
+        """Start reads for an open hold; its consumed experts give way if it has too many."""
+        hold.coming.update(self._start(hold.absent, demand=True))
+        while hold.absent and hold.yielded and len(hold.wanted) > self._slots.count:
+            self._release(hold.yielded.popleft())
+            hold.coming.update(self._start(hold.absent, demand=True))
 
     def _start(self, absent: deque[Key], *, demand: bool) -> dict[int, Key]:
         """Start reads from the front of ``absent`` until no slot can be had; their tickets."""
@@ -224,19 +296,21 @@ class Streamer:
                 self._slots.move(slot, State.FREE)
             self._slots.move(slot, State.LOADING)
             self._cache.pin(key)
-            layer, expert = key
-            record = self._store.record(layer, expert)
+            layer = self._layers[key[0]]
             ticket = self._reader.submit(
-                self._files[layer],
-                record.offset,
-                self._slots.view(slot, record.nbytes),
-                int(record.checksum, 16),
-                label=record.label,
+                layer.file,
+                layer.offset + key[1] * layer.record_bytes,
+                self._slots.view(slot, layer.record_bytes),
+                layer.checksums[key[1]],
+                label=partial(self._label, key),
                 demand=demand,
             )
             self._reads[key] = ticket
             started[ticket] = key
         return started
+
+    def _label(self, key: Key) -> str:
+        return self._store.record(*key).label
 
     def _arrival(self, coming: dict[int, Key]) -> Key:
         """Wait for the first of some reads, and take its expert."""
@@ -260,13 +334,26 @@ class Streamer:
         self._settle(key for key, ticket in self._reads.items() if ticket == first)
         self.counters.wait_ms += (time.perf_counter() - began) * 1e3
 
+    def _end(self, hold: _Hold) -> bool:
+        """Leave a hold; False where another hold or an interrupt has ended it already."""
+        if self._open and self._hold is not hold:
+            return False
+        if self._open and self._sound:
+            self._sound = False
+            for key in (*hold.here, *hold.yielded):
+                self._release(key)
+            self._settle(hold.coming.values())
+            self._hold = None
+            self._sound = True
+        return True
+
     def _settle(self, keys: Iterable[Key]) -> None:
         """End reads that nobody waits for: those not started are dropped, the rest let finish."""
         for key in [key for key in list(keys) if not self._cancel(key)]:
             try:
                 self._land(key)
             except ReadError as error:
-                _log.warning("an expert read in advance is not used: %s", error)
+                _log.debug("an expert read in advance is not used: %s", error)
 
     def _cancel(self, key: Key) -> bool:
         cancelled = self._reader.cancel(self._reads[key])
@@ -296,9 +383,7 @@ class Streamer:
     def _take(self, key: Key) -> None:
         self._cache.pin(key)
         self._slots.move(self._cache.slot(key), State.HELD)
-        self._held.add(key)
 
     def _release(self, key: Key) -> None:
-        self._held.remove(key)
         self._slots.move(self._cache.slot(key), State.READY)
         self._cache.unpin(key)

@@ -68,11 +68,15 @@ class Detokenizer:
             return ""
         return self._released(self._assembler.push(token))
 
-    def finish(self) -> str:
-        """What was held back: the reply ends here."""
+    def finish(self, *, cut: bool = False) -> str:
+        """What was held back: the reply ends here.
+
+        A reply that was ``cut`` short may end inside a character; that half is left out, where
+        it would else be a U+FFFD as in ``decode``.
+        """
         if self.stopped is not None:
             return ""
-        released = self._released(self._assembler.finish())
+        released = "" if cut else self._released(self._assembler.finish())
         if self.stopped is None:
             released, self._held = released + self._held, ""
         return released

@@ -51,6 +51,11 @@ class ChatTemplate:
         self._named = {"bos_token": bos_token, "eos_token": eos_token}
         self._breaker = _Breaker(token for token in markup if token.strip())
 
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template writes tools into the prompt."""
+        return "tools" in self._source
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

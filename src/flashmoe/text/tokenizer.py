@@ -28,6 +28,7 @@ from flashmoe.text.detokenizer import assembler
 from flashmoe.text.template import Segment
 
 _FILE = "tokenizer.json"
+_CONFIG = "tokenizer_config.json"
 _MEND = "copy it from the checkpoint again, or convert the checkpoint again"
 _WORD_MARKS = (" ", "\u2581")
 _SPACE = " \t\n\r\v\f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
@@ -74,11 +75,20 @@ class Tokenizer:
 
         Raises StoreError, naming the file, for one that is missing or malformed.
         """
-        definition = _read(directory / _FILE)
-        path = directory / "tokenizer_config.json"
-        config = _read(path) if path.exists() else {}
+        path = directory / _CONFIG
+        config = _read(path) if path.exists() else None
+        return cls.parse(_read(directory / _FILE), config, directory)
+
+    @classmethod
+    def parse(cls, definition: str, config: str | None, directory: Path) -> Tokenizer:
+        """From the texts of the two files; ``directory`` is where they lie, for messages.
+
+        Raises StoreError for one that is malformed.
+        """
+        described = {} if config is None else _object(config, directory / _CONFIG)
+        content = _object(definition, directory / _FILE)
         try:
-            return cls(definition, config)
+            return cls(content, described)
         except StoreError as error:
             raise StoreError(f"{directory / _FILE}: {error}") from error
 
@@ -279,15 +289,22 @@ def _backend(definition: dict[str, Any]) -> tokenizers.Tokenizer:
     return backend
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> str:
     try:
-        content = json.loads(path.read_bytes())
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise StoreError(f"{path} does not exist; {_MEND}") from error
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path} is not JSON ({error}); {_MEND}") from error
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error}); {_MEND}") from error
+
+
+def _object(text: str, origin: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is not JSON ({error}); {_MEND}") from error
+        raise StoreError(f"{origin} is not JSON ({error}); {_MEND}") from error
     if not isinstance(content, dict):
-        raise StoreError(f"{path} holds {type(content).__name__} instead of an object; {_MEND}")
+        raise StoreError(f"{origin} holds {type(content).__name__} instead of an object; {_MEND}")
     return content

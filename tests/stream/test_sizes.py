@@ -1,0 +1,125 @@
+"""Sizes from the specification's own numbers, and never below what the arithmetic takes."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flashmoe.options import Sampling
+from flashmoe.sampler import Sampler
+from flashmoe.shape import AttentionShape, ExpertsShape, ModelShape, RecurrentShape
+from flashmoe.stream import sizes
+from flashmoe.stream.sizes import scratch_bytes
+from tests.stream.conftest import TinyStore
+
+MIB = 1 << 20
+
+
+def traced_bytes(work: Callable[[], object]) -> int:
+    """Most memory that is newly allocated at once while something is done."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+QWEN_397B = ModelShape(
+    family="qwen3_5_moe",
+    hidden=4096,
+    vocabulary=248320,
+    mixers=("recurrent", "recurrent", "recurrent", "attention") * 15,
+    attention=AttentionShape(32, 2, 256, 64, 1e7, gated=True, qk_norm=True),
+    recurrent=RecurrentShape(16, 64, 128, 128, 4),
+    experts=ExpertsShape(512, 10, 1024, "softmax", True, 1024),
+    norm_eps=1e-6,
+    norm_offset=1,
+    tied_head=False,
+    max_context_tokens=262144,
+)
+
+
+def test_state_and_kv_are_the_specifications() -> None:
+    # SPEC 1.4, 397B: 180 MiB of float32 state, 3.2 MiB of bf16 conv, 30,720 B of bf16 KV a token.
+    recurrent = 180 * MIB
+    conv = 45 * 3 * 12288 * 2
+    assert sizes.state_bytes(QWEN_397B, 4) == recurrent + 2 * conv
+    assert round(conv / MIB, 1) == 3.2
+    assert sizes.kv_bytes(QWEN_397B, 1000, 2) == 30_720_000
+
+
+def test_a_model_without_one_kind_of_layer_pays_nothing_for_it() -> None:
+    plain = replace(QWEN_397B, mixers=("attention",) * 4, recurrent=None)
+    assert sizes.state_bytes(plain, 4) == 0
+    pure = replace(QWEN_397B, mixers=("recurrent",) * 4, attention=None)
+    assert sizes.kv_bytes(pure, 1000, 4) == 0
+
+
+def test_the_largest_array_is_of_either_kind() -> None:
+    delta = 64 * 128 * 128 * 4
+    assert sizes.array_bytes(QWEN_397B, 16, 4) == delta
+    assert sizes.array_bytes(QWEN_397B, 262144, 4) == 2 * 256 * 262144 * 4
+    pure = replace(QWEN_397B, mixers=("recurrent",) * 4, attention=None)
+    assert sizes.array_bytes(pure, 262144, 8) == 2 * delta
+
+
+def scratch(
+    chunk_tokens: int, context_tokens: int, block_bytes: int = 0, float_bytes: int = 4
+) -> int:
+    """Scratch of the largest model."""
+    return scratch_bytes(
+        QWEN_397B,
+        chunk_tokens=chunk_tokens,
+        context_tokens=context_tokens,
+        block_bytes=block_bytes,
+        float_bytes=float_bytes,
+    )
+
+
+def test_scratch_covers_the_largest_arrays_of_a_chunk() -> None:
+    hidden = 8 * 128 * 4096 * 4
+    outputs = 128 * 10 * 4096 * 4
+    block_of_scores = 3 * 16 * MIB
+    one_query = 3 * 262144 * 16 * 4
+    assert hidden + max(outputs, block_of_scores) <= scratch(128, 4096) < 256 * MIB
+    assert hidden + one_query <= scratch(128, 262144) < 512 * MIB
+    assert scratch(1, 4096) < 64 * MIB
+
+
+@given(st.integers(1, 512), st.integers(1, 262143), st.sampled_from([4, 8]))
+def test_scratch_never_shrinks_with_a_longer_chunk_or_context(
+    chunk: int, context: int, float_bytes: int
+) -> None:
+    found = scratch(chunk, context, float_bytes=float_bytes)
+    assert scratch(chunk + 1, context, float_bytes=float_bytes) > found
+    assert scratch(chunk, context + 1, float_bytes=float_bytes) >= found
+    assert scratch(chunk, context, 12345, float_bytes) == found + 12345
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(logprobs=20),
+        Sampling(top_p=0.999999, logprobs=20),
+        Sampling(top_k=90_000, top_p=0.9, repetition_penalty=1.1, presence_penalty=1.0),
+    ],
+)
+def test_drawing_a_token_takes_no_more_than_counted(sampling: Sampling) -> None:
+    words = 100_000
+    logits = np.random.default_rng(3).standard_normal(words).astype(np.float32)
+    sampler = Sampler(sampling, range(words))
+    sampler(logits)
+    taken = traced_bytes(lambda: sampler(logits))
+    assert words * 8 < taken < words * sizes.SAMPLER_FLOATS * 8
+
+
+def test_the_trunk_is_its_parts_and_float_copies_of_vectors(tiny: TinyStore) -> None:
+    embedding = 96 * 64 // 2 + 2 * 96 * 2
+    assert sizes.trunk_bytes(tiny.store, 4) == embedding + 64 * 2 + 64 * 4

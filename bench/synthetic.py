@@ -4,7 +4,8 @@
 
 --distinct D writes D layer files and lets the others be hard links to them: each layer is still
 cached and read as its own, with real reads, on a fraction of the disk. --skew S makes some
-experts more popular than others. --gguf writes the same weights for llama.cpp, as Q4_0 (the
+experts more popular than others; 0.2 gives the busiest quarter 55 % of activations, as trained
+models do. --gguf writes the same weights for llama.cpp, as Q4_0 (the
 router, norms and the like as F32). Refuses to begin where the disk has no room. Prints one JSON
 line at the end.
 """
@@ -19,7 +20,7 @@ import time
 from pathlib import Path
 
 from synthetic_gguf import gguf_bytes, write_gguf
-from synthetic_shapes import GROUP, SIZES, model_shape, trunk_tensors
+from synthetic_shapes import ATTENTION_EVERY, GROUP, SIZES, model_shape, trunk_tensors
 from synthetic_store import write_store
 
 from flashmoe.quant import Affine
@@ -79,6 +80,8 @@ def arguments() -> argparse.Namespace:
         parser.error("--skew is from 0 to 4")
     if given.gguf is not None and given.bits != 4:
         parser.error("--gguf holds 4 bits: leave out --bits")
+    if given.gguf is not None and layers < ATTENTION_EVERY:
+        parser.error(f"llama.cpp wants a layer of attention: give {ATTENTION_EVERY} layers or more")
     if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
         parser.error(f"{given.out} exists and is not an empty directory: remove it")
     return given

@@ -138,8 +138,8 @@ def write_gguf(path: Path, store_path: Path, tell: Callable[[str], None]) -> Non
         file.flush()
         for layer in range(store.shape.layers):
             _write_experts(file.fileno(), store, layer, offsets)
+            to_disk(file)  # a file of many GB would fill the page cache
             tell(f"{path.name}: layer {layer} written")
-        to_disk(file)
     partial.rename(path)
 
 

@@ -133,6 +133,7 @@ def test_skew_makes_some_experts_popular(made, tmp_path):
     [
         (("--distinct", "9"), "--distinct is from 1 to the 4 layers"),
         (("--bits", "8", "--gguf", "x.gguf"), "--gguf holds 4 bits"),
+        (("--layers", "3", "--gguf", "x.gguf"), "give 4 layers or more"),
         (("--layers", "0"), "--layers is from 1"),
     ],
 )

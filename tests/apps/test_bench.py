@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,8 @@ import pytest
 from flashmoe.apps import bench_figures, ceilings
 from flashmoe.apps.bench import reply
 from flashmoe.engine import Engine
-from flashmoe.errors import ReadError
-from flashmoe.options import Budget
+from flashmoe.errors import ReadError, StoreError
+from flashmoe.options import Budget, Runtime
 from flashmoe.quant import Affine, Plain
 from flashmoe.store.reader import Store
 from tests.apps.conftest import Command
@@ -170,6 +172,19 @@ def test_a_damaged_record_is_found_while_measuring(tmp_path):
         file.write(bytes([byte[0] ^ 1]))
     with pytest.raises(ReadError, match="is damaged"):
         ceilings.disk_rate(Store.open(path), direct=True)
+    with pytest.raises(StoreError, match="is damaged"):
+        ceilings.measure(path, Runtime())
+
+
+def test_an_interrupt_ends_the_bench(store):
+    code = "import sys\nfrom flashmoe.apps.cli import main\nsys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "bench", str(store), "--prompt-tokens", "9"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "measuring what disk and memory allow\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
 
 
 def test_memory_is_read_at_a_believable_rate():

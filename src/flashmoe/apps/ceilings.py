@@ -6,16 +6,19 @@ plans for, so :func:`measure` takes them in a process of its own, which is gone 
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
+import subprocess
+import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
+from flashmoe.errors import BudgetError, FlashMoeError, StoreError
 from flashmoe.options import Runtime
 from flashmoe.quant import Array
 from flashmoe.store.reader import RecordAddress, Store
@@ -48,19 +51,35 @@ class Ceilings:
 
 
 def measure(path: Path, runtime: Runtime) -> Ceilings:
-    """Both ceilings, measured in another process.
+    """Both ceilings, measured in another process, which ends with this one's interrupt.
 
     Raises:
         StoreError: the store does not open, or a record is damaged.
+        BudgetError: the process was ended from outside.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(ceilings, path, runtime).result()
+    threads = runtime.threads or os.cpu_count() or 1
+    command = [sys.executable, "-m", __name__, str(path), str(threads), str(int(runtime.direct_io))]
+    # In a session of its own Ctrl-C reaches this process alone, and run() then ends the other.
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    if done.returncode:
+        raise BudgetError(
+            f"measuring disk and memory ended with code {done.returncode}: free some memory "
+            f"(it takes {ARRAY_BYTES >> 20} MiB) and try again"
+        )
+    found = json.loads(done.stdout)
+    if "refusal" in found:
+        raise StoreError(found["refusal"])
+    return Ceilings(**found)
 
 
-def ceilings(path: Path, runtime: Runtime) -> Ceilings:
-    """Both ceilings, measured in this process."""
-    rate, depth, direct = disk_rate(Store.open(path), direct=runtime.direct_io)
-    return Ceilings(rate, depth, direct, memory_rate(runtime.threads or os.cpu_count() or 1))
+def main(path: str, threads: str, direct: str) -> None:
+    """Measure in this process and write the ceilings, or the refusal, as a JSON object."""
+    try:
+        rate, depth, bypassed = disk_rate(Store.open(path), direct=direct == "1")
+        found = vars(Ceilings(rate, depth, bypassed, memory_rate(int(threads))))
+    except FlashMoeError as error:
+        found = {"refusal": str(error)}
+    sys.stdout.write(json.dumps(found))
 
 
 def disk_rate(store: Store, *, direct: bool) -> tuple[float, int, bool]:
@@ -156,3 +175,7 @@ def memory_rate(threads: int) -> float:
             list(pool.map(np.max, pieces))
             rates.append(data.nbytes / (time.perf_counter() - began))
     return statistics.median(rates)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -207,6 +207,15 @@ class Engine:
             return Detokenizer(self.tokenizer, stop)
         return None
 
+    def empty_cache(self) -> None:
+        """Forget every expert in memory and count from zero: the next token finds it all cold.
+
+        The answer does not change; this is for measurements.
+        """
+        with self.lock:
+            self.streamer.close()
+            self.streamer = Streamer(self.store, self.plan.slots, self.runtime)
+
     def close(self) -> None:
         """End the reading threads and give the slots back, once a running pass has ended."""
         with self._lock:

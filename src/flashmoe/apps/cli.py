@@ -193,6 +193,37 @@ def run(
 
 
 @app.command()
+def bench(
+    store: flags.Store,
+    prompt_tokens: flags.PromptTokens = flags.PROMPT_TOKENS,
+    gen_tokens: flags.GenTokens = flags.GEN_TOKENS,
+    ram: flags.Ram = None,
+    experts_per_token: flags.ExpertsPerToken = None,
+    cold: flags.Cold = False,
+    repeat: flags.Repeat = flags.REPEAT,
+    threads: flags.Threads = None,
+    chunk_tokens: flags.ChunkTokens = Runtime.chunk_tokens,
+    io_threads: flags.IoThreads = Runtime.io_threads,
+    hints: flags.Hints = Runtime.hints,
+    direct_io: flags.DirectIo = Runtime.direct_io,
+    kernels: flags.Kernels = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON line alone.")] = False,
+) -> None:
+    """Measure prompt and decode speed, and the share of what disk and memory allow.
+
+    Reads the store's own files and an array in memory first, then replies to random prompts.
+    The last line is a JSON object.
+    """
+    from flashmoe.apps.bench import Request, bench
+
+    runtime = Runtime(threads, chunk_tokens, hints, direct_io, io_threads)
+    request = Request(
+        store, prompt_tokens, gen_tokens, ram, experts_per_token, cold, repeat, kernels, runtime
+    )
+    bench(request, as_json=as_json)
+
+
+@app.command()
 def trace(
     log: Annotated[
         Path, typer.Argument(metavar="LOG", help="What `flashmoe run --trace-out` wrote.")

@@ -14,6 +14,9 @@ import typer
 MAX_TOKENS = 512
 """A reply on the command line ends here unless ``--max-tokens`` says otherwise."""
 
+PROMPT_TOKENS, GEN_TOKENS, REPEAT = 512, 128, 3
+"""What ``bench`` measures unless it is told otherwise."""
+
 _OWN = "the store's own"
 
 
@@ -25,6 +28,7 @@ _words = partial(_option, "Prompt")
 _sampling = partial(_option, "Sampling")
 _memory = partial(_option, "Memory")
 _work = partial(_option, "How the work is done (never changes the answer)")
+_measured = partial(_option, "What is measured")
 _output = partial(_option, "Output and files")
 
 Store: TypeAlias = Annotated[
@@ -168,6 +172,22 @@ DirectIo: TypeAlias = Annotated[
 Kernels: TypeAlias = Annotated[
     Literal["auto", "cpu", "reference"],
     _work("The arithmetic: native (cpu), or numpy (reference).", "--kernels"),
+]
+
+# --- what is measured
+PromptTokens: TypeAlias = Annotated[
+    int, _measured("Length of the random prompts.", "--prompt-tokens", min=1)
+]
+GenTokens: TypeAlias = Annotated[int, _measured("Length of the replies.", "--gen-tokens", min=2)]
+Cold: TypeAlias = Annotated[
+    bool,
+    _measured(
+        "Begin each repetition with an empty cache, and drop the store from the page cache.",
+        "--cold",
+    ),
+]
+Repeat: TypeAlias = Annotated[
+    int, _measured("Repetitions, of which the medians are taken.", "--repeat", min=1)
 ]
 
 # --- output and files

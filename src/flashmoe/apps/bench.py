@@ -1,0 +1,101 @@
+"""``bench``: how quickly a store runs, and how much of what the machine allows that is.
+
+Owns the procedure; the figures are ``bench_figures``'. Prompts are random ids of a fixed seed.
+Replies are drawn at temperature 1, so that they do not run in a circle, and a stop token does
+not end them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flashmoe.apps import bench_figures, ceilings, terminal
+from flashmoe.apps.plan import budget_of
+from flashmoe.engine import Engine
+from flashmoe.errors import InputError
+from flashmoe.options import Runtime, Sampling
+from flashmoe.step import Step
+from flashmoe.store.reader import Store
+
+SEED = 20_817
+"""Of the first prompt; each repetition has its own, so that none finds its experts in memory."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    store: str
+    prompt_tokens: int
+    gen_tokens: int
+    ram: str | None
+    experts: int | None
+    cold: bool
+    repeat: int
+    kernels: str
+    runtime: Runtime
+
+
+def bench(request: Request, *, as_json: bool) -> None:
+    """Measure the ceilings, then the store; print a table and a JSON line, or the line alone."""
+    store = Store.open(request.store)
+    context, longest = request.prompt_tokens + request.gen_tokens, store.shape.max_context_tokens
+    if context > longest:
+        raise InputError(
+            f"--prompt-tokens and --gen-tokens make {context}; this model takes {longest}"
+        )
+    own = store.shape.experts.top_k
+    experts = own if request.experts is None else request.experts
+    if experts != own:
+        terminal.note(f"lossy: {experts} of {own} experts a token")
+    terminal.note("measuring what disk and memory allow")
+    limits = ceilings.measure(store.path, request.runtime)
+    with Engine.open(
+        request.store,
+        budget=budget_of(request.ram, context, None, experts),
+        kernels=request.kernels,
+        experts_per_token=request.experts,
+        runtime=request.runtime,
+    ) as engine:
+        replies = repetitions(engine, request)
+        found = bench_figures.figures(engine, limits, replies, cold=request.cold)
+    if not as_json:
+        terminal.show(bench_figures.table(found), *bench_figures.remarks(found, own), "")
+    terminal.write(json.dumps(found) + "\n")
+
+
+def repetitions(engine: Engine, request: Request) -> list[list[Step]]:
+    """The steps of every repetition; a first prompt that fills the cache is not among them."""
+    if not request.cold:
+        terminal.note("warming up")
+        reply(engine, SEED, request.prompt_tokens, 1)
+    found = []
+    for number in range(1, request.repeat + 1):
+        terminal.note(f"repetition {number} of {request.repeat}")
+        if request.cold:
+            engine.empty_cache()
+            ceilings.drop_pages(files_of(engine.store))
+        found.append(reply(engine, SEED + number, request.prompt_tokens, request.gen_tokens))
+    return found
+
+
+def reply(engine: Engine, seed: int, prompt_tokens: int, tokens: int) -> list[Step]:
+    """The steps of a reply of exactly so many tokens to a random prompt, in a new timeline."""
+    vocabulary = engine.shape.vocabulary
+    ids = np.random.default_rng(seed).integers(0, vocabulary, prompt_tokens).tolist()
+    session, steps = engine.session(), list[Step]()
+    while len(steps) < tokens:  # again after a stop token
+        left = tokens - len(steps)
+        sampling = Sampling(temperature=1, seed=seed + len(steps), max_tokens=left)
+        steps += session.generate(ids, sampling)
+        ids = []
+    return steps
+
+
+def files_of(store: Store) -> set[Path]:
+    """Every weight file of a store."""
+    return {store.path / name for name in store.file_sizes()}

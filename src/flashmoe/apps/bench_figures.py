@@ -1,0 +1,182 @@
+"""The figures of a bench: computed from the steps and the ceilings, as a table or as JSON.
+
+Owns their names, formulas and wording; the numbers come from :class:`flashmoe.step.Totals` and
+:class:`flashmoe.apps.ceilings.Ceilings`.
+
+The limit on decoding is ``1 / max(bytes missed / disk rate, bytes touched / memory rate)``: the
+time of a token if all else were free, and the shorter of reads and arithmetic hid behind the
+longer. Missed bytes are those read from disk; touched are the resident tensors that a token is
+multiplied with, and its routed experts.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from flashmoe.apps.ceilings import Ceilings, distinct_files
+from flashmoe.engine import Engine
+from flashmoe.quant import Affine, Format
+from flashmoe.step import Step, Totals
+from flashmoe.store.reader import Store
+from flashmoe.stream import memory
+from flashmoe.stream.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+KEYS = {
+    "pp_tok_s": "prompt tokens a second, the first token's sampling included",
+    "tg_tok_s": "tokens a second after the first",
+    "ttft_ms": "from the start of the prompt to the first token",
+    "bytes_per_token": "read from disk for a token after the first",
+    "hit_rate": "experts found in memory, of all those asked for after the first token",
+    "ms_read_wait_per_token": "spent waiting for experts",
+    "disk_bytes_s": "ceiling: records of this store at the best depth, in random order",
+    "disk_depth": "that depth",
+    "direct": "whether those reads bypassed the page cache",
+    "memory_bytes_s": "ceiling: a large array read by all threads",
+    "touched_bytes_per_token": "weights that a token is multiplied with",
+    "limit_tok_s": "tokens a second that the two ceilings allow",
+    "share_of_limit": "tg_tok_s of that",
+    "peak_rss_bytes": "largest resident memory of the process",
+    "ram_bytes": "the memory it was given",
+    "slots": "experts that fit in memory at once",
+    "experts_per_token": "chosen in each layer",
+    "bits": "of an expert's weight, the mean where they differ",
+    "context": "tokens of context planned for",
+    "prompt_tokens": "of each repetition",
+    "gen_tokens": "of each repetition",
+    "repeat": "repetitions; speeds, times, bytes and rates are medians of them",
+    "cold": "whether each began with an empty cache and nothing in the page cache",
+    "pp_tok_s_range": "slowest and quickest repetition",
+    "tg_tok_s_range": "the same",
+}
+"""The JSON keys in order, and what they mean; ``distinct`` joins them where layer files are
+links to one another: how many are not."""
+
+
+def figures(
+    engine: Engine, limits: Ceilings, replies: list[list[Step]], *, cold: bool
+) -> dict[str, Any]:
+    """Every figure, by :data:`KEYS`; ``replies`` has the steps of each repetition."""
+    whole = [Totals.of(steps) for steps in replies]
+    decoded = [Totals.of(steps[1:]) for steps in replies]
+    prompt = [one.prompt_tokens_per_second for one in whole]
+    decode = [one.tokens_per_second for one in whole]
+    missed = statistics.median(one.bytes_per_token for one in whole)
+    touched = touched_bytes(engine)
+    limit = 1 / max(missed / limits.disk_bytes_s, touched / limits.memory_bytes_s)
+    speed = statistics.median(decode)
+    found = {
+        **vars(limits),
+        "pp_tok_s": statistics.median(prompt),
+        "pp_tok_s_range": [min(prompt), max(prompt)],
+        "tg_tok_s": speed,
+        "tg_tok_s_range": [min(decode), max(decode)],
+        "ttft_ms": statistics.median(one.ms_first for one in whole),
+        "bytes_per_token": missed,
+        "hit_rate": statistics.median(one.hit_rate for one in decoded),
+        "ms_read_wait_per_token": statistics.median(o.ms_read_wait / o.tokens for o in decoded),
+        "touched_bytes_per_token": touched,
+        "limit_tok_s": limit,
+        "share_of_limit": speed / limit,
+        "peak_rss_bytes": memory.peak_resident_bytes(),
+        "ram_bytes": engine.plan.budget_bytes,
+        "slots": engine.plan.slots,
+        "experts_per_token": engine.shape.experts.top_k,
+        "bits": mean_bits(engine.store),
+        "context": engine.plan.context_tokens,
+        "prompt_tokens": whole[0].prompt_tokens,
+        "gen_tokens": whole[0].tokens,
+        "repeat": len(replies),
+        "cold": cold,
+    }
+    ordered, distinct = {key: found[key] for key in KEYS}, distinct_files(engine.store)
+    return ordered if distinct == engine.shape.layers else {**ordered, "distinct": distinct}
+
+
+def touched_bytes(engine: Engine) -> int:
+    """Weights that one token is multiplied with: of a separate embedding it takes one row."""
+    manifest, shape = engine.store.manifest, engine.shape
+    resident = sum(
+        part.nbytes
+        for tensor in manifest.trunk
+        if shape.tied_head or tensor.name != "embed_tokens.weight"
+        for _, part in tensor.named_parts()
+    )
+    return resident + shape.experts.top_k * sum(entry.layout.nbytes for entry in manifest.layers)
+
+
+def mean_bits(store: Store) -> float:
+    """Bits of an expert's weight, scales not counted; a whole number is an int."""
+    total = weights = 0
+    for entry in store.manifest.layers:
+        for form, (rows, columns), _ in entry.layout.matrices:
+            total += rows * columns * bits_of(form)
+            weights += rows * columns
+    return total // weights if total % weights == 0 else total / weights
+
+
+def bits_of(form: Format) -> int:
+    """Bits of a code, or of a number where weights are not quantised."""
+    if isinstance(form, Affine):
+        return form.bits
+    return 32 if form.dtype == "F32" else 16
+
+
+def table(found: dict[str, Any]) -> Table:
+    """The figures for a person."""
+    from rich.table import Table
+
+    shown = Table(box=None, show_header=False)
+    shown.add_column()
+    shown.add_column(justify="right")
+    shown.add_column()
+    kind = "direct" if found["direct"] else "through the page cache"
+    tokens = f"{found['prompt_tokens']} tokens"
+    rows = (
+        ("disk", _rate(found["disk_bytes_s"]), f"depth {found['disk_depth']}, {kind}"),
+        ("memory", _rate(found["memory_bytes_s"]), "all threads"),
+        ("prompt", f"{found['pp_tok_s']:.2f} tok/s", f"{_range(found, 'pp_tok_s')}, {tokens}"),
+        ("first token", f"{found['ttft_ms'] / 1e3:.2f} s", ""),
+        ("decode", f"{found['tg_tok_s']:.2f} tok/s", _range(found, "tg_tok_s")),
+        ("read a token", f"{found['bytes_per_token'] / 1e9:.3f} GB", ""),
+        ("touched a token", f"{found['touched_bytes_per_token'] / 1e9:.3f} GB", ""),
+        ("hits", f"{found['hit_rate']:.1%}", f"{found['slots']} slots"),
+        ("read wait", f"{found['ms_read_wait_per_token']:.1f} ms", "a token"),
+        ("limit", f"{found['limit_tok_s']:.2f} tok/s", "what disk and memory allow"),
+        ("of the limit", f"{found['share_of_limit']:.1%}", ""),
+        ("peak memory", format_bytes(found["peak_rss_bytes"]), _given(found)),
+    )
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+def remarks(found: dict[str, Any], own_experts: int) -> list[str]:
+    """What a reader of the figures must know besides."""
+    start = "cold" if found["cold"] else "warm"
+    experts = found["experts_per_token"]
+    lines = [
+        f"{experts} experts a token, {found['bits']:g} bits, {found['repeat']} repetitions, "
+        f"{start}, context {found['context']}"
+    ]
+    if experts != own_experts:
+        lines.append(f"lossy: the model's own is {own_experts} experts a token")
+    if "distinct" in found:
+        lines.append(f"only {found['distinct']} layer files are distinct; the rest are links")
+    return lines
+
+
+def _rate(bytes_s: float) -> str:
+    return f"{bytes_s / 1e9:.2f} GB/s"
+
+
+def _range(found: dict[str, Any], key: str) -> str:
+    low, high = found[f"{key}_range"]
+    return f"{low:.2f} to {high:.2f}"
+
+
+def _given(found: dict[str, Any]) -> str:
+    return f"of {format_bytes(found['ram_bytes'])}"

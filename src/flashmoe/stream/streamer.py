@@ -89,7 +89,7 @@ class Streamer:
         self.counters = Counters()
         self._store = store
         self._hints = runtime.hints
-        self._cache = Cache(slots, len(layers))
+        self._cache = Cache(slots, len(layers), store.shape.experts.top_k)
         self._slots = Slots(slots, max(entry.layout.record_bytes for entry in layers))
         self._reads: dict[Key, int] = {}  # tickets of reads under way; their slots are pinned
         self._asked: set[Key] = set()  # counted by a hint, not held since

@@ -16,9 +16,10 @@ intervenes, the moment so expected stays where it is; so only the layer being vi
 anew, and an eviction compares one candidate a layer. Figures: E7 in docs/EXPERIMENTS.md.
 
 A *visit* is what is looked up of one layer until another layer, or the same expert again, is
-looked up. Look up a whole routing before admitting what it lacks. Its experts leave only when
-nobody else can: so pins, which merely keep what is in use, never change who is evicted as long
-as the slots hold one token's routing. ``admit`` alone is no use.
+looked up. Look up a whole routing before admitting what it lacks: the others of its layer are
+then known to be a sweep away. Its experts leave only when nobody else can: so pins, which merely
+keep what is in use, never change who is evicted as long as the slots hold one token's routing.
+``admit`` alone is no use.
 
 A wide visit, as a prompt chunk makes, must not drive out what decoding has gathered. A use by a
 visit to m experts counts k / m, with k what one token chooses; and once a visit's admissions have
@@ -210,7 +211,6 @@ class Cache:
         self._layer = layer
         self._routing = set()
         self._displacing.clear()
-        self._layers[layer].moment = self._moment
         self._layers[layer].forecast.begin()
         self._stale.add(layer)
 
@@ -230,8 +230,9 @@ class Cache:
         """Let the forecast know what the visit has asked."""
         if self._told:
             narrow, width = self._narrow(), len(self._routing)
-            forecast = self._layers[self._layer].forecast
-            forecast.add(self._told, min(1.0, narrow / width), wide=width > _WIDE * narrow)
+            visited = self._layers[self._layer]
+            visited.moment = self._moment
+            visited.forecast.add(self._told, min(1.0, narrow / width), wide=width > _WIDE * narrow)
             self._told.clear()
             self._stale.add(self._layer)
 
@@ -245,7 +246,8 @@ class Cache:
 
     def _farthest(self) -> Key | None:
         """The unpinned expert outside this visit whose expected use is farthest ahead."""
-        self._tell()
+        if len(self._routing) >= (self._top_k or self._narrowest or 1):
+            self._tell()  # before that, more of this layer may be looked up, and be in memory
         for layer in self._stale:
             self._layers[layer].rank(self._routing if layer == self._layer else set())
             self._expected[layer] = self._layers[layer].expected(self.layers)

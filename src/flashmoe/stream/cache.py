@@ -35,7 +35,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from flashmoe.quant import Array
-from flashmoe.stream.forecast import Forecast
+from flashmoe.stream.forecast import Forecast, Trust
 
 Key: TypeAlias = tuple[int, int]
 """An expert: (layer, index within the layer)."""
@@ -57,8 +57,8 @@ class Admission(NamedTuple):
 class _Layer:
     """The experts of one layer that are in memory, and the one to leave first."""
 
-    def __init__(self, moment: int) -> None:
-        self.forecast = Forecast()
+    def __init__(self, moment: int, trust: Trust) -> None:
+        self.forecast = Forecast(trust)
         self.moment = moment  # of its last visit, in visits
         self.resident: Array = np.zeros(0, bool)
         self._keep: Array = np.zeros(0, np.float32)  # the chance, or _OUT
@@ -109,7 +109,8 @@ class Cache:
         self._slot: dict[Key, int] = {}
         self._pins: dict[Key, int] = {}
         self._free = list(range(slots - 1, -1, -1))  # the lowest leaves first
-        self._layers = [_Layer(layer - layers) for layer in range(layers)]
+        trust = Trust()
+        self._layers = [_Layer(layer - layers, trust) for layer in range(layers)]
         self._expected = [_NOBODY] * layers  # of each layer's candidate
         self._stale: set[int] = set()  # layers to be ranked anew
         self._passed: set[Key] = set()  # were candidates while pinned

@@ -7,7 +7,7 @@ The chance of expert j, given the experts I that the layer has just chosen, is
 
     p(j) = s * (a / s) ** trust,  a = mean over i in I of (n(i, j) + PRIOR * s) / (n(i) + PRIOR)
 
-with s(j) the share of visits that chose j, the mean of a slow and a fast average (a visit counts
+with s(j) the share of visits that chose j, the mean of a slow to a fast average (a visit counts
 half after HALF_LIVES), n(i) how often i was followed by another routing of its layer and n(i, j)
 how often that one chose j, both halved whenever n(i) passes MEMORY. n(i, i) is what the recency
 of a use is worth: routers differ in it, so it is measured. They differ too in how well the last
@@ -29,7 +29,7 @@ import numpy as np
 
 from flashmoe.quant import Array
 
-HALF_LIVES = (32, 2)
+HALF_LIVES = (32, 4, 1)
 """Visits of the layer; one a token when decoding."""
 
 PRIOR = 6
@@ -123,7 +123,7 @@ class Forecast:
         return self._chances
 
     def _predict(self) -> Array:
-        often: Array = ((0.5 / np.maximum(self._visits, 1)).T @ self._frequency)[0]
+        often: Array = ((1 / len(HALF_LIVES) / np.maximum(self._visits, 1)).T @ self._frequency)[0]
         if self._routing.size and not self._wide:
             routing = self._routing
             # With x the sum over I of n(i, j) / (n(i) + PRIOR): a / s = x / (|I| s) + c.

@@ -30,6 +30,7 @@ Invariant: every slot is free or holds exactly one expert; a pinned expert is ne
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -71,7 +72,7 @@ class _Layer:
             self.resident = np.pad(self.resident, (0, more))
         self.resident[expert] = True
 
-    def rank(self, sheltered: set[int]) -> None:
+    def rank(self, sheltered: Collection[int]) -> None:
         """Take up new chances; ``sheltered`` experts are no candidates."""
         chances = self.forecast.chances()[: len(self.resident)]
         self._keep = np.where(self.resident, chances, np.float32(_OUT))
@@ -116,7 +117,7 @@ class Cache:
         self._passed: set[Key] = set()  # were candidates while pinned
         self._moment = -1
         self._layer = -1  # being visited
-        self._routing: set[int] = set()  # of the visit
+        self._routing: dict[int, None] = {}  # of the visit, in the order of asking
         self._told: list[int] = []  # of it, what the forecast does not know yet
         self._displacing: dict[Key, None] = {}  # admitted by the visit in place of others
         self._top_k = top_k
@@ -133,7 +134,7 @@ class Cache:
         layer, expert = key
         if layer != self._layer or expert in self._routing:
             self._visit(layer)
-        self._routing.add(expert)
+        self._routing[expert] = None
         self._told.append(expert)
         return self._slot.get(key)
 
@@ -210,7 +211,7 @@ class Cache:
             self._note_width(len(self._routing))
         self._moment += (layer - self._layer - 1) % self.layers + 1
         self._layer = layer
-        self._routing = set()
+        self._routing = {}
         self._displacing.clear()
         self._layers[layer].forecast.begin()
         self._stale.add(layer)
@@ -250,7 +251,7 @@ class Cache:
         if len(self._routing) >= (self._top_k or self._narrowest or 1):
             self._tell()  # before that, more of this layer may be looked up, and be in memory
         for layer in self._stale:
-            self._layers[layer].rank(self._routing if layer == self._layer else set())
+            self._layers[layer].rank(self._routing if layer == self._layer else ())
             self._expected[layer] = self._layers[layer].expected(self.layers)
         self._stale.clear()
         while (moment := max(self._expected)) != _NOBODY:
@@ -264,14 +265,9 @@ class Cache:
         return None
 
     def _sheltered(self) -> Key | None:
-        """The least likely unpinned expert of this visit."""
-        layer = self._layer
-        inside = [(layer, expert) for expert in sorted(self._routing)]
-        free = [key for key in inside if key in self._slot and key not in self._pins]
-        if not free:
-            return None
-        chances = self._layers[layer].forecast.chances()
-        return min(free, key=lambda key: float(chances[key[1]]))
+        """The unpinned expert of this visit that was asked for first."""
+        inside = ((self._layer, expert) for expert in self._routing)
+        return next((key for key in inside if key in self._slot and key not in self._pins), None)
 
     def _remove(self, key: Key) -> int:
         """Take an expert out of its slot, which is free then."""

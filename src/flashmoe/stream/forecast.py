@@ -29,7 +29,7 @@ import numpy as np
 
 from flashmoe.quant import Array
 
-HALF_LIVES = (32, 4, 1)
+HALF_LIVES = (32, 8, 1)
 """Visits of the layer; one a token when decoding."""
 
 PRIOR = 6

@@ -37,7 +37,7 @@ def test_every_figure_as_json(command: Command):
 def test_slots_choose_the_cache(command: Command):
     found = json.loads(command("trace", AUSTEN, "--json", "--slots", 43).out)
     (replay,) = found["replay"]
-    assert replay["slots"] == 43 and replay["hit_rate"] == pytest.approx(0.291, abs=1e-3)
+    assert replay["slots"] == 43 and replay["hit_rate"] == pytest.approx(0.43, abs=0.01)
     found = json.loads(command("trace", AUSTEN, "--json", "--slots", 10**12).out)
     assert found["replay"][0]["slots"] == 256 and found["replay"][0]["capacity"] == 0
 
@@ -62,7 +62,7 @@ def test_the_tables(command: Command):
     rows = [line.split() for line in text.splitlines()]
     assert ["7", "28", "397", "1.89%"] in rows
     assert ["50%", "58", "22.7%", "?"] in rows, "the size of a record is not known"
-    assert ["43", "16.8%", "6114", "29.1%", "254", "14656"] in rows
+    assert ["43", "16.8%", "9111", "43.3%", "254", "11659"] in rows
     sized = command("trace", AUSTEN, "--record-bytes", "1GB").out
     assert ["50%", "58", "22.7%", "58", "GB"] in [line.split() for line in sized.splitlines()]
 

@@ -51,9 +51,10 @@ def test_every_expert_arrives_whole_whatever_the_slots(
                 streamed(tiny, streamer, layer, list(range(EXPERTS)))
         counters = streamer.counters
         assert counters.hits + counters.misses == 2 * ALL
-        assert counters.hits == (ALL if slots == ALL else 0)
-        records = sum(tiny.store.layout(layer).record_bytes for layer in range(LAYERS)) * EXPERTS
-        assert counters.bytes_read == records * (1 if slots == ALL else 2)
+        sizes = [tiny.store.layout(layer).record_bytes for layer in range(LAYERS)]
+        spared = 2 * sum(sizes) * EXPERTS - counters.bytes_read
+        assert counters.hits == ALL if slots == ALL else counters.hits <= slots
+        assert counters.hits * min(sizes) <= spared <= counters.hits * max(sizes)
         assert counters.wait_ms >= 0
 
 
@@ -88,7 +89,7 @@ routings = st.lists(
 def test_counts_are_those_of_the_policy_with_hints_and_without(
     tiny: TinyStore, routings: Routings, slots: int
 ) -> None:
-    policy, hits, misses, nbytes = Cache(slots, LAYERS), 0, 0, 0
+    policy, hits, misses, nbytes = Cache(slots, LAYERS, TOP_K), 0, 0, 0
     for layer, ids in routings:
         present = [policy.lookup((layer, e)) is not None for e in sorted(ids)]
         hits += sum(present)
@@ -152,7 +153,7 @@ def test_all_experts_stay_valid_together_where_there_are_slots_for_them(
     with closing(Streamer(tiny.store, slots, ON)) as streamer:
         for layer in (0, 2, 1, 0):
             streamer.hint(3 - layer, np.arange(EXPERTS))  # takes every slot it can
-            ids = np.random.default_rng(layer).permutation(EXPERTS)[:slots]
+            ids = np.random.default_rng(layer).permutation(EXPERTS)[: min(slots, 2 * TOP_K)]
             with streamer.hold(layer, ids) as experts:
                 taken = dict(experts)
                 assert sorted(taken) == sorted(ids)

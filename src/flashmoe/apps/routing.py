@@ -97,10 +97,10 @@ def overlap(log: RoutingLog) -> float | None:
 
 def replay(log: RoutingLog, slots: int) -> Replay:
     """Ask a cache of so many slots for the experts of a log, as the streamer would."""
-    cache = Cache(slots, log.header.layers)
+    cache = Cache(slots, log.header.layers, log.header.top_k)
     seen: set[Key] = set()
     hits = cold = capacity = 0
-    for keys in _requests(log):
+    for keys in requests(log):
         absent = [key for key in keys if cache.lookup(key) is None]
         hits += len(keys) - len(absent)
         for key in absent:
@@ -110,7 +110,7 @@ def replay(log: RoutingLog, slots: int) -> Replay:
     return Replay(slots, hits, cold, capacity)
 
 
-def _requests(log: RoutingLog) -> Iterator[list[Key]]:
+def requests(log: RoutingLog) -> Iterator[list[Key]]:
     """The distinct experts that each layer asks for in each pass, rising."""
     borders = np.flatnonzero(np.diff(log.passes, prepend=-1, append=log.passes[-1] + 1))
     for start, stop in pairwise(borders.tolist()):

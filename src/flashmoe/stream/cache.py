@@ -1,28 +1,51 @@
 """Which slot holds which expert: a pure policy, no bytes and no I/O.
 
-Owns the map from experts to slots, the order in which they leave, and the pins that keep an
-expert in place while it is read or used. Does not own the slots' bytes (``slots``) or the reads
-(``streamer``). The same calls in the same order always give the same answers, so that a routing
-log replays to the hit rate of the run that wrote it.
+Owns the map from experts to slots, who leaves, and the pins that keep an expert in place while
+it is read or used. Does not own the slots' bytes (``slots``), the reads (``streamer``) or the
+chance that an expert is chosen (``forecast``). The same calls in the same order always give the
+same answers, so that a routing log replays to the hit rate of the run that wrote it.
 
-The policy is one global least-recently-used list. Recency is the order of asking (``lookup``
-and ``admit``), not of arrival or release: which read ended first never changes what is evicted.
-Its known weakness is the layer sweep: a token visits the layers in turn, so what this token used
-longest ago is what the next token asks first, and a cache smaller than one token's sweep over
-all layers never hits. Replayed on two routing logs, hits with 10, 17, 25 and 50 % of the experts
-in memory: OLMoE-1B-7B .000 .440 .565 .784 (the best possible .541 .678 .766 .913), austen-moe
-.000 .291 .426 .734.
+A token visits the layers in turn, so an expert can be used again only when its layer comes
+round. Who leaves is the expert whose use is expected farthest ahead, in visits of layers:
+
+    layers until its layer comes round + layers * (1 / p - 1)
+
+with p the ``forecast`` chance that its layer then chooses it. (Belady's rule, "evict what is
+used last", with an expectation in place of the future.) While no visit of its own layer
+intervenes, the moment so expected stays where it is; so only the layer being visited is ranked
+anew, and an eviction compares one candidate a layer. Figures: E7 in docs/EXPERIMENTS.md.
+
+A *visit* is what is looked up of one layer until another layer, or the same expert again, is
+looked up. Look up a whole routing before admitting what it lacks: the others of its layer are
+then known to be a sweep away. Its experts leave only when nobody else can: so pins, which merely
+keep what is in use, never change who is evicted as long as the slots hold one token's routing.
+``admit`` alone is no use.
+
+A wide visit, as a prompt chunk makes, must not drive out what decoding has gathered. A use by a
+visit to m experts counts k / m, with k what one token chooses; and once a visit's admissions have
+displaced ``max(2 * k, slots / 8)`` others, they displace each other, oldest first.
 
 Invariant: every slot is free or holds exactly one expert; a pinned expert is never evicted.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Collection
 from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from flashmoe.quant import Array
+from flashmoe.stream.forecast import Forecast, Trust
 
 Key: TypeAlias = tuple[int, int]
 """An expert: (layer, index within the layer)."""
+
+_WIDE = 2  # a visit to more than so many times what one token chooses is several tokens'
+_SHARE = 8  # a wide visit may displace one slot in so many
+_FLOOR = 1e-4  # of a chance: the farthest expected use is finite, and ties go to the sweep
+_OUT = 2.0  # above every chance: not to be evicted
+_NOBODY = -1.0  # before every moment
 
 
 class Admission(NamedTuple):
@@ -32,21 +55,73 @@ class Admission(NamedTuple):
     evicted: Key | None
 
 
-class Cache:
-    """``slots`` places for the experts of ``layers`` layers. Every operation is O(1).
+class _Layer:
+    """The experts of one layer that are in memory, and the one to leave first."""
 
-    ``admit`` passes over pinned experts from the oldest on. Pinned ones have just been asked
-    for, so they lie at the other end of the list and none are passed in practice.
+    def __init__(self, moment: int, trust: Trust) -> None:
+        self.forecast = Forecast(trust)
+        self.moment = moment  # of its last visit, in visits
+        self.resident: Array = np.zeros(0, bool)
+        self._keep: Array = np.zeros(0, np.float32)  # the chance, or _OUT
+        self.candidate = 0
+
+    def place(self, expert: int) -> None:
+        self.forecast.cover(expert)
+        more = len(self.forecast) - len(self.resident)
+        if more:
+            self.resident = np.pad(self.resident, (0, more))
+        self.resident[expert] = True
+
+    def rank(self, sheltered: Collection[int]) -> None:
+        """Take up new chances; ``sheltered`` experts are no candidates."""
+        chances = self.forecast.chances()[: len(self.resident)]
+        self._keep = np.where(self.resident, chances, np.float32(_OUT))
+        if sheltered:
+            inside = [expert for expert in sheltered if expert < len(self._keep)]
+            self._keep[inside] = _OUT
+
+    def exclude(self, expert: int) -> None:
+        self._keep[expert] = _OUT
+
+    def expected(self, layers: int) -> float:
+        """Choose the candidate; the moment of its expected use, or -1 where there is none."""
+        if not len(self._keep):
+            return _NOBODY
+        self.candidate = int(self._keep.argmin())
+        chance = float(self._keep[self.candidate])
+        return _NOBODY if chance == _OUT else layers + self.moment + layers / max(chance, _FLOOR)
+
+
+class Cache:
+    """``slots`` places for the experts of ``layers`` layers, of which a token chooses ``top_k``.
+
+    Where ``top_k`` is not given, the narrowest visit so far stands for it.
+
+    Looking up, pinning and dropping are O(1), plus O(experts of a layer) once a visit; an
+    eviction is O(layers + experts of a layer). Both are short passes over arrays; neither
+    depends on the number of slots.
     """
 
-    def __init__(self, slots: int, layers: int) -> None:
+    def __init__(self, slots: int, layers: int, top_k: int | None = None) -> None:
         if slots < 1 or layers < 1:
             raise ValueError(f"a cache of {slots} slots for {layers} layers holds nothing")
         self.slots = slots
         self.layers = layers
-        self._slot: OrderedDict[Key, int] = OrderedDict()  # least recently asked first
+        self._slot: dict[Key, int] = {}
         self._pins: dict[Key, int] = {}
         self._free = list(range(slots - 1, -1, -1))  # the lowest leaves first
+        trust = Trust()
+        self._layers = [_Layer(layer - layers, trust) for layer in range(layers)]
+        self._expected = [_NOBODY] * layers  # of each layer's candidate
+        self._stale: set[int] = set()  # layers to be ranked anew
+        self._passed: set[Key] = set()  # were candidates while pinned
+        self._moment = -1
+        self._layer = -1  # being visited
+        self._routing: dict[int, None] = {}  # of the visit, in the order of asking
+        self._told: list[int] = []  # of it, what the forecast does not know yet
+        self._displacing: dict[Key, None] = {}  # admitted by the visit in place of others
+        self._top_k = top_k
+        self._narrowest: int | None = None  # width of a visit
 
     def __len__(self) -> int:
         return len(self._slot)
@@ -56,29 +131,40 @@ class Cache:
 
     def lookup(self, key: Key) -> int | None:
         """The slot of an expert, or None where it has none; counts as a use."""
-        slot = self._slot.get(key)
-        if slot is not None:
-            self._slot.move_to_end(key)
-        return slot
+        layer, expert = key
+        if layer != self._layer or expert in self._routing:
+            self._visit(layer)
+        self._routing[expert] = None
+        self._told.append(expert)
+        return self._slot.get(key)
 
     def slot(self, key: Key) -> int:
         """The slot of an expert that has one; does not count as a use."""
         return self._slot[key]
 
     def admit(self, key: Key) -> Admission | None:
-        """Give an absent expert a slot, evicting if need be; None when every slot is pinned."""
+        """Give an absent expert a slot, evicting if need be.
+
+        None when it may displace nobody now: every slot is pinned, or those are which a wide
+        routing may have.
+        """
         if key in self._slot:
             raise RuntimeError(f"expert {key} already has slot {self._slot[key]}")
-        if not 0 <= key[0] < self.layers:
-            raise RuntimeError(f"expert {key} lies outside the {self.layers} layers")
+        self._check(key[0])
         evicted = None
         if not self._free:
-            if len(self._pins) == len(self._slot):
+            evicted = self._victim(key)
+            if evicted is None:
                 return None
-            evicted = next(old for old in self._slot if old not in self._pins)
-            self._free.append(self._slot.pop(evicted))
+            self._remove(evicted)
         slot = self._free.pop()
         self._slot[key] = slot
+        self._layers[key[0]].place(key[1])
+        if self._visiting(key):
+            if evicted is not None:
+                self._displacing[key] = None
+        else:
+            self._stale.add(key[0])
         return Admission(slot, evicted)
 
     def pin(self, key: Key) -> None:
@@ -92,17 +178,101 @@ class Cache:
         pins = self._pins.get(key, 0)
         if not pins:
             raise RuntimeError(f"expert {key} is not pinned")
-        if pins == 1:
-            del self._pins[key]
-        else:
+        if pins > 1:
             self._pins[key] = pins - 1
+            return
+        del self._pins[key]
+        if key in self._passed:
+            self._passed.remove(key)
+            self._stale.add(key[0])
 
     def drop(self, key: Key) -> int:
         """Forget an expert, because its bytes are no good; returns the slot that is now free."""
         if key in self._pins:
             raise RuntimeError(f"expert {key} is pinned and cannot be dropped")
-        slot = self._slot.pop(key, None)
-        if slot is None:
+        if key not in self._slot:
             raise RuntimeError(f"expert {key} has no slot to be dropped from")
+        self._stale.add(key[0])
+        return self._remove(key)
+
+    def _check(self, layer: int) -> None:
+        if not 0 <= layer < self.layers:
+            raise RuntimeError(f"layer {layer} lies outside the {self.layers} layers")
+
+    def _visiting(self, key: Key) -> bool:
+        return key[0] == self._layer and key[1] in self._routing
+
+    def _visit(self, layer: int) -> None:
+        """The layer comes round; the visit before it is over and shelters nobody any more."""
+        self._check(layer)
+        if self._routing:
+            self._tell()
+            self._stale.add(self._layer)
+            self._note_width(len(self._routing))
+        self._moment += (layer - self._layer - 1) % self.layers + 1
+        self._layer = layer
+        self._routing = {}
+        self._displacing.clear()
+        self._layers[layer].forecast.begin()
+        self._stale.add(layer)
+
+    def _note_width(self, width: int) -> None:
+        """A visit was so wide. Where it shows that all before were wide, mend what they taught."""
+        narrowest, self._narrowest = self._narrowest, min(self._narrowest or width, width)
+        if self._top_k is None and narrowest is not None and width * _WIDE < narrowest:
+            for layer in self._layers:
+                layer.forecast.discount(width / narrowest)
+
+    def _narrow(self) -> int:
+        """How many experts one token chooses, as far as is known."""
+        width = len(self._routing)
+        return self._top_k or min(self._narrowest or width, width)
+
+    def _tell(self) -> None:
+        """Let the forecast know what the visit has asked."""
+        if self._told:
+            narrow, width = self._narrow(), len(self._routing)
+            visited = self._layers[self._layer]
+            visited.moment = self._moment
+            visited.forecast.add(self._told, min(1.0, narrow / width), wide=width > _WIDE * narrow)
+            self._told.clear()
+            self._stale.add(self._layer)
+
+    def _victim(self, key: Key) -> Key | None:
+        """Who leaves for ``key``; None where nobody may."""
+        if self._visiting(key):
+            allowed = max(_WIDE * self._narrow(), self.slots // _SHARE)
+            if len(self._displacing) >= allowed:
+                return next((own for own in self._displacing if own not in self._pins), None)
+        return self._farthest() or self._sheltered()
+
+    def _farthest(self) -> Key | None:
+        """The unpinned expert outside this visit whose expected use is farthest ahead."""
+        if len(self._routing) >= (self._top_k or self._narrowest or 1):
+            self._tell()  # before that, more of this layer may be looked up, and be in memory
+        for layer in self._stale:
+            self._layers[layer].rank(self._routing if layer == self._layer else ())
+            self._expected[layer] = self._layers[layer].expected(self.layers)
+        self._stale.clear()
+        while (moment := max(self._expected)) != _NOBODY:
+            layer = self._expected.index(moment)
+            key = (layer, self._layers[layer].candidate)
+            self._layers[layer].exclude(key[1])
+            self._expected[layer] = self._layers[layer].expected(self.layers)
+            if key not in self._pins:
+                return key
+            self._passed.add(key)
+        return None
+
+    def _sheltered(self) -> Key | None:
+        """The unpinned expert of this visit that was asked for first."""
+        inside = ((self._layer, expert) for expert in self._routing)
+        return next((key for key in inside if key in self._slot and key not in self._pins), None)
+
+    def _remove(self, key: Key) -> int:
+        """Take an expert out of its slot, which is free then."""
+        slot = self._slot.pop(key)
+        self._layers[key[0]].resident[key[1]] = False
+        self._displacing.pop(key, None)
         self._free.append(slot)
         return slot

@@ -113,6 +113,8 @@ class Streamer:
         self._store = store
         self._hints = runtime.hints
         self._slots = Slots(slots, max(entry.layout.record_bytes for entry in entries))
+        # What the cache lets one routing displace at any time, so that all of it can stay.
+        self._lasting = min(slots, 2 * store.shape.experts.top_k)
         self._open = True
         self._reader = DirectReader(runtime.io_threads)
         self._layers: list[_Layer] = []
@@ -132,7 +134,8 @@ class Streamer:
 
     def _forget(self) -> None:
         """Every slot is free, nothing is asked or read, no hold is open."""
-        self._cache = Cache(self._slots.count, len(self._layers))
+        experts = self._store.shape.experts
+        self._cache = Cache(self._slots.count, len(self._layers), experts.top_k)
         self._slots.clear()
         self._reads: dict[Key, int] = {}  # tickets of reads under way; their slots are pinned
         # By layer: the experts of its last hint, unless held since, and which had a slot then.
@@ -174,8 +177,8 @@ class Streamer:
         """Yield (id, expert) for each distinct id of ``ids`` (any shape), once, in any order.
 
         The arrays of an expert are read-only views of a slot. How long their bytes stay is
-        decided by the number of distinct ids: up to as many as there are slots, every expert is
-        valid until the hold ends, so that all may be collected first and used together; beyond,
+        decided by the number of distinct ids: up to twice what one token chooses (and as many as
+        there are slots), every expert is valid until the hold ends, so that all may be collected first and used together; beyond,
         each is valid only until the next one is asked for. After the hold none is.
 
         Leaving early is allowed. Holds do not nest: opening another ends this one, which then
@@ -280,7 +283,7 @@ class Streamer:
     def _start_absent(self, hold: _Hold) -> None:
         """Start reads for an open hold; its consumed experts give way if it has too many."""
         hold.coming.update(self._start(hold.absent, demand=True))
-        while hold.absent and hold.yielded and len(hold.wanted) > self._slots.count:
+        while hold.absent and hold.yielded and len(hold.wanted) > self._lasting:
             self._release(hold.yielded.popleft())
             hold.coming.update(self._start(hold.absent, demand=True))
 

@@ -7,6 +7,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <cerrno>
@@ -17,8 +18,10 @@
 #include <vector>
 
 #include "checksum.h"
+#include "dispatch.h"
 #include "io.h"
 #include "kernels.h"
+#include "touch.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -53,6 +56,20 @@ Scalar scalar_of(int code) {
     return static_cast<Scalar>(code);
 }
 
+// The set of that name; an empty name is the best one.
+const flashmoe::InstructionSet& set_of(const std::string& name) {
+    for (const flashmoe::InstructionSet& set : flashmoe::instruction_sets())
+        if (name.empty() || name == set.name) return set;
+    throw nb::value_error("instruction_set is not among instruction_sets()");
+}
+
+std::vector<std::string> instruction_sets() {
+    std::vector<std::string> names;
+    for (const flashmoe::InstructionSet& set : flashmoe::instruction_sets())
+        names.emplace_back(set.name);
+    return names;
+}
+
 // Elements of `type`: float32 for F32, uint16 that hold the bits for F16 and BF16.
 void require_elements(const AnyMatrix& array, Scalar type, const char* what) {
     const nb::dlpack::dtype wanted =
@@ -69,11 +86,12 @@ void require_product(const ConstMatrix32& x, const Matrix32& y, std::size_t out,
 
 void matmul_affine(const ConstMatrix32& x, const Array<const std::uint32_t, nb::ndim<2>>& weight,
                    const AnyMatrix& scales, const AnyMatrix& biases, int bits, int group,
-                   int scales_type, const Matrix32& y, int threads) {
+                   int scales_type, const Matrix32& y, int threads, const std::string& set_name) {
     require(bits == 2 || bits == 3 || bits == 4 || bits == 5 || bits == 6 || bits == 8,
             "bits must be 2, 3, 4, 5, 6 or 8");
     require(group == 32 || group == 64 || group == 128, "group must be 32, 64 or 128");
     require_threads(threads);
+    const flashmoe::InstructionSet& set = set_of(set_name);
     const Scalar scalar = scalar_of(scales_type);
     const std::size_t out = weight.shape(0), in = x.shape(1);
     require(in % static_cast<std::size_t>(group) == 0, "in must be a multiple of group");
@@ -88,31 +106,43 @@ void matmul_affine(const ConstMatrix32& x, const Array<const std::uint32_t, nb::
     const flashmoe::AffineMatrix matrix{weight.data(), scales.data(), biases.data(), scalar,
                                         bits,          group,         out,           in};
     const nb::gil_scoped_release released;
-    flashmoe::matmul_affine(x.data(), x.shape(0), matrix, y.data(), threads);
+    flashmoe::matmul_affine(set, x.data(), x.shape(0), matrix, y.data(), threads);
 }
 
 void matmul_plain(const ConstMatrix32& x, const AnyMatrix& weight, int weight_type,
-                  const Matrix32& y, int threads) {
+                  const Matrix32& y, int threads, const std::string& set_name) {
     require_threads(threads);
+    const flashmoe::InstructionSet& set = set_of(set_name);
     const Scalar scalar = scalar_of(weight_type);
     require_elements(weight, scalar, "weight must be of the type weight_type says");
     const std::size_t out = weight.shape(0), in = weight.shape(1);
     require_product(x, y, out, in);
     const flashmoe::PlainMatrix matrix{weight.data(), scalar, out, in};
     const nb::gil_scoped_release released;
-    flashmoe::matmul_plain(x.data(), x.shape(0), matrix, y.data(), threads);
+    flashmoe::matmul_plain(set, x.data(), x.shape(0), matrix, y.data(), threads);
 }
 
-std::uint64_t xxh3_64(nb::handle object) {
+// Runs `work` on the bytes of a contiguous buffer, without the GIL.
+template <class Work>
+std::uint64_t over_bytes(nb::handle object, Work work) {
     Py_buffer view;
     if (PyObject_GetBuffer(object.ptr(), &view, PyBUF_SIMPLE) != 0) throw nb::python_error();
-    std::uint64_t hash;
+    std::uint64_t result;
     {
         const nb::gil_scoped_release released;
-        hash = flashmoe::xxh3_64(view.buf, static_cast<std::size_t>(view.len));
+        result = work(view.buf, static_cast<std::size_t>(view.len));
     }
     PyBuffer_Release(&view);
-    return hash;
+    return result;
+}
+
+std::uint64_t xxh3_64(nb::handle object) { return over_bytes(object, flashmoe::xxh3_64); }
+
+std::uint64_t touch(nb::handle object, int threads) {
+    require_threads(threads);
+    return over_bytes(object, [threads](const void* data, std::size_t bytes) {
+        return flashmoe::touch(data, bytes, threads);
+    });
 }
 
 using Destination = Array<std::uint8_t>;
@@ -194,10 +224,12 @@ NB_MODULE(_native, module) {
 
     module.def("matmul_affine", &matmul_affine, "x"_a.noconvert(), "weight"_a.noconvert(),
                "scales"_a.noconvert(), "biases"_a.noconvert(), "bits"_a, "group"_a, "scales_type"_a,
-               "y"_a.noconvert(), "threads"_a);
+               "y"_a.noconvert(), "threads"_a, "instruction_set"_a = "");
     module.def("matmul_plain", &matmul_plain, "x"_a.noconvert(), "weight"_a.noconvert(),
-               "weight_type"_a, "y"_a.noconvert(), "threads"_a);
+               "weight_type"_a, "y"_a.noconvert(), "threads"_a, "instruction_set"_a = "");
+    module.def("instruction_sets", &instruction_sets);
     module.def("xxh3_64", &xxh3_64, "buffer"_a);
+    module.def("touch", &touch, "buffer"_a, "threads"_a);
 
     nb::class_<PythonReader>(module, "Reader")
         .def(nb::init<int>(), "threads"_a)

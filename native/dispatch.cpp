@@ -1,0 +1,69 @@
+// The choice among instruction sets, and the products over them.
+
+#include "dispatch.h"
+
+#include <memory>
+#include <new>
+
+#include "generic.h"
+#include "threads.h"
+
+namespace flashmoe {
+namespace {
+
+// Below this many multiply-adds, waking a second thread costs more than it saves (about 10 us).
+constexpr std::size_t kWorthThreads = 1 << 16;
+constexpr std::align_val_t kLine{64};
+
+struct Release {
+    void operator()(void* memory) const { ::operator delete(memory, kLine); }
+};
+
+std::vector<InstructionSet> available() {
+    std::vector<InstructionSet> sets;
+#ifdef FLASHMOE_X86_64
+    // These ask the operating system too whether it saves the wide registers (XGETBV).
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512vbmi") &&
+                        __builtin_cpu_supports("avx512vnni");
+    if (avx512) sets.push_back({"avx512", &avx512_kernels});
+    if (avx2) sets.push_back({"avx2", &avx2_kernels});
+#endif
+    sets.push_back({"generic", nullptr});
+    return sets;
+}
+
+}  // namespace
+
+const std::vector<InstructionSet>& instruction_sets() {
+    static const std::vector<InstructionSet> sets = available();
+    return sets;
+}
+
+void matmul_affine(const InstructionSet& set, const float* x, std::size_t rows,
+                   const AffineMatrix& matrix, float* y, int threads) {
+    if (set.kernels == nullptr) return generic::matmul_affine(x, rows, matrix, y, threads);
+    const RowKernels& kernels = *set.kernels;
+    const std::unique_ptr<void, Release> prepared(
+        ::operator new(kernels.prepared_bytes(rows, matrix), kLine));
+    kernels.prepare(x, rows, matrix, prepared.get());
+    if (rows * matrix.out * matrix.in < kWorthThreads) threads = 1;
+    parallel_rows(matrix.out, threads, [&](std::size_t begin, std::size_t end, int) {
+        kernels.affine(prepared.get(), rows, matrix, begin, end, y);
+    });
+}
+
+void matmul_plain(const InstructionSet& set, const float* x, std::size_t rows,
+                  const PlainMatrix& matrix, float* y, int threads) {
+    if (set.kernels == nullptr) return generic::matmul_plain(x, rows, matrix, y, threads);
+    if (rows * matrix.out * matrix.in < kWorthThreads) threads = 1;
+    parallel_rows(matrix.out, threads, [&](std::size_t begin, std::size_t end, int) {
+        set.kernels->plain(x, rows, matrix, begin, end, y);
+    });
+}
+
+}  // namespace flashmoe

@@ -51,13 +51,20 @@ __mmask16 first_lanes(std::size_t count) {
 
 __mmask64 first_bytes(std::size_t count) { return count >= 64 ? ~0ULL : (1ULL << count) - 1; }
 
-// Up to 16 numbers as float32, zeros beyond `count`; nothing past them is touched.
-__m512 load16(Scalar type, const Byte* from, std::size_t count) {
-    const __mmask16 mask = first_lanes(count);
-    if (type == Scalar::f32) return _mm512_maskz_loadu_ps(mask, from);
-    const __m256i half = _mm256_maskz_loadu_epi16(mask, from);
+__m512 widen(Scalar type, __m256i half) {
     if (type == Scalar::f16) return _mm512_cvtph_ps(half);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+// Up to 16 numbers as float32, zeros beyond `count`; nothing past them is touched.
+__m512 load16(Scalar type, const Byte* from, std::size_t count) {
+    if (count < 16) {
+        const __mmask16 mask = first_lanes(count);
+        if (type == Scalar::f32) return _mm512_maskz_loadu_ps(mask, from);
+        return widen(type, _mm256_maskz_loadu_epi16(mask, from));
+    }
+    if (type == Scalar::f32) return _mm512_loadu_ps(from);
+    return widen(type, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
 // The power of two under which a group's activations become integers below 2^22 in magnitude;
@@ -323,10 +330,10 @@ void plain_row(const float* x, const PlainMatrix& m, std::size_t o, float* y) {
         const __m512 w0 = load16(m.scalar, at, first);
         const __m512 w1 = load16(m.scalar, at + first * step, second);
         for (int t = 0; t < kRows; ++t) {
-            const float* row = x + static_cast<std::size_t>(t) * m.in + i;
-            even[t] = _mm512_fmadd_ps(w0, _mm512_maskz_loadu_ps(first_lanes(first), row), even[t]);
-            odd[t] = _mm512_fmadd_ps(w1, _mm512_maskz_loadu_ps(first_lanes(second), row + first),
-                                     odd[t]);
+            const float* from = x + static_cast<std::size_t>(t) * m.in + i;
+            const Byte* row = reinterpret_cast<const Byte*>(from);
+            even[t] = _mm512_fmadd_ps(w0, load16(Scalar::f32, row, first), even[t]);
+            odd[t] = _mm512_fmadd_ps(w1, load16(Scalar::f32, row + 4 * first, second), odd[t]);
         }
     }
     for (int t = 0; t < kRows; ++t)

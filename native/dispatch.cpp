@@ -2,7 +2,6 @@
 
 #include "dispatch.h"
 
-#include <memory>
 #include <new>
 
 #include "generic.h"
@@ -14,10 +13,6 @@ namespace {
 // Below this many multiply-adds, some 5 us, calling a second thread costs more than it saves.
 constexpr std::size_t kWorthThreads = 1 << 18;
 constexpr std::align_val_t kLine{64};
-
-struct Release {
-    void operator()(void* memory) const { ::operator delete(memory, kLine); }
-};
 
 std::vector<InstructionSet> available() {
     std::vector<InstructionSet> sets;
@@ -44,26 +39,36 @@ const std::vector<InstructionSet>& instruction_sets() {
     return sets;
 }
 
+int worth(std::size_t multiply_adds, int threads) {
+    return multiply_adds < kWorthThreads ? 1 : threads;
+}
+
+std::shared_ptr<void> prepare(const RowKernels& kernels, const float* x, std::size_t rows,
+                              const AffineMatrix& matrix) {
+    const std::shared_ptr<void> memory(::operator new(kernels.prepared_bytes(rows, matrix), kLine),
+                                       [](void* held) { ::operator delete(held, kLine); });
+    kernels.prepare(x, rows, matrix, memory.get());
+    return memory;
+}
+
 void matmul_affine(const InstructionSet& set, const float* x, std::size_t rows,
                    const AffineMatrix& matrix, float* y, int threads) {
     if (set.kernels == nullptr) return generic::matmul_affine(x, rows, matrix, y, threads);
     const RowKernels& kernels = *set.kernels;
-    const std::unique_ptr<void, Release> prepared(
-        ::operator new(kernels.prepared_bytes(rows, matrix), kLine));
-    kernels.prepare(x, rows, matrix, prepared.get());
-    if (rows * matrix.out * matrix.in < kWorthThreads) threads = 1;
-    parallel_rows(matrix.out, threads, [&](std::size_t begin, std::size_t end, int) {
-        kernels.affine(prepared.get(), rows, matrix, begin, end, y);
-    });
+    const std::shared_ptr<void> prepared = prepare(kernels, x, rows, matrix);
+    parallel_rows(matrix.out, worth(rows * matrix.out * matrix.in, threads),
+                  [&](std::size_t begin, std::size_t end, int) {
+                      kernels.affine(prepared.get(), rows, matrix, begin, end, y);
+                  });
 }
 
 void matmul_plain(const InstructionSet& set, const float* x, std::size_t rows,
                   const PlainMatrix& matrix, float* y, int threads) {
     if (set.kernels == nullptr) return generic::matmul_plain(x, rows, matrix, y, threads);
-    if (rows * matrix.out * matrix.in < kWorthThreads) threads = 1;
-    parallel_rows(matrix.out, threads, [&](std::size_t begin, std::size_t end, int) {
-        set.kernels->plain(x, rows, matrix, begin, end, y);
-    });
+    parallel_rows(matrix.out, worth(rows * matrix.out * matrix.in, threads),
+                  [&](std::size_t begin, std::size_t end, int) {
+                      set.kernels->plain(x, rows, matrix, begin, end, y);
+                  });
 }
 
 }  // namespace flashmoe

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 #include "kernels.h"
@@ -36,6 +37,13 @@ struct InstructionSet {
 };
 
 extern const RowKernels avx2_kernels, avx512_kernels;  // x86-64 builds only
+
+// The threads to use for so much work, at most `threads`.
+int worth(std::size_t multiply_adds, int threads);
+
+// Activation rows as `kernels.affine` wants them for that matrix.
+std::shared_ptr<void> prepare(const RowKernels& kernels, const float* x, std::size_t rows,
+                              const AffineMatrix& matrix);
 
 // Those that this machine executes, the best first; never empty, the last is "generic".
 const std::vector<InstructionSet>& instruction_sets();

@@ -21,6 +21,7 @@
 #pragma once
 
 #include <cstddef>
+#include <variant>
 
 namespace flashmoe {
 
@@ -46,6 +47,17 @@ struct PlainMatrix {
     std::size_t out, in;
 };
 
+using Matrix = std::variant<AffineMatrix, PlainMatrix>;
+
+inline std::size_t out_of(const Matrix& matrix) {
+    return std::visit([](const auto& each) { return each.out; }, matrix);
+}
+
+// gate and up are (intermediate, hidden), down is (hidden, intermediate).
+struct Expert {
+    Matrix gate, up, down;
+};
+
 struct InstructionSet;  // dispatch.h
 
 // y[t, o] = sum_i x[t, i] * w[o, i]; x (rows, in), y (rows, out). std::bad_alloc when the scratch
@@ -55,5 +67,10 @@ void matmul_affine(const InstructionSet& set, const float* x, std::size_t rows,
 
 void matmul_plain(const InstructionSet& set, const float* x, std::size_t rows,
                   const PlainMatrix& matrix, float* y, int threads);
+
+// y = down(silu(gate(x)) * up(x)), silu(z) = z / (1 + exp(-z)); x and y (rows, hidden). The three
+// products are those above, bit for bit; exp is float32's, within 2 * 2^-24 of the exact one.
+void expert_swiglu(const InstructionSet& set, const float* x, std::size_t rows,
+                   const Expert& expert, float* y, int threads);
 
 }  // namespace flashmoe

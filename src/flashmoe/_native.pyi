@@ -42,6 +42,21 @@ def matmul_plain(
     ``weight`` is float32 for ``weight_type`` 0, else uint16 holding the bits of F16 or BF16.
     """
 
+def expert_swiglu(
+    x: npt.NDArray[np.float32],
+    gate: tuple[Any, ...],
+    up: tuple[Any, ...],
+    down: tuple[Any, ...],
+    y: npt.NDArray[np.float32],
+    threads: int,
+    instruction_set: str = "",
+) -> None:
+    """Write ``y = down(silu(gate(x)) * up(x))``: x and y (T, hidden).
+
+    A matrix is ``(weight, scales, biases, bits, group, scales_type)`` or ``(weight, weight_type)``
+    with the arrays and codes that the two products take.
+    """
+
 def instruction_sets() -> list[str]:
     """Names of the sets of kernels that this machine executes, the best first.
 

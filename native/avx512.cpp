@@ -6,7 +6,8 @@
 // 2^-23 of the group's largest activation, and one conversion to float32.
 //
 // Sixteen lanes of four bytes a vector; a block is as many codes as one load gives (kVectors
-// vectors of 64). Vector v of a block holds codes v, v + kVectors, v + 2 kVectors, ...
+// vectors of 64). Vector v of a block holds codes v, v + kVectors, v + 2 kVectors, ...; at 3 bits
+// the words of four codes are dealt out in turn instead.
 
 #include <immintrin.h>
 
@@ -29,7 +30,7 @@ constexpr std::size_t kRowsTogether = 8;  // outputs whose weights stay in the c
 constexpr std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 constexpr std::size_t least(std::size_t a, std::size_t b) { return a < b ? a : b; }
 
-constexpr std::size_t vectors_of(int bits) { return bits == 4 ? 2 : bits == 2 ? 4 : 1; }
+constexpr std::size_t vectors_of(int bits) { return bits == 2 ? 4 : bits <= 4 ? 2 : 1; }
 
 // Where the parts of one prepared activation row lie, in bytes from its start.
 struct Layout {
@@ -104,12 +105,24 @@ void deinterleave(__m512i* a, __m512i* b) {
     *b = odd;
 }
 
+// The same with words of four bytes.
+void deinterleave_words(__m512i* a, __m512i* b) {
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd =
+        _mm512_permutex2var_epi32(*a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), *b);
+    *a = _mm512_permutex2var_epi32(*a, even, *b);
+    *b = odd;
+}
+
 // One plane of a block from the codes' own order to the order of its vectors.
-void arrange(Byte* plane, std::size_t vectors) {
+void arrange(Byte* plane, int bits) {
+    const std::size_t vectors = vectors_of(bits);
     __m512i v[4];
     for (std::size_t i = 0; i < vectors; ++i) v[i] = _mm512_load_si512(plane + 64 * i);
-    if (vectors == 2) deinterleave(&v[0], &v[1]);
-    if (vectors == 4) {
+    if (bits == 3) deinterleave_words(&v[0], &v[1]);
+    if (bits == 4) deinterleave(&v[0], &v[1]);
+    if (bits == 2) {
         deinterleave(&v[0], &v[1]);
         deinterleave(&v[2], &v[3]);
         deinterleave(&v[0], &v[2]);
@@ -165,7 +178,7 @@ void prepare_row(const float* x, const AffineMatrix& m, const Layout& layout, By
         __m512i sum[kPlanes];
         for (std::size_t plane = 0; plane < kPlanes; ++plane) {
             Byte* at = into + plane * layout.padded + b * layout.block;
-            arrange(at, vectors);
+            arrange(at, m.bits);
             sum[plane] = _mm512_setzero_si512();
             for (std::size_t v = 0; v < vectors; ++v)
                 sum[plane] = _mm512_dpbusd_epi32(sum[plane], ones, _mm512_load_si512(at + 64 * v));
@@ -202,31 +215,39 @@ struct Codes {
                 vector[v] = _mm512_and_si512(
                     _mm512_srli_epi32(word, static_cast<unsigned>(v) * bits), mask);
         } else {
-            // Eight codes fill `bits` bytes: those go to one 64-bit lane, then each code to its
-            // byte.
+            // Whole bytes of codes go to each 64-bit lane, then each code to a byte of its own.
             const __m512i spread = _mm512_permutexvar_epi8(_mm512_load_si512(kSpread.at), word);
-            const __m512i fields = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(kShifts), spread);
-            vector[0] = _mm512_and_si512(fields, mask);
+            for (std::size_t v = 0; v < kVectors; ++v) {
+                const __m512i fields =
+                    _mm512_multishift_epi64_epi8(_mm512_set1_epi64(shifts(v)), spread);
+                vector[v] = _mm512_and_si512(fields, mask);
+            }
         }
     }
 
     __m512i vector[kVectors];
 
 private:
+    static constexpr unsigned kLaneBytes = kBytes / 8;  // of packed codes a 64-bit lane
+
     struct alignas(64) Index {
         constexpr Index() {
             for (unsigned i = 0; i < 64; ++i)
-                at[i] = static_cast<Byte>(i / 8 * bits + (i % 8) % bits);
+                at[i] = static_cast<Byte>(i / 8 * kLaneBytes + (i % 8) % kLaneBytes);
         }
         Byte at[64] = {};
     };
     static constexpr Index kSpread{};
-    static constexpr long long kShifts = [] {
-        unsigned long long shifts = 0;
-        for (unsigned i = 0; i < 8; ++i)
-            shifts |= static_cast<unsigned long long>(bits * i) << (8 * i);
-        return static_cast<long long>(shifts);
-    }();
+
+    // Where in its 64-bit lane each code of vector v begins: four of every 4 * kVectors.
+    static constexpr long long shifts(std::size_t v) {
+        unsigned long long all = 0;
+        for (unsigned i = 0; i < 8; ++i) {
+            const std::size_t code = 4 * (i / 4 * kVectors + v) + i % 4;
+            all |= static_cast<unsigned long long>(bits * code) << (8 * i);
+        }
+        return static_cast<long long>(all);
+    }
 };
 
 // One weight row with `kRows` activation rows. Whatever kRows is, each sum takes the same steps.

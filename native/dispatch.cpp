@@ -2,6 +2,10 @@
 
 #include "dispatch.h"
 
+#ifdef FLASHMOE_X86_64
+#include <cpuid.h>
+#endif
+
 #include <new>
 
 #include "generic.h"
@@ -14,13 +18,20 @@ namespace {
 constexpr std::size_t kWorthThreads = 1 << 18;
 constexpr std::align_val_t kLine{64};
 
+#ifdef FLASHMOE_X86_64
+// Not every compiler's __builtin_cpu_supports knows F16C. Its registers are AVX's.
+bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 std::vector<InstructionSet> available() {
     std::vector<InstructionSet> sets;
 #ifdef FLASHMOE_X86_64
     // These ask the operating system too whether it saves the wide registers (XGETBV).
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                      __builtin_cpu_supports("f16c");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512vbmi") &&

@@ -1,9 +1,10 @@
-"""Speed of the matrix-vector kernels, as a share of the memory rate seen in the same run.
+"""Speed of the products, as a share of the memory rate seen in the same run.
 
-    .venv/bin/python bench/kernels.py [--rows 65536] [--columns 4096] [--threads 2]
+    .venv/bin/python bench/kernels.py [--rows 65536] [--columns 4096] [--threads 2] [--tokens 1]
 
-Weights are larger than the cache. Every kernel is timed in turn with a plain read of as many
-bytes, several times over; the median is printed, and one JSON line at the end.
+Weights are larger than the cache. For each format, the plain read of the same bytes and the
+product with every instruction set are timed in turn, several times over. Medians are printed,
+the largest error relative to float64 beside them, and one JSON line at the end.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from flashmoe import kernels
-from flashmoe._native import xxh3_64
+from flashmoe import _native
+from flashmoe.kernels import reference
 from flashmoe.quant import AFFINE_BITS, FLOATS, Affine, Array, Format, Matrix, Plain, parts
 
 REPEATS = 5
+TYPES = {"F32": 0, "F16": 1, "BF16": 2}
 
 
 def random_matrix(form: Format, rows: int, columns: int) -> Matrix:
@@ -43,9 +44,60 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def read(pool: ThreadPoolExecutor, data: Array, threads: int) -> None:
-    """Touch every byte once."""
-    list(pool.map(np.sum, np.array_split(data, threads)))
+def product(x: Array, matrix: Matrix, y: Array, threads: int, name: str) -> Callable[[], object]:
+    """The native product with one instruction set, as the kernels' door would call it."""
+    weight, *rest = (a.view(np.uint16) if a.itemsize == 2 else a for a in matrix.arrays())
+    if isinstance(matrix.form, Plain):
+        kind = TYPES[matrix.form.dtype]
+        return lambda: _native.matmul_plain(x, weight, kind, y, threads, name)
+    form = matrix.form
+    arguments = (form.bits, form.group, TYPES[form.scales])
+    return lambda: _native.matmul_affine(x, weight, *rest, *arguments, y, threads, name)
+
+
+def error(x: Array, matrix: Matrix, y: Array) -> float:
+    """Largest error of the first outputs, relative to their root mean square."""
+    some = slice(0, 512)
+    wanted = reference.matmul(x.astype(np.float64), matrix.rows(some))
+    return float(np.abs(y[:, some] - wanted).max() / np.sqrt(np.mean(wanted**2)))
+
+
+def compare(form: Format, x: Array, rows: int, threads: int) -> dict[str, dict[str, float]]:
+    """Rates of one format by instruction set; prints a line each."""
+    matrix = random_matrix(form, rows, x.shape[1])
+    y = np.empty((len(x), rows), np.float32)
+    works = {name: product(x, matrix, y, threads, name) for name in _native.instruction_sets()}
+    times: dict[str, list[float]] = {name: [] for name in ("read", *works)}
+    errors: dict[str, float] = {}
+    for _ in range(REPEATS + 1):
+        spent = sum(seconds(lambda a=a: _native.touch(a, threads)) for a in matrix.arrays())
+        times["read"].append(spent)
+        for name, work in works.items():
+            times[name].append(seconds(work))
+            errors[name] = errors.get(name) or error(x, matrix, y)
+    rates = {name: matrix.nbytes / statistics.median(t[1:]) / 1e9 for name, t in times.items()}
+    label = f"{form.bits} bits" if isinstance(form, Affine) else form.dtype
+    for name in works:
+        share = rates[name] / rates["read"]
+        print(f"{label:>8} {name:>8} {rates[name]:7.2f} {share:7.1%} {errors[name]:10.1e}")
+    print(f"{label:>8} {'read':>8} {rates['read']:7.2f}", flush=True)
+    return {label: {name: round(rate, 2) for name, rate in rates.items()}}
+
+
+def small(threads: int) -> None:
+    """Microseconds of one 512 x 2048 product at 4 bits out of the cache's reach."""
+    form = Affine(4, 64)
+    x = np.random.default_rng(1).standard_normal((1, 2048), dtype=np.float32)
+    many = [random_matrix(form, 512, 2048) for _ in range(256)]
+    y = np.empty((1, 512), np.float32)
+    for name in _native.instruction_sets():
+        for count in sorted({1, threads}):
+            calls = [product(x, matrix, y, count, name) for matrix in many]
+            for call in calls:
+                call()
+            spent = statistics.median(seconds(call) for call in calls)
+            rate = many[0].nbytes / spent / 1e9
+            print(f"512 x 2048, {count} threads, {name:>8}: {spent * 1e6:6.1f} us, {rate:.1f} GB/s")
 
 
 def main() -> None:
@@ -54,30 +106,22 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=65536)
     parser.add_argument("--columns", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=1)
     given = parser.parse_args()
-    table = kernels.choose("cpu", "float32", given.threads)
-    x = np.random.default_rng(1).standard_normal((1, given.columns), dtype=np.float32)
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((given.tokens, given.columns), dtype=np.float32)
     forms: list[Format] = [Affine(bits, 64) for bits in AFFINE_BITS]
     forms += [Plain(name) for name in FLOATS]
-    ceiling = np.ones(1 << 26, np.float32)
-    rates: dict[str, float] = {}
-    print(f"{'weights':>10}  {'GB/s':>6}  of a plain read")
-    with ThreadPoolExecutor(given.threads) as pool:
-        for form in forms:
-            matrix = random_matrix(form, given.rows, given.columns)
-            mine, plain = [], []
-            for _ in range(REPEATS + 1):
-                mine.append(seconds(lambda: table.matmul(x, matrix)))  # noqa: B023
-                plain.append(seconds(lambda: read(pool, ceiling, given.threads)))
-            rate = matrix.nbytes / statistics.median(mine[1:]) / 1e9
-            limit = ceiling.nbytes / statistics.median(plain[1:]) / 1e9
-            name = f"{form.bits} bits" if isinstance(form, Affine) else form.dtype
-            rates[name] = round(rate, 2)
-            print(f"{name:>10}  {rate:6.2f}  {rate / limit:6.1%} of {limit:.1f}")
-    checked = statistics.median(seconds(lambda: xxh3_64(ceiling)) for _ in range(REPEATS))
-    rates["xxh3"] = round(ceiling.nbytes / checked / 1e9, 2)
-    print(f"{'checksum':>10}  {rates['xxh3']:6.2f}  on one thread")
-    print(json.dumps({"threads": given.threads, "gb_s": rates}))
+    rates: dict[str, dict[str, float]] = {}
+    print(f"{'weights':>8} {'kernels':>8} {'GB/s':>7} {'of read':>7} {'error':>10}")
+    for form in forms:
+        rates |= compare(form, x, given.rows, given.threads)
+    small(given.threads)
+    data = np.ones(1 << 26, np.float32)
+    checked = statistics.median(seconds(lambda: _native.xxh3_64(data)) for _ in range(REPEATS))
+    rates["xxh3"] = {"one thread": round(data.nbytes / checked / 1e9, 2)}
+    print(f"checksum: {rates['xxh3']['one thread']} GB/s on one thread")
+    print(json.dumps({"threads": given.threads, "tokens": given.tokens, "gb_s": rates}))
 
 
 if __name__ == "__main__":

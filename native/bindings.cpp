@@ -7,6 +7,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <cerrno>
@@ -18,8 +19,10 @@
 #include <vector>
 
 #include "checksum.h"
+#include "dispatch.h"
 #include "io.h"
 #include "kernels.h"
+#include "touch.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -55,6 +58,20 @@ Scalar scalar_of(int code) {
     return static_cast<Scalar>(code);
 }
 
+// The set of that name; an empty name is the best one.
+const flashmoe::InstructionSet& set_of(const std::string& name) {
+    for (const flashmoe::InstructionSet& set : flashmoe::instruction_sets())
+        if (name.empty() || name == set.name) return set;
+    throw nb::value_error("instruction_set is not among instruction_sets()");
+}
+
+std::vector<std::string> instruction_sets() {
+    std::vector<std::string> names;
+    for (const flashmoe::InstructionSet& set : flashmoe::instruction_sets())
+        names.emplace_back(set.name);
+    return names;
+}
+
 // Elements of `type`: float32 for F32, uint16 that hold the bits for F16 and BF16.
 void require_elements(const AnyMatrix& array, Scalar type, const char* what) {
     const nb::dlpack::dtype wanted =
@@ -69,15 +86,14 @@ void require_product(const ConstMatrix32& x, const Matrix32& y, std::size_t out,
     require_floats(y.data(), "y must be aligned to 4 bytes");
 }
 
-void matmul_affine(const ConstMatrix32& x, const Array<const std::uint32_t, nb::ndim<2>>& weight,
-                   const AnyMatrix& scales, const AnyMatrix& biases, int bits, int group,
-                   int scales_type, const Matrix32& y, int threads) {
+flashmoe::AffineMatrix affine_of(const Array<const std::uint32_t, nb::ndim<2>>& weight,
+                                 const AnyMatrix& scales, const AnyMatrix& biases, int bits,
+                                 int group, int scales_type, std::size_t in) {
     require(bits == 2 || bits == 3 || bits == 4 || bits == 5 || bits == 6 || bits == 8,
             "bits must be 2, 3, 4, 5, 6 or 8");
     require(group == 32 || group == 64 || group == 128, "group must be 32, 64 or 128");
-    require_threads(threads);
     const Scalar scalar = scalar_of(scales_type);
-    const std::size_t out = weight.shape(0), in = x.shape(1);
+    const std::size_t out = weight.shape(0);
     require(in % static_cast<std::size_t>(group) == 0, "in must be a multiple of group");
     require(weight.shape(1) == in / 32 * static_cast<std::size_t>(bits),
             "weight must be (out, in * bits / 32) uint32");
@@ -86,35 +102,94 @@ void matmul_affine(const ConstMatrix32& x, const Array<const std::uint32_t, nb::
         require(array->shape(0) == out && array->shape(1) == in / static_cast<std::size_t>(group),
                 "scales and biases must be (out, in / group)");
     }
-    require_product(x, y, out, in);
-    const flashmoe::AffineMatrix matrix{weight.data(), scales.data(), biases.data(), scalar,
-                                        bits,          group,         out,           in};
+    return {weight.data(), scales.data(), biases.data(), scalar, bits, group, out, in};
+}
+
+flashmoe::PlainMatrix plain_of(const AnyMatrix& weight, int weight_type, std::size_t in) {
+    const Scalar scalar = scalar_of(weight_type);
+    require_elements(weight, scalar, "weight must be of the type weight_type says");
+    require(weight.shape(1) == in, "weight must be (out, in)");
+    return {weight.data(), scalar, weight.shape(0), in};
+}
+
+void matmul_affine(const ConstMatrix32& x, const Array<const std::uint32_t, nb::ndim<2>>& weight,
+                   const AnyMatrix& scales, const AnyMatrix& biases, int bits, int group,
+                   int scales_type, const Matrix32& y, int threads, const std::string& set_name) {
+    require_threads(threads);
+    const flashmoe::InstructionSet& set = set_of(set_name);
+    const flashmoe::AffineMatrix matrix =
+        affine_of(weight, scales, biases, bits, group, scales_type, x.shape(1));
+    require_product(x, y, matrix.out, matrix.in);
     const nb::gil_scoped_release released;
-    flashmoe::matmul_affine(x.data(), x.shape(0), matrix, y.data(), threads);
+    flashmoe::matmul_affine(set, x.data(), x.shape(0), matrix, y.data(), threads);
 }
 
 void matmul_plain(const ConstMatrix32& x, const AnyMatrix& weight, int weight_type,
-                  const Matrix32& y, int threads) {
+                  const Matrix32& y, int threads, const std::string& set_name) {
     require_threads(threads);
-    const Scalar scalar = scalar_of(weight_type);
-    require_elements(weight, scalar, "weight must be of the type weight_type says");
-    const std::size_t out = weight.shape(0), in = weight.shape(1);
-    require_product(x, y, out, in);
-    const flashmoe::PlainMatrix matrix{weight.data(), scalar, out, in};
+    const flashmoe::InstructionSet& set = set_of(set_name);
+    const flashmoe::PlainMatrix matrix = plain_of(weight, weight_type, x.shape(1));
+    require_product(x, y, matrix.out, matrix.in);
     const nb::gil_scoped_release released;
-    flashmoe::matmul_plain(x.data(), x.shape(0), matrix, y.data(), threads);
+    flashmoe::matmul_plain(set, x.data(), x.shape(0), matrix, y.data(), threads);
 }
 
-std::uint64_t xxh3_64(nb::handle object) {
+template <class Type>
+Type taken(nb::handle object) {
+    Type value;
+    if (!nb::try_cast(object, value, false))  // false: no conversion, which would copy
+        throw nb::type_error(
+            "a matrix is (weight, weight_type) or (weight, scales, biases, bits, "
+            "group, scales_type)");
+    return value;
+}
+
+// A matrix of `in` inputs from the tuple of its arguments. The tuple keeps its arrays alive.
+flashmoe::Matrix matrix_of(const nb::tuple& parts, std::size_t in) {
+    if (parts.size() == 2) return plain_of(taken<AnyMatrix>(parts[0]), taken<int>(parts[1]), in);
+    require(parts.size() == 6, "a matrix has 2 parts or 6");
+    return affine_of(taken<Array<const std::uint32_t, nb::ndim<2>>>(parts[0]),
+                     taken<AnyMatrix>(parts[1]), taken<AnyMatrix>(parts[2]), taken<int>(parts[3]),
+                     taken<int>(parts[4]), taken<int>(parts[5]), in);
+}
+
+void expert_swiglu(const ConstMatrix32& x, const nb::tuple& gate, const nb::tuple& up,
+                   const nb::tuple& down, const Matrix32& y, int threads,
+                   const std::string& set_name) {
+    require_threads(threads);
+    const flashmoe::InstructionSet& set = set_of(set_name);
+    const flashmoe::Matrix first = matrix_of(gate, x.shape(1));
+    const flashmoe::Expert expert{first, matrix_of(up, x.shape(1)),
+                                  matrix_of(down, flashmoe::out_of(first))};
+    require(flashmoe::out_of(expert.up) == flashmoe::out_of(first),
+            "gate and up must have the same outputs");
+    require(flashmoe::out_of(expert.down) == x.shape(1), "down must give as many as gate takes");
+    require_product(x, y, x.shape(1), x.shape(1));
+    const nb::gil_scoped_release released;
+    flashmoe::expert_swiglu(set, x.data(), x.shape(0), expert, y.data(), threads);
+}
+
+// Runs `work` on the bytes of a contiguous buffer, without the GIL.
+template <class Work>
+std::uint64_t over_bytes(nb::handle object, Work work) {
     Py_buffer view;
     if (PyObject_GetBuffer(object.ptr(), &view, PyBUF_SIMPLE) != 0) throw nb::python_error();
-    std::uint64_t hash;
+    std::uint64_t result;
     {
         const nb::gil_scoped_release released;
-        hash = flashmoe::xxh3_64(view.buf, static_cast<std::size_t>(view.len));
+        result = work(view.buf, static_cast<std::size_t>(view.len));
     }
     PyBuffer_Release(&view);
-    return hash;
+    return result;
+}
+
+std::uint64_t xxh3_64(nb::handle object) { return over_bytes(object, flashmoe::xxh3_64); }
+
+std::uint64_t touch(nb::handle object, int threads) {
+    require_threads(threads);
+    return over_bytes(object, [threads](const void* data, std::size_t bytes) {
+        return flashmoe::touch(data, bytes, threads);
+    });
 }
 
 using Destination = Array<std::uint8_t>;
@@ -215,10 +290,14 @@ NB_MODULE(_native, module) {
 
     module.def("matmul_affine", &matmul_affine, "x"_a.noconvert(), "weight"_a.noconvert(),
                "scales"_a.noconvert(), "biases"_a.noconvert(), "bits"_a, "group"_a, "scales_type"_a,
-               "y"_a.noconvert(), "threads"_a);
+               "y"_a.noconvert(), "threads"_a, "instruction_set"_a = "");
     module.def("matmul_plain", &matmul_plain, "x"_a.noconvert(), "weight"_a.noconvert(),
-               "weight_type"_a, "y"_a.noconvert(), "threads"_a);
+               "weight_type"_a, "y"_a.noconvert(), "threads"_a, "instruction_set"_a = "");
+    module.def("expert_swiglu", &expert_swiglu, "x"_a.noconvert(), "gate"_a, "up"_a, "down"_a,
+               "y"_a.noconvert(), "threads"_a, "instruction_set"_a = "");
+    module.def("instruction_sets", &instruction_sets);
     module.def("xxh3_64", &xxh3_64, "buffer"_a);
+    module.def("touch", &touch, "buffer"_a, "threads"_a);
 
     nb::class_<PythonReader>(module, "Reader")
         .def(nb::init<int>(), "threads"_a)

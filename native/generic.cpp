@@ -3,6 +3,8 @@
 //
 // Compiled with -ffp-contract=off: a fused multiply-add would skip a rounding in dequantisation.
 
+#include "generic.h"
+
 #include <algorithm>
 #include <bit>
 #include <cstdint>
@@ -10,10 +12,9 @@
 #include <utility>
 #include <vector>
 
-#include "kernels.h"
 #include "threads.h"
 
-namespace flashmoe {
+namespace flashmoe::generic {
 namespace {
 
 using Byte = unsigned char;
@@ -194,4 +195,4 @@ void matmul_plain(const float* x, std::size_t rows, const PlainMatrix& matrix, f
     matmul(x, rows, matrix, y, threads, widen_row<Scalar::bf16>);
 }
 
-}  // namespace flashmoe
+}  // namespace flashmoe::generic

@@ -5,17 +5,23 @@
 // biases to nothing, since they are read where they lie in a record.
 //
 // Invariants, each a test:
-// - A quantised weight is the float32 number f32(f32(q * scale) + bias): two roundings, never
-//   one, so that it equals what quant.py and the other kernels compute.
-// - Each result y[t, o] is summed in one order, which depends on `in` alone: not on the number
-//   of threads, nor on the number of activation rows computed together.
+// - A quantised weight is the float32 number f32(f32(q * scale) + bias), two roundings as in
+//   quant.py. The portable kernels form it; the others sum q * x and x apart in each group and
+//   apply scale and bias to the sums, which is the same number but for the tolerance below.
+// - Each result y[t, o] is summed in one order, which depends on the matrix alone: not on the
+//   number of threads, nor on the number of activation rows computed together.
 //
-// Tolerance: a sum of n float32 products in 16 lanes is within n / 16 + 5 roundings of the exact
-// sum, |error| <= (n / 16 + 5) * 2^-24 * sum_i |x_i w_i|.
+// Tolerance, relative to sum_i |x_i w_i|, of the float32 numbers' exact sum:
+// - generic, and every plain product: (n / 16 + 5) * 2^-24 for n inputs;
+// - affine with avx2 and avx512: 1e-5. Typical weights and activations keep it below 1e-6. Two
+//   things can bring it near: a group whose weights are tiny beside their scale times the largest
+//   code, so that the two sums cancel; and, with avx512, which holds the activations of a group
+//   as 23-bit fixed point, one activation that is 2^15 times the others and meets a zero.
 
 #pragma once
 
 #include <cstddef>
+#include <variant>
 
 namespace flashmoe {
 
@@ -41,12 +47,30 @@ struct PlainMatrix {
     std::size_t out, in;
 };
 
+using Matrix = std::variant<AffineMatrix, PlainMatrix>;
+
+inline std::size_t out_of(const Matrix& matrix) {
+    return std::visit([](const auto& each) { return each.out; }, matrix);
+}
+
+// gate and up are (intermediate, hidden), down is (hidden, intermediate).
+struct Expert {
+    Matrix gate, up, down;
+};
+
+struct InstructionSet;  // dispatch.h
+
 // y[t, o] = sum_i x[t, i] * w[o, i]; x (rows, in), y (rows, out). std::bad_alloc when the scratch
 // rows do not fit, std::system_error when a thread cannot start.
-void matmul_affine(const float* x, std::size_t rows, const AffineMatrix& matrix, float* y,
-                   int threads);
+void matmul_affine(const InstructionSet& set, const float* x, std::size_t rows,
+                   const AffineMatrix& matrix, float* y, int threads);
 
-void matmul_plain(const float* x, std::size_t rows, const PlainMatrix& matrix, float* y,
-                  int threads);
+void matmul_plain(const InstructionSet& set, const float* x, std::size_t rows,
+                  const PlainMatrix& matrix, float* y, int threads);
+
+// y = down(silu(gate(x)) * up(x)), silu(z) = z / (1 + exp(-z)); x and y (rows, hidden). The three
+// products are those above, bit for bit; exp is float32's, within 2 * 2^-24 of the exact one.
+void expert_swiglu(const InstructionSet& set, const float* x, std::size_t rows,
+                   const Expert& expert, float* y, int threads);
 
 }  // namespace flashmoe

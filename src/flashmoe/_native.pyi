@@ -21,6 +21,7 @@ def matmul_affine(
     scales_type: int,
     y: npt.NDArray[np.float32],
     threads: int,
+    instruction_set: str = "",
 ) -> None:
     """Write ``y = x @ dequantize(weight).T``: x (T, in), weight (out, in * bits / 32), y (T, out).
 
@@ -34,14 +35,42 @@ def matmul_plain(
     weight_type: int,
     y: npt.NDArray[np.float32],
     threads: int,
+    instruction_set: str = "",
 ) -> None:
     """Write ``y = x @ weight.T``: x (T, in), weight (out, in), y (T, out).
 
     ``weight`` is float32 for ``weight_type`` 0, else uint16 holding the bits of F16 or BF16.
     """
 
+def expert_swiglu(
+    x: npt.NDArray[np.float32],
+    gate: tuple[Any, ...],
+    up: tuple[Any, ...],
+    down: tuple[Any, ...],
+    y: npt.NDArray[np.float32],
+    threads: int,
+    instruction_set: str = "",
+) -> None:
+    """Write ``y = down(silu(gate(x)) * up(x))``: x and y (T, hidden).
+
+    A matrix is ``(weight, scales, biases, bits, group, scales_type)`` or ``(weight, weight_type)``
+    with the arrays and codes that the two products take.
+    """
+
+def instruction_sets() -> list[str]:
+    """Names of the sets of kernels that this machine executes, the best first.
+
+    Each may be passed as ``instruction_set``; an empty name is the best.
+    """
+
 def xxh3_64(buffer: Buffer | npt.NDArray[Any]) -> int:
     """XXH3 64-bit, seed 0, of a contiguous buffer of any length."""
+
+def touch(buffer: Buffer | npt.NDArray[Any], threads: int) -> int:
+    """Load every whole 64-byte line of a contiguous buffer; returns their bitwise or.
+
+    The plain read that the speed of a kernel is compared with.
+    """
 
 class Reader:
     """Checked direct reads on ``threads`` threads; the states of a request are in native/io.h.

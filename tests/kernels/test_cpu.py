@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flashmoe import kernels, quant
+from flashmoe import _native, kernels, quant
 from flashmoe.errors import InputError
 from flashmoe.kernels import cpu, reference
 from flashmoe.quant import AFFINE_BITS, FLOATS, Affine, Expert, Matrix, Plain
@@ -60,17 +60,90 @@ def test_activations_that_do_not_fit_are_refused_before_the_native_side():
             table.matmul(x, weights)
 
 
-def test_swiglu_and_experts_use_the_native_product():
+NETWORKS = {
+    "4 bits": [Affine(4, 32)] * 3,
+    "down wider": [Affine(3, 32), Affine(3, 32), Affine(6, 64)],
+    "gate and up differ": [Affine(4, 64), Affine(4, 32), Affine(8, 32)],
+    "plain gate": [Plain("BF16"), Affine(2, 64), Plain("F16")],
+    "plain": [Plain("F32")] * 3,
+}
+
+
+def an_expert(rng, forms, hidden=192, width=128):
+    shapes = ((width, hidden), (width, hidden), (hidden, width))
+    return Expert(*(stored(rng, form, *shape) for form, shape in zip(forms, shapes, strict=True)))
+
+
+def close(got, wanted):
+    """Two products in a row, the second of float32 sums of the first."""
+    return np.abs(got - wanted).max() <= 2 * RELATIVE * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("forms", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("tokens", (1, 5))
+def test_swiglu(forms, tokens):
     rng = np.random.default_rng(8)
-    form = Affine(4, 32)
-    expert = Expert(stored(rng, form, 64, 96), stored(rng, form, 64, 96), stored(rng, form, 96, 64))
-    x = rng.standard_normal((2, 96)).astype(np.float32)
+    expert, x = an_expert(rng, forms), rng.standard_normal((tokens, 192)).astype(np.float32)
+    wanted = reference.swiglu(x.astype(np.float64), expert)
+    got = kernels.choose("cpu", "float32", 2).swiglu(x, expert)
+    assert got.dtype == np.float32 and close(got, wanted)
+    parts = [cpu._parts(matrix) for matrix in (expert.gate, expert.up, expert.down)]
+    for kind in _native.instruction_sets():
+        _native.expert_swiglu(x, *parts, got, 2, kind)
+        assert close(got, wanted)
+
+
+def test_neither_threads_nor_tokens_together_change_a_bit_of_an_expert():
+    rng = np.random.default_rng(9)
+    expert = an_expert(rng, [Affine(4, 64)] * 3, hidden=512, width=512)
+    x = rng.standard_normal((5, 512)).astype(np.float32)
+    one = kernels.choose("cpu", "float32", 1).swiglu(x, expert)
+    for threads in (2, 3, 7):
+        table = kernels.choose("cpu", "float32", threads)
+        np.testing.assert_array_equal(one, table.swiglu(x, expert))
+        alone = [table.swiglu(x[t : t + 1], expert) for t in range(5)]
+        np.testing.assert_array_equal(one, np.concatenate(alone))
+
+
+def test_large_gates_saturate():
+    rng = np.random.default_rng(10)
+    expert = an_expert(rng, [Plain("F32")] * 3)
+    x = rng.standard_normal((2, 192)).astype(np.float32) * 100
+    got = kernels.choose("cpu", "float32", 1).swiglu(x, expert)
+    assert close(got, reference.swiglu(x.astype(np.float64), expert))
+
+
+def test_experts_are_taken_as_they_arrive():
+    rng = np.random.default_rng(11)
+    many = [an_expert(rng, [Affine(4, 32)] * 3) for _ in range(4)]
+    x = rng.standard_normal((3, 192)).astype(np.float32)
+    ids = np.array([[0, 3], [2, 0], [3, 1]])
+    weights = rng.random((3, 2)).astype(np.float32)
     table = kernels.choose("cpu", "float32", 2)
-    wanted = reference.swiglu(x, expert)
-    np.testing.assert_allclose(table.swiglu(x, expert), wanted, rtol=1e-4, atol=1e-3)
-    ids, weights = np.array([[0], [0]]), np.full((2, 1), 0.5, np.float32)
-    got = table.experts(x, ids, weights, [(0, expert)])
-    np.testing.assert_allclose(got, 0.5 * wanted, rtol=1e-4, atol=1e-3)
+    answers = [table.experts(x, ids, weights, ((i, many[i]) for i in order))
+               for order in ((0, 1, 2, 3), (3, 1, 0, 2))]  # fmt: skip
+    np.testing.assert_array_equal(*answers)
+    wide = x.astype(np.float64), ids, weights.astype(np.float64)
+    assert close(answers[0], reference.experts(*wide, list(enumerate(many))))
+
+
+def test_an_expert_that_does_not_fit_is_refused():
+    rng = np.random.default_rng(12)
+    good = an_expert(rng, [Affine(4, 32)] * 3)
+    other = an_expert(rng, [Affine(4, 32)] * 3, width=64)
+    x, table = np.ones((1, 192), np.float32), kernels.choose("cpu", "float32", 1)
+    wrong = [Expert(good.gate, other.up, good.down), Expert(good.gate, good.up, other.down),
+             Expert(good.gate, good.up, good.gate)]  # fmt: skip
+    for expert in wrong:
+        with pytest.raises(ValueError):
+            table.swiglu(x, expert)
+    with pytest.raises(ValueError, match="do not fit"):
+        table.swiglu(x[:, :96], good)
+    parts, y = cpu._parts(good.gate), np.empty((1, 192), np.float32)
+    with pytest.raises(TypeError):
+        _native.expert_swiglu(x, (parts[0].view(np.int32), *parts[1:]), parts, parts, y, 1)
+    with pytest.raises(ValueError):
+        _native.expert_swiglu(x, parts[:3], parts, parts, y, 1)
 
 
 def test_the_table_is_chosen_by_name_and_dtype():

@@ -213,7 +213,7 @@ def experts(
     ids: Array,
     weights: Array,
     held: Iterable[tuple[int, Expert]],
-    product: Matmul = matmul,
+    network: Callable[[Array, Expert], Array] = swiglu,
 ) -> Array:
     """The weighted sum of the chosen experts: x (T, hidden), ids and weights (T, k).
 
@@ -223,7 +223,7 @@ def experts(
     outputs = np.empty((*ids.shape, x.shape[1]), x.dtype)
     for number, expert in held:
         token, rank = np.nonzero(ids == number)
-        outputs[token, rank] = swiglu(x[token], expert, product)
+        outputs[token, rank] = network(x[token], expert)
     y = np.zeros_like(x)
     for place in range(ids.shape[1]):
         y += weights[:, place, None] * outputs[:, place]

@@ -178,8 +178,9 @@ class Streamer:
 
         The arrays of an expert are read-only views of a slot. How long their bytes stay is
         decided by the number of distinct ids: up to twice what one token chooses (and as many as
-        there are slots), every expert is valid until the hold ends, so that all may be collected first and used together; beyond,
-        each is valid only until the next one is asked for. After the hold none is.
+        there are slots), every expert is valid until the hold ends, so that all may be collected
+        first and used together; beyond, each is valid only until the next one is asked for.
+        After the hold none is.
 
         Leaving early is allowed. Holds do not nest: opening another ends this one, which then
         raises RuntimeError when it is asked for an expert or left.

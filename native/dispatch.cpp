@@ -1,0 +1,85 @@
+// The choice among instruction sets, and the products over them.
+
+#include "dispatch.h"
+
+#ifdef FLASHMOE_X86_64
+#include <cpuid.h>
+#endif
+
+#include <new>
+
+#include "generic.h"
+#include "threads.h"
+
+namespace flashmoe {
+namespace {
+
+// Below this many multiply-adds, some 5 us, calling a second thread costs more than it saves.
+constexpr std::size_t kWorthThreads = 1 << 18;
+constexpr std::align_val_t kLine{64};
+
+#ifdef FLASHMOE_X86_64
+// Not every compiler's __builtin_cpu_supports knows F16C. Its registers are AVX's.
+bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
+std::vector<InstructionSet> available() {
+    std::vector<InstructionSet> sets;
+#ifdef FLASHMOE_X86_64
+    // These ask the operating system too whether it saves the wide registers (XGETBV).
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512vbmi") &&
+                        __builtin_cpu_supports("avx512vnni");
+    if (avx512) sets.push_back({"avx512", &avx512_kernels});
+    if (avx2) sets.push_back({"avx2", &avx2_kernels});
+#endif
+    sets.push_back({"generic", nullptr});
+    return sets;
+}
+
+}  // namespace
+
+const std::vector<InstructionSet>& instruction_sets() {
+    static const std::vector<InstructionSet> sets = available();
+    return sets;
+}
+
+int worth(std::size_t multiply_adds, int threads) {
+    return multiply_adds < kWorthThreads ? 1 : threads;
+}
+
+std::shared_ptr<void> prepare(const RowKernels& kernels, const float* x, std::size_t rows,
+                              const AffineMatrix& matrix) {
+    const std::shared_ptr<void> memory(::operator new(kernels.prepared_bytes(rows, matrix), kLine),
+                                       [](void* held) { ::operator delete(held, kLine); });
+    kernels.prepare(x, rows, matrix, memory.get());
+    return memory;
+}
+
+void matmul_affine(const InstructionSet& set, const float* x, std::size_t rows,
+                   const AffineMatrix& matrix, float* y, int threads) {
+    if (set.kernels == nullptr) return generic::matmul_affine(x, rows, matrix, y, threads);
+    const RowKernels& kernels = *set.kernels;
+    const std::shared_ptr<void> prepared = prepare(kernels, x, rows, matrix);
+    parallel_rows(matrix.out, worth(rows * matrix.out * matrix.in, threads),
+                  [&](std::size_t begin, std::size_t end, int) {
+                      kernels.affine(prepared.get(), rows, matrix, begin, end, y);
+                  });
+}
+
+void matmul_plain(const InstructionSet& set, const float* x, std::size_t rows,
+                  const PlainMatrix& matrix, float* y, int threads) {
+    if (set.kernels == nullptr) return generic::matmul_plain(x, rows, matrix, y, threads);
+    parallel_rows(matrix.out, worth(rows * matrix.out * matrix.in, threads),
+                  [&](std::size_t begin, std::size_t end, int) {
+                      set.kernels->plain(x, rows, matrix, begin, end, y);
+                  });
+}
+
+}  // namespace flashmoe

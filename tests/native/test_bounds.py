@@ -1,0 +1,66 @@
+"""No product reads a byte outside its arrays: each ends where a page that cannot be read begins.
+
+A kernel that oversteps ends the process with SIGSEGV, so the products run in one of their own.
+"""
+
+import ctypes
+import mmap
+import subprocess
+import sys
+
+import numpy as np
+import numpy.typing as npt
+
+from flashmoe import _native
+
+PROT_NONE = 0
+COLUMNS = (32, 64, 96, 160, 288, 352, 544, 1056)
+
+
+def before_a_wall(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """A copy that ends at the end of its last readable page."""
+    page = mmap.PAGESIZE
+    room = -(-values.nbytes // page) * page
+    memory = mmap.mmap(-1, room + page)
+    array = np.frombuffer(memory, np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(array.ctypes.data + room), page, PROT_NONE):
+        raise OSError(ctypes.get_errno(), "mprotect")
+    copy = array[room - values.nbytes : room].view(values.dtype).reshape(values.shape)
+    copy[...] = values
+    return copy
+
+
+def run_every_product() -> None:
+    for kind in _native.instruction_sets():
+        for columns in COLUMNS:
+            x = before_a_wall(np.ones((5, columns), np.float32))
+            y = before_a_wall(np.zeros((5, 3), np.float32))
+            for bits in (2, 3, 4, 5, 6, 8):
+                weight = before_a_wall(np.zeros((3, columns * bits // 32), np.uint32))
+                for group in (32, 64, 128):
+                    if columns % group:
+                        continue
+                    for scalar, element in ((0, np.float32), (1, np.uint16), (2, np.uint16)):
+                        scales = before_a_wall(np.zeros((3, columns // group), element))
+                        form = bits, group, scalar
+                        _native.matmul_affine(x, weight, scales, scales, *form, y, 1, kind)
+        for columns in (1, 7, 15, 16, 17, 31, 33, 63):
+            x = before_a_wall(np.ones((5, columns), np.float32))
+            for scalar, element in ((0, np.float32), (1, np.uint16), (2, np.uint16)):
+                weight = before_a_wall(np.zeros((3, columns), element))
+                _native.matmul_plain(x, weight, scalar, y, 1, kind)
+
+
+def in_a_process(code: str) -> int:
+    call = f"import runpy; m = runpy.run_path({__file__!r}); {code}"
+    return subprocess.run([sys.executable, "-c", call], check=False).returncode
+
+
+def test_the_wall_is_felt() -> None:
+    beyond = "ctypes.string_at(m['before_a_wall'](a).ctypes.data, 65)"
+    assert in_a_process(f"import ctypes; a = m['np'].zeros(64, 'u1'); {beyond}") < 0
+
+
+def test_no_product_reads_outside_its_arrays() -> None:
+    assert in_a_process("m['run_every_product']()") == 0

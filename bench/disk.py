@@ -60,7 +60,12 @@ def rate(path: Path, checksums: list[int], record_bytes: int, depth: int, direct
             slot = free.pop()
             target = slots.view(slot, record_bytes)
             ticket = reader.submit(
-                file, record * record_bytes, target, checksums[record], label="record", demand=True
+                file,
+                record * record_bytes,
+                target,
+                checksums[record],
+                label=lambda: "record",
+                demand=True,
             )
             pending[ticket] = slot
         for ticket in pending:

@@ -212,7 +212,7 @@ class Engine:
 
         The answer does not change; this is for measurements.
         """
-        with self.lock:
+        with self._lock:
             self.streamer.close()
             self.streamer = Streamer(self.store, self.plan.slots, self.runtime)
 

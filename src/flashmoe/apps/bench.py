@@ -42,6 +42,7 @@ class Request:
 
 def bench(request: Request, *, as_json: bool) -> None:
     """Measure the ceilings, then the store; print a table and a JSON line, or the line alone."""
+    terminal.take_interrupts()
     store = Store.open(request.store)
     context, longest = request.prompt_tokens + request.gen_tokens, store.shape.max_context_tokens
     if context > longest:

@@ -14,6 +14,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,7 @@ def read_all(records: list[RecordAddress], depth: int, *, direct: bool) -> bool:
                 record.offset,
                 slots.view(slot, record.nbytes),
                 int(record.checksum, 16),
-                label=record.label,
+                label=partial(str, record.label),
                 demand=True,
             )
             pending[ticket] = slot

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,9 @@ class Snapshot:
     """
 
     model: str
-    ids: tuple[int, ...]
+    ids: tuple[int, ...] = field(repr=False)
     position: int
-    arrays: Mapping[str, Array]
+    arrays: Mapping[str, Array] = field(repr=False)
 
 
 def save(path: Path, snapshot: Snapshot) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
+import xxhash
 
 from flashmoe.apps import cli, routing, routing_log, run
 from flashmoe.apps.footer import KEYS
@@ -19,6 +22,7 @@ from flashmoe.errors import SessionError
 from flashmoe.options import Sampling
 from flashmoe.session import Session
 from flashmoe.step import Step
+from flashmoe.store.reader import Store
 from flashmoe.text.template import Segment
 from tests.apps.conftest import ADDED, Command, Result
 
@@ -489,3 +493,30 @@ def test_every_flag_of_run_is_used_in_a_test():
     for parameter in group.commands["run"].params:
         for flag in [*parameter.opts, *parameter.secondary_opts]:
             assert not flag.startswith("--") or f'"{flag}"' in source, f"{flag} has no test"
+
+
+def test_a_session_is_saved_to_files_only(command: Command, store: Path, tmp_path: Path) -> None:
+    """A device, a directory or a place that is not there is refused before a token is made."""
+    target = tmp_path / "target"
+    (tmp_path / "link").symlink_to(target)
+    result = command("run", store, "--raw", "Emma", "--max-tokens", 1, "--save", tmp_path / "link")
+    assert result.code == 0 and target.is_file() and (tmp_path / "link").is_symlink()
+    for place in ("/dev/null", tmp_path, tmp_path / "no" / "where"):
+        result = command("run", store, "--raw", "Emma", "--max-tokens", 1, "--save", place)
+        assert result.code in (1, 2) and result.out == "" and str(place) in result.err
+    assert Path("/dev/null").is_char_device()
+
+
+def test_tools_that_the_template_would_drop_are_refused(command: Command, store, tmp_path):
+    (tmp_path / "tools.json").write_text(json.dumps([{"type": "function", "function": {}}]))
+    plain = tmp_path / "store"
+    shutil.copytree(store, plain)
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    (plain / "chat_template.jinja").write_text(template)
+    manifest = Store.open(plain).manifest
+    sums = {**manifest.files, "chat_template.jinja": xxhash.xxh3_64_hexdigest(template.encode())}
+    (plain / "manifest.json").write_text(replace(manifest, files=sums).to_json())
+    result = command("run", plain, "Hi", "--tools", tmp_path / "tools.json", *SHORT)
+    assert result.code == 2 and "knows no tools" in result.err
+    assert command("run", plain, "Hi", *SHORT).code == 0
+    assert command("run", plain, "Hi", "--raw", "--think", *SHORT).code == 2

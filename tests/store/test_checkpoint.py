@@ -141,7 +141,7 @@ def test_several_ggufs_want_a_choice(tmp_path: Path) -> None:
 def test_a_place_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist: check the path"):
         open_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"config\.json cannot be opened"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"holds no \*\.safetensors"):
@@ -166,3 +166,12 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         open_checkpoint(path)
     assert sorted(os.listdir("/dev/fd")) == before
+
+
+def test_a_store_or_another_directory_is_not_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is a store already"):
+        open_checkpoint(tmp_path)

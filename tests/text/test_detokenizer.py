@@ -192,3 +192,12 @@ def test_the_byte_alphabet_is_a_bijection_of_printable_characters() -> None:
     assert all(character.isprintable() for character in alphabet.values())
     assert alphabet[ord(" ")] == "Ġ"
     assert alphabet[ord("\n")] == "Ċ"
+
+
+@given(text=st.text(min_size=1), cut=st.integers(1, 3))
+def test_a_reply_that_is_cut_ends_before_the_half_character(text: str, cut: int) -> None:
+    data = text.encode(errors="replace")
+    kept = data[: max(len(data) - cut, 0)]
+    detokenizer = Detokenizer(Letters(), stop=["never met"])
+    made = "".join([*map(detokenizer.push, kept), detokenizer.finish(cut=True)])
+    assert made == kept.decode(errors="ignore")

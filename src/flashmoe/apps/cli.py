@@ -69,7 +69,7 @@ def convert(
     bits: Annotated[
         int | None,
         typer.Option(
-            metavar="2|3|4|8|16",
+            metavar="2|3|4|5|6|8|16",
             help="Bits of a weight; 16 keeps the published type.",
             show_default="4; 16 for an unquantised GGUF; a quantised source stays as it is",
         ),
@@ -81,7 +81,7 @@ def convert(
     trunk_bits: Annotated[
         int | None,
         typer.Option(
-            metavar="2|3|4|8|16",
+            metavar="2|3|4|5|6|8|16",
             help="Bits of the resident weights; the router has at least 8.",
             show_default="as --bits, at least 4",
         ),

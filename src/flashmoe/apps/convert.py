@@ -79,6 +79,7 @@ def verify(store: str, against: Path | None) -> int:
     for fault in report.faults:
         terminal.write(f"{fault.file}: {fault.name} {fault.detail}\n")
     checked = f"{report.records_checked} records, {format_bytes(report.bytes_checked)} checked"
-    found = f"{len(report.faults)} faults" if report.faults else "no fault"
+    count = len(report.faults)
+    found = f"{count or 'no'} fault{'s' if count > 1 else ''}"
     terminal.write(f"{store}: {checked}, {found}\n")
     return 1 if report.faults else 0

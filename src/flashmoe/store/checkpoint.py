@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol, Self, TypeAlias
 from flashmoe.errors import CheckpointError, InputError
 from flashmoe.quant import Array, Format, Matrix
 from flashmoe.store.gguf_file import GgufFile
+from flashmoe.store.layout import MANIFEST
 from flashmoe.store.mlx_groups import read_quantization
 from flashmoe.store.published_files import AGAIN, CONFIG, OpenFiles, parse_object, read_text
 from flashmoe.store.safetensors_files import ShardTensors, open_shards
@@ -207,6 +208,13 @@ def _open(path: Path, files: OpenFiles) -> Checkpoint:
             names = ", ".join(file.name for file in ggufs[:8])
             raise CheckpointError(f"{path} holds several GGUF files: give one of {names}")
         return _open_gguf(path, ggufs[0], files)
+    if not (path / CONFIG).is_file():
+        if (path / MANIFEST).is_file():
+            raise CheckpointError(f"{path} is a store already: run it as it is")
+        raise CheckpointError(
+            f"{path} is not a checkpoint: it has no {CONFIG} and no .gguf file; give the directory "
+            "that was published"
+        )
     config = parse_object(read_text(files, path / CONFIG, TEXT_LIMIT_BYTES), str(path / CONFIG))
     quantization = read_quantization(config, path / CONFIG)
     shards = open_shards(files, path)

@@ -98,3 +98,15 @@ def test_on_a_terminal_the_footer_begins_a_line(store: Path):
     assert process.wait(timeout=60) == 0
     text, footer = seen.decode().split("\r\n")[:2]
     assert len(text) >= 5 and footer.startswith("30 prompt tokens, 5 tokens, ")
+
+
+def test_an_interrupt_while_modules_load_ends_the_process_in_silence():
+    code = (
+        "import signal, sys, types, flashmoe.apps as apps\n"
+        "stand_in = types.ModuleType('flashmoe.apps.cli')\n"
+        "stand_in.main = lambda: signal.raise_signal(signal.SIGINT)\n"
+        "sys.modules['flashmoe.apps.cli'] = apps.cli = stand_in\n"
+        "apps.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

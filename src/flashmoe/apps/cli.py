@@ -253,7 +253,6 @@ def trace(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code of the process."""
-    terminal.leave_interrupts()
     terminal.open_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -32,12 +32,6 @@ def _writing(name: str) -> Iterator[None]:
         raise InputError(f"{name} cannot be written: {error.strerror}") from error
 
 
-def leave_interrupts() -> None:
-    """Let Ctrl-C end the process at once: nothing is worth saving while modules load."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def take_interrupts() -> None:
     """From here on Ctrl-C is a KeyboardInterrupt, and the command ends in an orderly way."""
     if threading.current_thread() is threading.main_thread():

@@ -58,7 +58,7 @@ def measure(path: Path, runtime: Runtime) -> Ceilings:
         StoreError: the store does not open, or a record is damaged.
         BudgetError: the process was ended from outside.
     """
-    threads = runtime.threads or os.cpu_count() or 1
+    threads = runtime.resolved_threads
     command = [sys.executable, "-m", __name__, str(path), str(threads), str(int(runtime.direct_io))]
     # In a session of its own Ctrl-C reaches this process alone, and run() then ends the other.
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True)

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
+from flashmoe.options import DEFAULT_CONTEXT_TOKENS
+
 MAX_TOKENS = 512
 """A reply on the command line ends here unless ``--max-tokens`` says otherwise."""
 
@@ -145,7 +147,7 @@ Context: TypeAlias = Annotated[
         "The longest timeline, prompt and reply together.",
         "--context",
         metavar="TOKENS",
-        show_default="the model's limit, at most 4096",
+        show_default=f"the model's limit, at most {DEFAULT_CONTEXT_TOKENS}",
     ),
 ]
 Slots: TypeAlias = Annotated[

@@ -16,7 +16,14 @@ import xxhash
 
 from flashmoe import quant, shape
 from flashmoe.errors import InputError, StoreError
-from flashmoe.store.layout import PROJECTIONS, VERSION, RecordLayout, TrunkTensor, layer_file
+from flashmoe.store.layout import (
+    ALIGNMENT,
+    PROJECTIONS,
+    VERSION,
+    RecordLayout,
+    TrunkTensor,
+    layer_file,
+)
 
 _CHECKSUM = re.compile(r"[0-9a-f]{16}\Z")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
@@ -147,7 +154,7 @@ def _parse_layer(index: int, entry: dict[str, Any], model: shape.ModelShape) -> 
     if entry["record_bytes"] != layout.record_bytes:
         raise ValueError(f"layer {index} has records of {entry['record_bytes']!r} bytes")
     offset = entry["data_offset"]
-    if type(offset) is not int or offset <= 0 or offset % 4096:
+    if type(offset) is not int or offset <= 0 or offset % ALIGNMENT:
         raise ValueError(f"layer {index} has data_offset {offset!r}")
     return LayerEntry(entry["file"], layout, offset, checksums)
 

@@ -13,7 +13,6 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +20,7 @@ import numpy as np
 from flashmoe._native import Reader
 from flashmoe.errors import ReadError
 from flashmoe.quant import Array
-
-ALIGNMENT_BYTES = 4096
-"""Offsets, sizes and addresses of direct reads are multiples of this."""
+from flashmoe.store.layout import ALIGNMENT
 
 _OK, _OS_ERROR, _SHORT_READ, _CHECKSUM_MISMATCH = range(4)
 
@@ -53,12 +50,7 @@ class DirectReader:
     def __enter__(self) -> DirectReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def open(self, path: Path, *, direct: bool) -> int:
@@ -104,9 +96,9 @@ class DirectReader:
             ticket = self._reader.submit(file, offset_bytes, destination, checksum, demand)
         except (TypeError, ValueError):  # checked where it costs nothing; what follows says why
             _check_destination(destination)
-            if offset_bytes < 0 or offset_bytes % ALIGNMENT_BYTES:
+            if offset_bytes < 0 or offset_bytes % ALIGNMENT:
                 raise ValueError(
-                    f"{label()}: offset {offset_bytes} is not a multiple of 4096"
+                    f"{label()}: offset {offset_bytes} is not a multiple of {ALIGNMENT}"
                 ) from None
             raise
         self._requests[ticket] = _Request(file, label, offset_bytes, destination.nbytes, checksum)
@@ -195,7 +187,7 @@ def _check_destination(destination: Array) -> None:
         raise ValueError(f"a read goes into contiguous uint8, not {destination.dtype}")
     if not destination.flags.writeable:
         raise ValueError("a read goes into writable memory")
-    if destination.nbytes == 0 or destination.nbytes % ALIGNMENT_BYTES:
-        raise ValueError(f"{destination.nbytes} bytes is not a multiple of 4096")
-    if destination.ctypes.data % ALIGNMENT_BYTES:
-        raise ValueError(f"address {destination.ctypes.data:#x} is not a multiple of 4096")
+    if destination.nbytes == 0 or destination.nbytes % ALIGNMENT:
+        raise ValueError(f"{destination.nbytes} bytes is not a multiple of {ALIGNMENT}")
+    if destination.ctypes.data % ALIGNMENT:
+        raise ValueError(f"address {destination.ctypes.data:#x} is not a multiple of {ALIGNMENT}")

@@ -24,7 +24,7 @@ import numpy as np
 
 from flashmoe.errors import BudgetError
 from flashmoe.quant import Array, Expert
-from flashmoe.store.layout import RecordLayout
+from flashmoe.store.layout import ALIGNMENT, RecordLayout
 
 
 class State(StrEnum):
@@ -54,7 +54,7 @@ class Slots:
     """
 
     def __init__(self, count: int, slot_bytes: int) -> None:
-        if count < 1 or slot_bytes < 1 or slot_bytes % 4096:
+        if count < 1 or slot_bytes < 1 or slot_bytes % ALIGNMENT:
             raise ValueError(f"{count} slots of {slot_bytes} bytes cannot take aligned reads")
         self.count = count
         self.slot_bytes = slot_bytes

@@ -5,6 +5,10 @@
 #ifdef FLASHMOE_X86_64
 #include <cpuid.h>
 #endif
+#if defined(FLASHMOE_ARM64) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 #include <new>
 
@@ -26,6 +30,18 @@ bool has_f16c() {
 }
 #endif
 
+#ifdef FLASHMOE_ARM64
+bool has_dot_product() {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__APPLE__)
+    return true;  // every Mac with an ARM processor
+#else
+    return false;
+#endif
+}
+#endif
+
 std::vector<InstructionSet> available() {
     std::vector<InstructionSet> sets;
 #ifdef FLASHMOE_X86_64
@@ -38,6 +54,9 @@ std::vector<InstructionSet> available() {
                         __builtin_cpu_supports("avx512vnni");
     if (avx512) sets.push_back({"avx512", &avx512_kernels});
     if (avx2) sets.push_back({"avx2", &avx2_kernels});
+#endif
+#ifdef FLASHMOE_ARM64
+    if (has_dot_product()) sets.push_back({"neon", &neon_kernels});
 #endif
     sets.push_back({"generic", nullptr});
     return sets;

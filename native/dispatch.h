@@ -37,6 +37,7 @@ struct InstructionSet {
 };
 
 extern const RowKernels avx2_kernels, avx512_kernels;  // x86-64 builds only
+extern const RowKernels neon_kernels;                  // 64-bit ARM builds only
 
 // The threads to use for so much work, at most `threads`.
 int worth(std::size_t multiply_adds, int threads);

@@ -92,12 +92,12 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run -Werror native/*.cpp native/*.h
+	$(BIN)/clang-format --dry-run -Werror native/*.cpp native/*.h tests/native/*.cpp
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i native/*.cpp native/*.h
+	$(BIN)/clang-format -i native/*.cpp native/*.h tests/native/*.cpp
 
 clean:
 	rm -rf build .venv

@@ -30,3 +30,10 @@ FLOAT32_LOGITS = 1e-3
 Seen: 1.3e-4 for SmolLM2 (30 layers, logits up to 40), 2e-5 for austen-moe. A mistake makes whole
 units. Holds only where both routers chose the same experts.
 """
+
+AFFINE_PRODUCT = 1e-5
+"""Largest error of a product with affine weights, relative to ``sum_i |x_i w_i|``.
+
+The instruction sets' kernels sum ``q x`` and ``x`` apart, and hold activations as 23-bit fixed
+point (native/kernels.h): groups that cancel and outliers bring it near, typical ones stay at 1e-6.
+"""

@@ -13,10 +13,11 @@
 //
 // Tolerance, relative to sum_i |x_i w_i|, of the float32 numbers' exact sum:
 // - generic, and every plain product: (n / 16 + 5) * 2^-24 for n inputs;
-// - affine with avx2, avx512 and neon: 1e-5. Typical weights and activations keep it below 1e-6. Two
-//   things can bring it near: a group whose weights are tiny beside their scale times the largest
-//   code, so that the two sums cancel; and, with avx512 and neon, which hold the activations of a
-//   group as 23-bit fixed point, one activation that is 2^15 times the others and meets a zero.
+// - affine with avx2, avx512 and neon: 1e-5. Typical weights and activations keep it below
+//   1e-6. Two things can bring it near: a group whose weights are tiny beside their scale times the
+//   largest code, so that the two sums cancel; and, with avx512 and neon, which hold the
+//   activations of a group as 23-bit fixed point, one activation that is 2^15 times the others and
+//   meets a zero.
 
 #pragma once
 

@@ -30,7 +30,9 @@ def require_tools() -> None:
     """Skip, or fail in CI, where the cross compiler or qemu is missing."""
     if shutil.which(COMPILER) and QEMU:
         return
-    message = f"{COMPILER} or qemu is missing: apt-get install g++-aarch64-linux-gnu qemu-user-static"
+    message = (
+        f"{COMPILER} or qemu is missing: apt-get install g++-aarch64-linux-gnu qemu-user-static"
+    )
     if os.environ.get("CI") == "true":
         pytest.fail(message)
     pytest.skip(message)
@@ -43,7 +45,7 @@ def build() -> Path:
 
     folder = ROOT / "build" / "aarch64"
     tool = Path(cmake.CMAKE_BIN_DIR) / "cmake"
-    configure = [
+    configure: list[str | Path] = [
         tool, "-S", ROOT, "-B", folder, "-G", "Ninja", "-DFLASHMOE_DRIVER=ON",
         f"-DCMAKE_MAKE_PROGRAM={Path(ninja.BIN_DIR) / 'ninja'}", f"-DCMAKE_CXX_COMPILER={COMPILER}",
         "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
@@ -125,5 +127,3 @@ def sets(driver: Path, processor: str) -> list[str]:
         [QEMU, "-cpu", processor, driver], input=b"sets\n", capture_output=True, check=True
     )
     return done.stdout[8:].decode().split()
-
-

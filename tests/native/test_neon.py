@@ -5,7 +5,7 @@ pass the end of an array (driver.cpp).
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,17 @@ import pytest
 import xxhash
 
 from flashmoe.kernels import reference
-from flashmoe.quant import AFFINE_BITS, FLOATS, GROUPS, Affine, Format, Matrix, Plain, parts
-from flashmoe.quant import dequantize
+from flashmoe.quant import (
+    AFFINE_BITS,
+    FLOATS,
+    GROUPS,
+    Affine,
+    Format,
+    Matrix,
+    Plain,
+    dequantize,
+    parts,
+)
 from tests.native import imitated
 from tests.native.imitated import Floats, Program, build, require_tools, sets
 from tests.tolerances import AFFINE_PRODUCT
@@ -24,6 +33,8 @@ WITHOUT, WITH = "cortex-a53", "neoverse-n1"
 
 COLUMNS = 384
 """12, 6 and 3 groups: whole vectors of scales, and parts of one."""
+
+SCALARS: tuple[Literal["F32", "F16", "BF16"], ...] = ("F32", "F16", "BF16")
 
 SEED = int(np.random.SeedSequence().generate_state(1)[0])
 RNG = np.random.default_rng(SEED)
@@ -42,10 +53,10 @@ def driver() -> Path:
 def test_missing_tools_skip_and_fail_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imitated, "QEMU", None)
     monkeypatch.setenv("CI", "true")
-    with pytest.raises(pytest.fail.Exception, match="apt-get install .* qemu-user-static"):
+    with pytest.raises(pytest.fail.Exception, match=r"apt-get install .* qemu-user-static"):
         require_tools()
     monkeypatch.delenv("CI")
-    with pytest.raises(pytest.skip.Exception, match="apt-get install g..-aarch64-linux-gnu"):
+    with pytest.raises(pytest.skip.Exception, match=r"apt-get install g..-aarch64-linux-gnu"):
         require_tools()
 
 
@@ -86,9 +97,9 @@ def test_the_dot_product_decides(driver: Path) -> None:
     assert sets(driver, WITH) == sets(driver, "max") == ["neon", "generic"]
 
 
-@pytest.mark.parametrize("scalar", FLOATS)
+@pytest.mark.parametrize("scalar", SCALARS)
 @every_form
-def test_affine(bits: int, group: int, scalar: str, driver: Path) -> None:
+def test_affine(bits: int, group: int, scalar: Literal["F32", "F16", "BF16"], driver: Path) -> None:
     """1 to 8 rows, threads or none, and rows computed together as alone: the same bits."""
     matrix, x = random_matrix(Affine(bits, group, scalar), large_enough(1)), activations(8)
     program = Program(driver)
@@ -133,9 +144,9 @@ def test_activations_of_any_size(bits: int, driver: Path) -> None:
     assert not np.isfinite(y[9:]).any()
 
 
-@pytest.mark.parametrize("scalar", FLOATS)
+@pytest.mark.parametrize("scalar", SCALARS)
 @pytest.mark.parametrize("columns", [1, 15, 16, 257, 512])
-def test_plain(columns: int, scalar: str, driver: Path) -> None:
+def test_plain(columns: int, scalar: Literal["F32", "F16", "BF16"], driver: Path) -> None:
     out = (1 << 18) // columns + 1 if columns > 100 else 11
     matrix, x = random_matrix(Plain(scalar), out, columns), activations(8, columns)
     program = Program(driver)
@@ -154,8 +165,9 @@ def test_plain(columns: int, scalar: str, driver: Path) -> None:
 def test_the_portable_products(bits: int, processor: str, driver: Path) -> None:
     """On a processor without the dot product, and where it is there but not asked for."""
     x, program = activations(5), Program(driver)
-    forms = [Affine(bits, group, scalar) for group in GROUPS for scalar in FLOATS]
-    matrices = [random_matrix(form, 101) for form in (*forms, *map(Plain, FLOATS))]
+    forms: list[Format] = [Affine(bits, group, name) for group in GROUPS for name in SCALARS]
+    forms += [Plain(name) for name in SCALARS]
+    matrices = [random_matrix(form, 101) for form in forms]
     for matrix in matrices:
         for threads in (1, 3):
             program.matmul("generic", threads, x, matrix)
@@ -170,7 +182,7 @@ def test_an_expert(name: str, driver: Path) -> None:
     forms: tuple[Format, ...] = (Affine(4, 64), Affine(4, 64), Affine(6, 32))
     shapes = ((192, 128), (192, 128), (128, 192))
     gate, up, down = (random_matrix(f, *shape) for f, shape in zip(forms, shapes, strict=True))
-    x, program = activations(3, 128) / 16, Program(driver)
+    x, program = activations(3, 128) / np.float32(16), Program(driver)
     for threads in (1, 3):
         program.expert(name, threads, x, (gate, up, down))
     one, three = program.run(WITH)

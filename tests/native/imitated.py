@@ -50,7 +50,8 @@ def build() -> Path:
         f"-DCMAKE_MAKE_PROGRAM={Path(ninja.BIN_DIR) / 'ninja'}", f"-DCMAKE_CXX_COMPILER={COMPILER}",
         "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
     ]  # fmt: skip
-    for command in (configure, [tool, "--build", folder]):
+    make: list[str | Path] = [tool, "--build", folder]
+    for command in (configure, make):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder / "driver"

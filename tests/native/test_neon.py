@@ -5,7 +5,7 @@ pass the end of an array (driver.cpp).
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from flashmoe.quant import (
     FLOATS,
     GROUPS,
     Affine,
+    FloatName,
     Format,
     Matrix,
     Plain,
@@ -34,7 +35,7 @@ WITHOUT, WITH = "cortex-a53", "neoverse-n1"
 COLUMNS = 384
 """12, 6 and 3 groups: whole vectors of scales, and parts of one."""
 
-SCALARS: tuple[Literal["F32", "F16", "BF16"], ...] = ("F32", "F16", "BF16")
+SCALARS: tuple[FloatName, ...] = ("F32", "F16", "BF16")
 
 SEED = int(np.random.SeedSequence().generate_state(1)[0])
 RNG = np.random.default_rng(SEED)
@@ -99,7 +100,7 @@ def test_the_dot_product_decides(driver: Path) -> None:
 
 @pytest.mark.parametrize("scalar", SCALARS)
 @every_form
-def test_affine(bits: int, group: int, scalar: Literal["F32", "F16", "BF16"], driver: Path) -> None:
+def test_affine(bits: int, group: int, scalar: FloatName, driver: Path) -> None:
     """1 to 8 rows, threads or none, and rows computed together as alone: the same bits."""
     matrix, x = random_matrix(Affine(bits, group, scalar), large_enough(1)), activations(8)
     program = Program(driver)
@@ -146,7 +147,7 @@ def test_activations_of_any_size(bits: int, driver: Path) -> None:
 
 @pytest.mark.parametrize("scalar", SCALARS)
 @pytest.mark.parametrize("columns", [1, 15, 16, 257, 512])
-def test_plain(columns: int, scalar: Literal["F32", "F16", "BF16"], driver: Path) -> None:
+def test_plain(columns: int, scalar: FloatName, driver: Path) -> None:
     out = (1 << 18) // columns + 1 if columns > 100 else 11
     matrix, x = random_matrix(Plain(scalar), out, columns), activations(8, columns)
     program = Program(driver)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,45 @@ def test_only_survivors_of_the_filters_are_drawn(
     assert seen <= allowed
     if len(allowed) == 1:
         assert seen == allowed
+
+
+def drawn_plainly(logits: Logits, options: Sampling) -> int:
+    """The first draw of a sampler, with the whole vocabulary sorted and summed in order."""
+    scaled = (logits.astype(np.float64) - float(logits.max())) / options.temperature
+    ids = np.arange(logits.size)
+    top_k = options.top_k if options.top_k < logits.size else 0
+    if top_k or options.top_p < 1:
+        ids = np.argsort(-scaled, kind="stable")[: top_k or logits.size]
+    weights = np.exp(scaled[ids])
+    if options.top_p < 1:
+        total = (weights if top_k else np.exp(scaled)).sum()
+        reached = np.searchsorted(np.cumsum(weights), options.top_p * total, side="left")
+        ids, weights = ids[: reached + 1], weights[: reached + 1]
+    kept = weights >= options.min_p
+    ids, cumulative = ids[kept], np.cumsum(weights[kept])
+    share = np.random.default_rng(options.seed).random()
+    place = np.searchsorted(cumulative, share * cumulative[-1], side="right")
+    return int(ids[min(int(place), ids.size - 1)])
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 2.0, 6.0])
+@pytest.mark.parametrize("levels", [None, 2])
+@pytest.mark.parametrize("words", [1, 300, 9_000])
+def test_shortcuts_draw_what_a_whole_sort_would(
+    words: int, spread: float, levels: int | None
+) -> None:
+    rng = np.random.default_rng([words, int(spread * 10), levels or 0])
+    settings = itertools.product(
+        (0.6, 1.0, 40.0), (0, 1, 20, 4096, 6000), (0.05, 0.5, 0.95, 0.999, 1.0), (0.0, 1e-3, 0.2)
+    )
+    for seed, (temperature, top_k, top_p, min_p) in enumerate(settings):
+        logits = (rng.standard_normal(words) * spread).astype(np.float32)
+        if levels:  # many words of equal score
+            logits = np.round(logits * levels) / np.float32(levels)
+        options = Sampling(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
+        )
+        assert Sampler(options)(logits).id == drawn_plainly(logits, options), options
 
 
 @pytest.mark.parametrize(

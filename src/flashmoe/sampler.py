@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,14 @@ Scores = NDArray[np.float64]  # (vocab,)
 Ids = NDArray[np.intp]
 
 _SEED_MASK = (1 << 64) - 1
-_TOP_P_WINDOWS = (256, 4096)  # sorted in steps: a nucleus is rarely wider than the first
+_WINDOW = 4096
+"""So many of the highest scores are sorted; a nucleus is rarely wider."""
+
+_SLICES = 1024
+_SPAN = 16.0
+_TINY_SPAN = 1e-9  # of scores that differ by nothing
+"""The slices cover at most so much of the scaled scores; the last one holds all below, which
+weighs too little to be looked at often."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +104,15 @@ class Sampler:
 
     def _penalized(self, raw: Scores) -> Scores:
         options = self._sampling
+        counted = options.presence_penalty or options.frequency_penalty
+        if options.repetition_penalty == 1 and not counted:
+            return raw
         scores = raw.copy()
         if options.repetition_penalty != 1:
             seen = self._known(self._seen, raw.size)
             values, penalty = scores[seen], options.repetition_penalty
             scores[seen] = np.where(values < 0, values * penalty, values / penalty)
-        if options.presence_penalty or options.frequency_penalty:
+        if counted:
             used = self._known(self._generated, raw.size)
             counts = np.array([self._generated[int(token)] for token in used], dtype=np.float64)
             scores[used] -= options.presence_penalty + options.frequency_penalty * counts
@@ -109,23 +120,22 @@ class Sampler:
 
     @staticmethod
     def _known(ids: Iterable[int], vocab_size: int) -> Ids:
-        return np.array([token for token in ids if 0 <= token < vocab_size], dtype=np.intp)
+        found = np.fromiter(ids, np.intp)
+        return found[(found >= 0) & (found < vocab_size)]
 
     def _draw(self, scores: Scores) -> int:
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf
-            scaled = (scores - scores.max()) / self._sampling.temperature
-        ids, weights = _filtered(scaled, self._sampling)
-        cumulative = np.cumsum(weights)
-        point = self._random.random() * cumulative[-1]
-        index = int(np.searchsorted(cumulative, point, side="right"))
-        return int(ids[min(index, ids.size - 1)])
+            scaled = scores - scores.max()
+            scaled /= self._sampling.temperature
+        return _drawn(scaled, self._sampling, self._random.random())
 
     def _choice(self, raw: Scores, token: int) -> Choice:
         wanted = self._sampling.logprobs
         if wanted is None:
             return Choice(token)
         peak = raw.max()
-        total = float(peak + np.log(np.exp(raw - peak).sum()))
+        shifted = raw - peak
+        total = float(peak + np.log(np.exp(shifted, out=shifted).sum()))
         best = descending(raw, wanted) if wanted else ()
         top = tuple((int(index), float(raw[index]) - total) for index in best)
         return Choice(token, float(raw[token]) - total, top)
@@ -136,40 +146,109 @@ def descending(scores: Scores, count: int) -> Ids:
     if count >= scores.size:
         return np.argsort(-scores, kind="stable")
     threshold = np.partition(scores, -count)[-count]
-    above = np.flatnonzero(scores > threshold)
-    level = np.flatnonzero(scores == threshold)[: count - above.size]
-    ids = np.concatenate([above, level])
-    return ids[np.argsort(-scores[ids], kind="stable")]
+    ids = np.flatnonzero(scores >= threshold)
+    return ids[np.argsort(-scores[ids], kind="stable")[:count]]
 
 
-def _filtered(scaled: Scores, options: Sampling) -> tuple[Ids, Scores]:
-    """Ids that survive top-k, top-p and min-p, and their weights; ``scaled`` peaks at 0."""
-    if options.top_k and options.top_k < scaled.size:
-        ids = descending(scaled, options.top_k)
-        weights = np.exp(scaled[ids])
-        if options.top_p < 1:
-            ids, weights = _nucleus(ids, weights, options.top_p * weights.sum())
-    elif options.top_p < 1:
-        ids, weights = _widening_nucleus(scaled, options.top_p)
+def _drawn(scaled: Scores, options: Sampling, share: float) -> int:
+    """The id at ``share`` (from 0 to below 1) of the weight that the filters leave over.
+
+    ``scaled`` (vocab,) peaks at 0. Weights are summed in falling order, equal scores by lowest
+    id, or by id where neither top-k nor top-p is on. Sorting a whole vocabulary takes ten times
+    as long as all the rest, so only the highest few scores are ever sorted, and otherwise the
+    one slice of the order that holds the answer.
+    """
+    top_k = options.top_k if options.top_k < scaled.size else 0
+    if top_k > _WINDOW:
+        weights = np.exp(scaled) * _among_highest(scaled, top_k)
+        return _from_slices(scaled, weights, options, share)
+    if top_k:
+        highest = _highest(scaled, top_k)
+        return _from_highest(highest, float(np.exp(highest).sum()), scaled, options, share)
+    weights = np.exp(scaled)
+    if options.top_p == 1:
+        return _place(_above(weights, options.min_p), share)
+    total = float(weights.sum())
+    if options.top_p * total < _WINDOW:  # no weight is above 1, so that more take more words
+        highest = _highest(scaled, min(_WINDOW, scaled.size))
+        if highest.size == scaled.size or np.exp(highest).sum() >= options.top_p * total:
+            return _from_highest(highest, total, scaled, options, share)
+    return _from_slices(scaled, weights, options, share)
+
+
+def _highest(scores: Scores, count: int) -> Scores:
+    """The ``count`` highest scores in falling order."""
+    found = np.partition(scores, -count)[-count:]
+    found.sort()
+    return found[::-1].copy()
+
+
+def _among_highest(scores: Scores, count: int) -> NDArray[np.bool_]:
+    """Whether each score is one of the ``count`` highest; of equal ones the lowest ids are."""
+    threshold = np.partition(scores, -count)[-count]
+    among: NDArray[np.bool_] = scores >= threshold
+    surplus = np.count_nonzero(among) - count
+    if surplus:
+        among[np.flatnonzero(scores == threshold)[-surplus:]] = False
+    return among
+
+
+def _above(weights: Scores, min_p: float) -> Scores:
+    """The weights with those below ``min_p`` made 0; the best token weighs exactly 1."""
+    return weights if min_p == 0 else weights * (weights >= min_p)
+
+
+def _place(weights: Scores, share: float) -> int:
+    """The place at ``share`` of the sum."""
+    cumulative = np.cumsum(weights)
+    place = int(np.searchsorted(cumulative, share * cumulative[-1], side="right"))
+    return place if place < weights.size else int(np.flatnonzero(weights)[-1])
+
+
+def _from_highest(
+    highest: Scores, total: float, scaled: Scores, options: Sampling, share: float
+) -> int:
+    """:func:`_drawn` where the falling scores ``highest`` are all that can be drawn.
+
+    ``total`` is the weight that top-p is a part of.
+    """
+    weights = np.exp(highest)
+    if options.top_p < 1:
+        reached = np.searchsorted(np.cumsum(weights), options.top_p * total, side="left")
+        weights = weights[: reached + 1]
+    place = _place(_above(weights, options.min_p), share)
+    value = highest[place]
+    equals_before = np.count_nonzero(highest[:place] == value)
+    return int(np.flatnonzero(scaled == value)[equals_before])
+
+
+def _from_slices(scaled: Scores, weights: Scores, options: Sampling, share: float) -> int:
+    """:func:`_drawn` where much of the vocabulary can be drawn.
+
+    ``weights`` (vocab,) are 0 where top-k took a token out. The falling order is cut into slices
+    of equal width in ``scaled``. Their sums tell which one a cumulative weight is reached in.
+    """
+    mass = options.top_p * float(weights.sum())
+    weights = _above(weights, options.min_p)
+    span = min(max(-float(scaled.min()), _TINY_SPAN), _SPAN)
+    depths = scaled * (-_SLICES / span)
+    slices = np.minimum(depths, _SLICES - 1, out=depths).astype(np.intp)
+    cumulative = np.cumsum(np.bincount(slices, weights, _SLICES))
+    last = int(np.searchsorted(cumulative, cumulative[-1]))  # beyond it all weights are 0
+
+    @lru_cache(1)  # top-p and the draw often end in the same slice
+    def within(number: int) -> tuple[Ids, Scores]:
+        """The ids of one slice in falling order, and the cumulative weights at them."""
+        ids = np.flatnonzero((slices == number) & (weights > 0))
+        ids = ids[np.argsort(-scaled[ids], kind="stable")]
+        before = cumulative[number - 1] if number else 0.0
+        return ids, before + np.cumsum(weights[ids])
+
+    if options.top_p < 1:
+        _, sums = within(min(int(np.searchsorted(cumulative, mass, side="left")), last))
+        edge = sums[min(int(np.searchsorted(sums, mass, side="left")), sums.size - 1)]
     else:
-        ids, weights = np.arange(scaled.size), np.exp(scaled)
-    kept = weights >= options.min_p  # the best token weighs exactly 1
-    return ids[kept], weights[kept]
-
-
-def _nucleus(ids: Ids, weights: Scores, mass: float) -> tuple[Ids, Scores]:
-    """The leading tokens up to and with the one that reaches ``mass``."""
-    count = int(np.searchsorted(np.cumsum(weights), mass, side="left")) + 1
-    return ids[:count], weights[:count]
-
-
-def _widening_nucleus(scaled: Scores, top_p: float) -> tuple[Ids, Scores]:
-    """Top-p over the whole vocabulary without sorting the whole vocabulary."""
-    mass = top_p * float(np.exp(scaled).sum())
-    for window in _TOP_P_WINDOWS:
-        ids = descending(scaled, window)
-        weights = np.exp(scaled[ids])
-        if weights.sum() >= mass:
-            return _nucleus(ids, weights, mass)
-    ids = descending(scaled, scaled.size)
-    return _nucleus(ids, np.exp(scaled[ids]), mass)
+        edge = cumulative[-1]
+    point = share * float(edge)
+    ids, sums = within(min(int(np.searchsorted(cumulative, point, side="right")), last))
+    return int(ids[min(int(np.searchsorted(sums, point, side="right")), ids.size - 1)])

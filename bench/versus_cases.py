@@ -1,0 +1,114 @@
+"""What is compared: the work of a comparison, the ways llama.cpp is run, and known cases.
+
+Owns the presets and their defaults. Cases are named by shape and memory: a is the 35B shape
+whole, b eight layers of the 397B shape. llama.cpp is run with a read-ahead of 128 KiB, which
+suits it best where experts are read from disk, and with the machine's own, which is what a user
+gets who changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+
+from synthetic_shapes import SIZES
+
+from flashmoe.errors import InputError
+from flashmoe.stream.units import parse_bytes
+
+TUNED_KIB = 128
+SHORT_REPLY = 9
+"""Tokens where llama.cpp reads far more than it needs: a token takes it seconds."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to run llama.cpp: in the first ``turns`` turns (None: in all of them).
+
+    ``read_ahead_kib`` None leaves the machine's own. ``repack`` lets it keep weights a second
+    time in layouts of its own. ``most_tokens`` cuts its replies short.
+    """
+
+    name: str
+    read_ahead_kib: int | None
+    repack: bool = False
+    turns: int | None = None
+    most_tokens: int | None = None
+
+
+TUNED = Peer("tuned", TUNED_KIB)
+OWN = Peer("own read-ahead", None, turns=1, most_tokens=SHORT_REPLY)
+MAPPED = Peer("mapped", None)
+REPACKED = Peer("repacked", None, repack=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """The work: ``experts`` None is the model's own number; ``ram_bytes`` None is no limit."""
+
+    shape: str
+    layers: int | None
+    ram_bytes: int | None
+    experts: int | None
+    prompt_tokens: int
+    gen_tokens: int
+    repeat: int
+    skew: float = 0.0
+
+    @property
+    def cold(self) -> bool:
+        """Within a limit each repetition begins with nothing in memory; else warmed up."""
+        return self.ram_bytes is not None
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """In the order in which they take their turns."""
+        return (REPACKED, MAPPED) if self.ram_bytes is None else (TUNED, OWN)
+
+    def model_name(self) -> str:
+        """Of the files with the weights."""
+        parts = (self.shape, str(self.layers or SIZES[self.shape].layers), f"{self.skew:g}")
+        return "-".join(parts[:2] if not self.skew else parts)
+
+
+A = Case("qwen3.5-35b-a3b", None, None, None, 128, 64, 3)
+B = Case("qwen3.5-397b-a17b", 8, 12 << 30, None, 128, 32, 3)
+CASES = {
+    "a-ram": A,
+    "a-8g": replace(A, ram_bytes=8 << 30, gen_tokens=32),
+    "b-12g": B,
+    "b-12g-top4": replace(B, experts=4),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of the work; whatever is given wins over the case."""
+    parser.add_argument("shape", nargs="?", choices=SIZES, metavar="SHAPE", help=", ".join(SIZES))
+    parser.add_argument("--case", choices=CASES, help="preset; other flags change it")
+    parser.add_argument("--layers", type=int, help="instead of the model's own number")
+    parser.add_argument("--ram", help="limit on each side's memory, page cache too: 8GiB; none")
+    parser.add_argument("--experts-per-token", type=int, dest="experts")
+    parser.add_argument("--prompt-tokens", type=int)
+    parser.add_argument("--gen-tokens", type=int)
+    parser.add_argument("--repeat", type=int, help="turns")
+    parser.add_argument("--skew", type=float, help="as bench/synthetic.py takes it")
+
+
+def case_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Case:
+    """The work that was asked for."""
+    if given.case is None and given.shape is None:
+        parser.error("give a SHAPE or a --case")
+    case = CASES[given.case] if given.case else replace(A, shape=given.shape)
+    if given.case and given.shape not in (None, case.shape):
+        parser.error(f"--case {given.case} is of shape {case.shape}: leave out {given.shape}")
+    names = ("layers", "experts", "prompt_tokens", "gen_tokens", "repeat", "skew")
+    changed = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
+    if given.ram is not None:
+        try:
+            changed["ram_bytes"] = None if given.ram == "none" else parse_bytes(given.ram)
+        except InputError as error:
+            parser.error(f"--ram: {error}")
+    case = replace(case, **changed)
+    if case.gen_tokens < 2 or case.prompt_tokens < 1 or case.repeat < 1:
+        parser.error("--gen-tokens is 2 or more, --prompt-tokens and --repeat are 1 or more")
+    return case

@@ -1,0 +1,149 @@
+"""One run of either side, and whether both compute the same function.
+
+Owns the command lines, the seeds and what is read from each side's output. Both get the same
+random prompt; ours answers at temperature 1, which on random weights is as near uniform as the
+random ids that llama.cpp is fed. Invariant: a run begins with none of its files in the page
+cache, and its figures are those the program printed itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from confinement import Confinement
+from readahead import drop_pages, read_ahead
+from versus_cases import Case, Peer
+
+from flashmoe.apps.bench import SEED
+from flashmoe.store.layout import MANIFEST
+
+HERE = Path(__file__).parent
+DRIVER = HERE / "llamacpp_driver.py"
+FLASHMOE = (sys.executable, "-c", "import sys; from flashmoe.apps import main; sys.exit(main())")
+CHECK_TOKENS = 12
+CHECK_WORDS = 2000  # every vocabulary here has so many
+LEAST_CORRELATION = 0.9
+"""Of the logits of a position, the median of all. llama.cpp rounds activations to 8 bits, which
+moves logits by a hundredth and more where another expert is chosen for it; weights in a wrong
+place leave no likeness at all."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Where both sides are, and the work."""
+
+    case: Case
+    store: Path
+    gguf: Path
+    python: Path
+
+    @property
+    def threads(self) -> int:
+        """Of both."""
+        return len(os.sched_getaffinity(0))
+
+    def command(self) -> list[str]:
+        """Ours, as a user would type it behind ``flashmoe``."""
+        case = self.case
+        words = ["bench", str(self.store), "--json", "--repeat", "1"]
+        words += ["--prompt-tokens", str(case.prompt_tokens), "--gen-tokens", str(case.gen_tokens)]
+        words += ["--threads", str(self.threads)]
+        if case.ram_bytes is not None:
+            words += ["--ram", str(case.ram_bytes)]
+        if case.experts is not None:
+            words += ["--experts-per-token", str(case.experts)]
+        return [*words, "--cold"] if case.cold else words
+
+    def drop(self) -> None:
+        """Both begin cold."""
+        drop_pages([self.gguf, *(path for path in self.store.iterdir() if path.name != MANIFEST)])
+
+
+def run_ours(sides: Sides) -> dict[str, Any]:
+    """The figures of ``flashmoe bench``."""
+    sides.drop()
+    return _json_of([*FLASHMOE, *sides.command()], sides.case.ram_bytes, "flashmoe")
+
+
+def run_peer(sides: Sides, peer: Peer) -> dict[str, Any]:
+    """The figures of llama.cpp, and the read-ahead it had."""
+    case = sides.case
+    tokens = min(case.gen_tokens, peer.most_tokens or case.gen_tokens)
+    request = {
+        "prompt_tokens": case.prompt_tokens,
+        "gen_tokens": tokens,
+        "seed": SEED + 1,  # of our first repetition
+        "cold": case.cold,
+        **_common(sides, peer.repack),
+    }
+    sides.drop()
+    with read_ahead(sides.gguf, peer.read_ahead_kib) as kib:
+        found = _json_of(driver(sides, request), case.ram_bytes, f"llama.cpp, {peer.name}")
+    return {**found, "read_ahead_kib": kib, "gen_tokens": tokens}
+
+
+def driver(sides: Sides, request: dict[str, Any]) -> list[str]:
+    """The command line of llama.cpp's side."""
+    return [str(sides.python), str(DRIVER), json.dumps(request)]
+
+
+def agreement(sides: Sides) -> dict[str, float]:
+    """How alike both sides' logits of a few ids are; ends where they are not."""
+    case = sides.case
+    ids = np.random.default_rng(SEED).integers(0, CHECK_WORDS, CHECK_TOKENS).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs, ours = Path(folder) / "theirs.npy", Path(folder) / "ours.npy"
+        request = {"ids": ids, "logits": str(theirs), **_common(sides, False)}
+        _json_of(driver(sides, request), case.ram_bytes, "llama.cpp")
+        asked = {"store": str(sides.store), "ids": ids, "logits": str(ours)}
+        asked |= {"ram_bytes": case.ram_bytes, "experts": case.experts}
+        command = [sys.executable, str(HERE / "versus_logits.py"), json.dumps(asked)]
+        _json_of(command, case.ram_bytes, "flashmoe")
+        return likeness(np.load(ours), np.load(theirs))
+
+
+def likeness(ours: Any, theirs: Any) -> dict[str, float]:
+    """Of logits (tokens, vocabulary); ends where they are of two models.
+
+    The median correlation of a position's logits, the share of positions with the same best id,
+    and the smallest root mean square difference, relative to the logits' standard deviation:
+    that of a position for which the same experts were chosen everywhere.
+    """
+    found = [float(np.corrcoef(a, b)[0, 1]) for a, b in zip(ours, theirs, strict=True)]
+    median = float(np.median(found))
+    if not median >= LEAST_CORRELATION:
+        sys.exit(
+            f"error: the two sides compute different functions: their logits correlate by "
+            f"{median:.3f} (at least {LEAST_CORRELATION}). Remove store and GGUF, so that both "
+            "are made anew of the same weights"
+        )
+    best = float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())
+    errors = np.sqrt(((ours - theirs) ** 2).mean(axis=1)) / ours.std(axis=1)
+    return {"correlation": median, "same_best": best, "least_error": float(errors.min())}
+
+
+def _common(sides: Sides, repack: bool) -> dict[str, Any]:
+    return {
+        "gguf": str(sides.gguf),
+        "threads": sides.threads,
+        "experts": sides.case.experts,
+        "repack": repack,
+    }
+
+
+def _json_of(command: list[str], ram_bytes: int | None, name: str) -> dict[str, Any]:
+    """The JSON object on the last line of what a command prints within the limit."""
+    with Confinement(ram_bytes) as confined:
+        code, output = confined.run(command)
+    if code:
+        why = " (the memory limit, most likely)" if code == -9 else ""
+        sys.exit(f"error: {name} ended with code {code}{why}")
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found

@@ -156,13 +156,6 @@ def test_bits(tmp_path):
     assert bench_figures.mean_bits(Store.open(path)) == 16
 
 
-def test_a_sample_has_no_record_twice(store):
-    records = ceilings.distinct_records(Store.open(store))
-    assert len(records) == 4 * 8
-    sample = ceilings.sampled(records, np.random.default_rng(3))
-    assert sorted(sample, key=records.index) == records and sample != records
-
-
 def test_a_damaged_record_is_found_while_measuring(tmp_path):
     path = write_store(tmp_path / "store")
     with (path / "layer-001.safetensors").open("r+b") as file:

@@ -20,6 +20,7 @@ from flashmoe.errors import InputError
 from flashmoe.options import Runtime, Sampling
 from flashmoe.step import Step
 from flashmoe.store.reader import Store
+from flashmoe.stream.rate import drop_pages
 
 SEED = 20_817
 """Of the first prompt; each repetition has its own, so that none finds its experts in memory."""
@@ -79,7 +80,7 @@ def repetitions(engine: Engine, request: Request) -> list[list[Step]]:
         terminal.note(f"repetition {number} of {request.repeat}")
         if request.cold:
             engine.empty_cache()
-            ceilings.drop_pages(files_of(engine.store))
+            drop_pages(files_of(engine.store))
         found.append(reply(engine, SEED + number, request.prompt_tokens, request.gen_tokens))
     return found
 

@@ -18,6 +18,7 @@ from flashmoe.engine import Engine
 from flashmoe.errors import ReadError, StoreError
 from flashmoe.options import Budget, Runtime
 from flashmoe.quant import Affine, Plain
+from flashmoe.step import Step
 from flashmoe.store.reader import Store
 from tests.apps.conftest import Command
 from tests.synthetic import DENSE, HYBRID, write_store
@@ -25,6 +26,7 @@ from tests.synthetic import DENSE, HYBRID, write_store
 ROOT = Path(__file__).parents[2]
 ASKED = {
     *("pp_tok_s", "tg_tok_s", "ttft_ms", "bytes_per_token", "hit_rate", "disk_bytes_s"),
+    "missed_bytes_per_token",
     *("memory_bytes_s", "limit_tok_s", "share_of_limit", "peak_rss_bytes", "experts_per_token"),
     *("bits", "context", "ram_bytes", "cold"),
 }
@@ -62,7 +64,7 @@ def test_json_alone_and_the_limit(command: Command, store):
     assert result.code == 0 and result.out.count("\n") == 1
     found = json.loads(result.out)
     assert found["bytes_per_token"] > 0
-    disk, touched = found["bytes_per_token"] / 1e6, found["touched_bytes_per_token"] / 2e7
+    disk, touched = found["missed_bytes_per_token"] / 1e6, found["touched_bytes_per_token"] / 2e7
     assert found["limit_tok_s"] == pytest.approx(1 / max(disk, touched))
     assert found["share_of_limit"] == pytest.approx(found["tg_tok_s"] / found["limit_tok_s"])
     low, high = found["tg_tok_s_range"]
@@ -74,10 +76,24 @@ def test_json_alone_and_the_limit(command: Command, store):
 def test_a_warm_cache_reads_nothing_and_a_cold_one_does(command: Command, store):
     flags = ("--prompt-tokens", 200, "--gen-tokens", 4, "--repeat", 1, "--json")
     warm = json.loads(command("bench", store, *flags).out)
-    assert warm["bytes_per_token"] == 0 and warm["hit_rate"] == 1
+    assert warm["bytes_per_token"] == warm["missed_bytes_per_token"] == 0
+    assert warm["hit_rate"] == 1
     flags = ("--prompt-tokens", 1, "--gen-tokens", 4, "--repeat", 3, "--json", "--cold")
     cold = json.loads(command("bench", store, *flags).out)
     assert cold["bytes_per_token"] > 0 and cold["hit_rate"] < 1
+
+
+def test_missed_bytes_are_the_experts_missed_and_not_what_was_read(store):
+    def step(misses: int) -> Step:
+        return Step(1, "", None, (), None, 4, 3, misses, 10**9, 0.0, 1.0)
+
+    with Engine.open(store) as engine:
+        replies = [[step(9), step(misses), step(misses + 2)] for misses in (5, 1, 2)]
+        found = bench_figures.figures(engine, LIMITS, replies, cold=False)
+    record = Store.open(store).layout(0).record_bytes
+    assert found["missed_bytes_per_token"] == 3 * record  # the median of 6, 2 and 3
+    assert found["bytes_per_token"] == 10**9
+    assert found["limit_tok_s"] == pytest.approx(1e6 / (3 * record))
 
 
 @pytest.mark.usefixtures("ceilings_known")

@@ -5,8 +5,9 @@ Owns their names, formulas and wording; the numbers come from :class:`flashmoe.s
 
 The limit on decoding is ``1 / max(bytes missed / disk rate, bytes touched / memory rate)``: the
 time of a token if all else were free, and the shorter of reads and arithmetic hid behind the
-longer. Missed bytes are those read from disk; touched are the resident tensors that a token is
-multiplied with, and its routed experts.
+longer. Missed bytes are those of the experts that were not in memory when they were asked for,
+whatever else was read in advance; touched are the resident tensors that a token is multiplied
+with, and its routed experts.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ KEYS = {
     "pp_tok_s": "prompt tokens a second, the first token's sampling included",
     "tg_tok_s": "tokens a second after the first",
     "ttft_ms": "from the start of the prompt to the first token",
-    "bytes_per_token": "read from disk for a token after the first",
+    "bytes_per_token": "read for a token after the first, what was read in vain included",
+    "missed_bytes_per_token": "of the experts that were not in memory, at the mean record size",
     "hit_rate": "experts found in memory, of all those asked for after the first token",
     "ms_read_wait_per_token": "spent waiting for experts",
     "disk_bytes_s": "ceiling: records of this store at the best depth, in random order",
@@ -64,7 +66,7 @@ def figures(
     decoded = [Totals.of(steps[1:]) for steps in replies]
     prompt = [one.prompt_tokens_per_second for one in whole]
     decode = [one.tokens_per_second for one in whole]
-    missed = statistics.median(one.bytes_per_token for one in whole)
+    missed = statistics.median(one.misses / one.tokens for one in decoded) * record_bytes(engine)
     touched = touched_bytes(engine)
     limit = 1 / max(missed / limits.disk_bytes_s, touched / limits.memory_bytes_s)
     speed = statistics.median(decode)
@@ -75,7 +77,8 @@ def figures(
         "tg_tok_s": speed,
         "tg_tok_s_range": [min(decode), max(decode)],
         "ttft_ms": statistics.median(one.ms_first for one in whole),
-        "bytes_per_token": missed,
+        "bytes_per_token": statistics.median(one.bytes_per_token for one in whole),
+        "missed_bytes_per_token": missed,
         "hit_rate": statistics.median(one.hit_rate for one in decoded),
         "ms_read_wait_per_token": statistics.median(o.ms_read_wait / o.tokens for o in decoded),
         "touched_bytes_per_token": touched,
@@ -94,6 +97,11 @@ def figures(
     }
     ordered, distinct = {key: found[key] for key in KEYS}, distinct_files(engine.store)
     return ordered if distinct == engine.shape.layers else {**ordered, "distinct": distinct}
+
+
+def record_bytes(engine: Engine) -> float:
+    """Size of a record, the mean where layers differ."""
+    return statistics.mean(entry.layout.record_bytes for entry in engine.store.manifest.layers)
 
 
 def touched_bytes(engine: Engine) -> int:
@@ -141,7 +149,7 @@ def table(found: dict[str, Any]) -> Table:
         ("prompt", f"{found['pp_tok_s']:.2f} tok/s", f"{_range(found, 'pp_tok_s')}, {tokens}"),
         ("first token", f"{found['ttft_ms'] / 1e3:.2f} s", ""),
         ("decode", f"{found['tg_tok_s']:.2f} tok/s", _range(found, "tg_tok_s")),
-        ("read a token", f"{found['bytes_per_token'] / 1e9:.3f} GB", ""),
+        ("read a token", f"{found['bytes_per_token'] / 1e9:.3f} GB", _missed(found)),
         ("touched a token", f"{found['touched_bytes_per_token'] / 1e9:.3f} GB", ""),
         ("hits", f"{found['hit_rate']:.1%}", f"{found['slots']} slots"),
         ("read wait", f"{found['ms_read_wait_per_token']:.1f} ms", "a token"),
@@ -176,6 +184,10 @@ def _rate(bytes_s: float) -> str:
 def _range(found: dict[str, Any], key: str) -> str:
     low, high = found[f"{key}_range"]
     return f"{low:.2f} to {high:.2f}"
+
+
+def _missed(found: dict[str, Any]) -> str:
+    return f"{found['missed_bytes_per_token'] / 1e9:.3f} GB were missing"
 
 
 def _given(found: dict[str, Any]) -> str:

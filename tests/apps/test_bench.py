@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -88,12 +89,48 @@ def test_missed_bytes_are_the_experts_missed_and_not_what_was_read(store):
         return Step(1, "", None, (), None, 4, 3, misses, 10**9, 0.0, 1.0)
 
     with Engine.open(store) as engine:
-        replies = [[step(9), step(misses), step(misses + 2)] for misses in (5, 1, 2)]
+        replies = [
+            bench_figures.Reply([step(9), step(misses), step(misses + 2)], misses * 2000)
+            for misses in (5, 1, 2)
+        ]
         found = bench_figures.figures(engine, LIMITS, replies, cold=False)
     record = Store.open(store).layout(0).record_bytes
     assert found["missed_bytes_per_token"] == 3 * record  # the median of 6, 2 and 3
     assert found["bytes_per_token"] == 10**9
     assert found["limit_tok_s"] == pytest.approx(1e6 / (3 * record))
+    assert found["device_bytes_per_token"] == 2000 and found["io"] == "direct"
+
+
+def test_without_slots_only_the_device_tells_what_was_missing(store):
+    step = Step(1, "", None, (), None, 4, 0, 7, 10**6, 0.0, 1.0)
+    with Engine.open(store, runtime=Runtime(io="os")) as engine:
+        for device_bytes in (9000, None):
+            replies = [bench_figures.Reply([step] * 4, device_bytes)]
+            found = bench_figures.figures(engine, LIMITS, replies, cold=False)
+            assert found["hit_rate"] is None and found["missed_bytes_per_token"] is None
+            assert found["bytes_per_token"] == 10**6
+            touched = found["touched_bytes_per_token"] / 2e7
+            seconds = touched if device_bytes is None else max(3000 / 1e6, touched)
+            assert found["limit_tok_s"] == pytest.approx(1 / seconds)
+            assert found["device_bytes_per_token"] == (device_bytes and 3000)
+            bench_figures.table(found)
+
+
+@pytest.mark.usefixtures("ceilings_known")
+def test_the_page_cache_may_keep_the_experts(command: Command, store):
+    result = command("bench", store, *QUICK, "--io", "os")
+    assert "the page cache keeps the experts" in result.out
+    assert json.loads(result.out.splitlines()[-1])["slots"] == 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs /proc/self/io")
+def test_bytes_from_the_device_are_counted(tmp_path, store):
+    if os.major(store.stat().st_dev) == 0:
+        pytest.skip("this file system is on no device of its own")
+    with Engine.open(store, budget=Budget(slots=3)) as engine:
+        found = reply(engine, 1, 2, 9)
+    assert found.device_bytes is not None
+    assert found.device_bytes >= sum(step.bytes_read for step in found.steps[1:]) > 0
 
 
 @pytest.mark.usefixtures("ceilings_known")
@@ -137,8 +174,8 @@ def test_what_cannot_be_measured_is_refused(command: Command, store, flags, code
 def test_a_stop_token_does_not_end_a_reply(store, monkeypatch):
     monkeypatch.setattr(Engine, "stop_ids", frozenset(range(HYBRID.vocabulary)))
     with Engine.open(store) as engine:
-        steps = reply(engine, 1, 9, 5)
-        again = reply(engine, 1, 9, 5)
+        steps = reply(engine, 1, 9, 5).steps
+        again = reply(engine, 1, 9, 5).steps
     assert [step.finish_reason for step in steps] == ["stop"] * 5
     assert [step.prompt_tokens for step in steps] == [9, 0, 0, 0, 0]
     assert [step.id for step in steps] == [step.id for step in again]

@@ -57,7 +57,7 @@ def measure(path: Path, runtime: Runtime) -> Ceilings:
         BudgetError: the process was ended from outside.
     """
     threads = runtime.resolved_threads
-    command = [sys.executable, "-m", __name__, str(path), str(threads), str(int(runtime.direct_io))]
+    command = [sys.executable, "-m", __name__, str(path), str(threads), runtime.io]
     # In a session of its own Ctrl-C reaches this process alone, and run() then ends the other.
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     if done.returncode:
@@ -71,10 +71,10 @@ def measure(path: Path, runtime: Runtime) -> Ceilings:
     return Ceilings(**found)
 
 
-def main(path: str, threads: str, direct: str) -> None:
+def main(path: str, threads: str, io: str) -> None:
     """Measure in this process and write the ceilings, or the refusal, as a JSON object."""
     try:
-        rate, depth, bypassed = disk_rate(Store.open(path), direct=direct == "1")
+        rate, depth, bypassed = disk_rate(Store.open(path), direct=io == "direct")
         found = vars(Ceilings(rate, depth, bypassed, memory_rate(int(threads))))
     except FlashMoeError as error:
         found = {"refusal": str(error)}

@@ -1,9 +1,11 @@
 """Speed of checked record reads, direct and through the page cache, by queue depth.
 
     .venv/bin/python bench/disk.py DIRECTORY [--gib 4] [--record-mib 6.75]
+    .venv/bin/python bench/disk.py STORE
 
-Writes one file of random records into DIRECTORY, reads them in random order with every depth in
-turn, several times over, and deletes the file. Prints medians, and one JSON line at the end.
+Reads the records of a store in random order; in a directory that is none, those of a file that
+it writes and deletes. Every depth has its turn in each of several rounds, the same measurement
+as the ceiling of `flashmoe bench`. Prints medians, and one JSON line at the end.
 """
 
 from __future__ import annotations
@@ -12,95 +14,70 @@ import argparse
 import json
 import os
 import statistics
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
-from flashmoe.stream.direct import DirectReader
-from flashmoe.stream.slots import Slots
-
-DEPTHS = (1, 2, 4, 8)
-REPEATS = 3
-READS = 192
+from flashmoe.apps.ceilings import DEPTHS, ROUNDS, distinct_records, rates_by_depth
+from flashmoe.store.layout import MANIFEST
+from flashmoe.store.reader import RecordAddress, Store
+from flashmoe.stream.rate import Probe
 
 
-def write_records(path: Path, count: int, record_bytes: int) -> list[int]:
-    """A file of ``count`` random records; returns their checksums."""
+def write_records(path: Path, count: int, record_bytes: int) -> list[RecordAddress]:
+    """A file of ``count`` random records."""
     rng = np.random.default_rng(0)
-    checksums = []
+    records = []
     with path.open("wb") as file:
-        for _ in range(count):
+        for number in range(count):
             record = rng.integers(0, 1 << 63, record_bytes // 8, dtype=np.int64).tobytes()
-            checksums.append(xxhash.xxh3_64_intdigest(record))
+            digest = xxhash.xxh3_64_hexdigest(record)
+            records.append(
+                RecordAddress(path, file.tell(), record_bytes, digest, f"record {number}")
+            )
             file.write(record)
         file.flush()
         os.fsync(file.fileno())
-    return checksums
+    return records
 
 
-def rate(path: Path, checksums: list[int], record_bytes: int, depth: int, direct: bool) -> float:
-    """Bytes a second over random records, each read once; the page cache is dropped first."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
-    order = np.random.default_rng(depth).permutation(len(checksums))[:READS].tolist()
-    slots = Slots(depth, record_bytes)
-    free = list(range(depth))
-    pending: dict[int, int] = {}
-    with DirectReader(depth) as reader:
-        file = reader.open(path, direct=direct)
-        began = time.perf_counter()
-        for record in order:
-            if not free:
-                ticket = reader.wait_any(list(pending))
-                reader.wait(ticket)
-                free.append(pending.pop(ticket))
-            slot = free.pop()
-            target = slots.view(slot, record_bytes)
-            ticket = reader.submit(
-                file,
-                record * record_bytes,
-                target,
-                checksums[record],
-                label=lambda: "record",
-                demand=True,
-            )
-            pending[ticket] = slot
-        for ticket in pending:
-            reader.wait(ticket)
-        return len(order) * record_bytes / (time.perf_counter() - began)
+def rates(records: Sequence[RecordAddress], direct: bool) -> dict[int, float]:
+    """Median bytes a second at each depth."""
+    found = rates_by_depth(Probe(records, direct=direct), max(record.nbytes for record in records))
+    return {depth: statistics.median(values) for depth, values in found.items()}
 
 
 def main() -> None:
     """Time every depth and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--gib", type=float, default=4)
     parser.add_argument("--record-mib", type=float, default=6.75)
     given = parser.parse_args()
-    record_bytes = int(given.record_mib * 256) * 4096
-    count = int(given.gib * (1 << 30)) // record_bytes
     path = given.directory / "flashmoe-disk-bench"
     try:
-        checksums = write_records(path, count, record_bytes)
-        kinds = [(depth, direct) for direct in (True, False) for depth in DEPTHS]
-        seen: dict[tuple[int, bool], list[float]] = {kind: [] for kind in kinds}
-        for _ in range(REPEATS):
-            for depth, direct in kinds:
-                seen[depth, direct].append(rate(path, checksums, record_bytes, depth, direct))
+        if (given.directory / MANIFEST).exists():
+            records = distinct_records(Store.open(given.directory))
+        else:
+            record_bytes = int(given.record_mib * 256) * 4096
+            records = write_records(path, int(given.gib * (1 << 30)) // record_bytes, record_bytes)
+        direct, cached = rates(records, True), rates(records, False)
     finally:
         path.unlink(missing_ok=True)
-    medians = {kind: statistics.median(values) / 1e9 for kind, values in seen.items()}
-    print(f"{'depth':>5}  {'direct':>7}  {'page cache':>10}   GB/s, median of {REPEATS}")
+    print(f"{'depth':>5}  {'direct':>7}  {'page cache':>10}   GB/s, median of {ROUNDS}")
     for depth in DEPTHS:
-        print(f"{depth:>5}  {medians[depth, True]:7.2f}  {medians[depth, False]:10.2f}")
+        print(f"{depth:>5}  {direct[depth] / 1e9:7.2f}  {cached[depth] / 1e9:10.2f}")
+    kinds = {"direct": direct, "cached": cached}
     figures = {
-        f"{'direct' if direct else 'cached'}_{depth}": round(value, 3)
-        for (depth, direct), value in medians.items()
+        f"{kind}_{depth}": round(rate / 1e9, 3)
+        for kind, found in kinds.items()
+        for depth, rate in found.items()
     }
-    print(json.dumps({"record_bytes": record_bytes, "gb_s": figures}))
+    print(json.dumps({"record_bytes": records[0].nbytes, "gb_s": figures}))
 
 
 if __name__ == "__main__":

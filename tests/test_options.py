@@ -25,7 +25,7 @@ REAL = (
     *("presence_penalty", "frequency_penalty"),
 )
 OPTIONAL = (
-    *("ram_bytes", "context_tokens", "slots", "threads"),
+    *("ram_bytes", "context_tokens", "slots", "threads", "io_threads"),
     *("seed", "max_tokens", "logprobs"),
 )
 NO_NUMBERS = ["1", b"1", [1], (1,), {}, 1j]
@@ -41,7 +41,7 @@ def refuse(kind, name, value, wanted=""):
 def test_every_field_is_of_a_kind_that_is_tested_here():
     named = {name for names in WHOLE.values() for name in names} | set(REAL)
     own = {field.name for kind in WHOLE for field in fields(kind)}
-    assert own - named == {"hints", "direct_io", "stop"}
+    assert own - named == {"hints", "io", "device_cache", "stop"}
 
 
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k, names in WHOLE.items() for n in names])
@@ -89,10 +89,21 @@ def test_stop_strings_are_a_tuple(value):
     refuse(Sampling, "stop", value, "a tuple of non-empty strings")
 
 
-@pytest.mark.parametrize("name", ["hints", "direct_io"])
 @pytest.mark.parametrize("value", [0, 1, "no", None])
-def test_switches_are_switches(name, value):
-    refuse(Runtime, name, value, "True or False")
+def test_switches_are_switches(value):
+    refuse(Runtime, "hints", value, "True or False")
+
+
+@pytest.mark.parametrize("value", [0, "DIRECT", "", None, True])
+def test_ways_to_read_are_named(value):
+    refuse(Runtime, "io", value, "one of direct, buffered, os")
+    assert [Runtime(io=io).io for io in ("direct", "buffered", "os")]
+
+
+def test_a_file_of_measurements_is_a_path_or_none(tmp_path):
+    refuse(Runtime, "device_cache", "/tmp/devices.json", "the path of a file, or None")
+    assert Runtime(device_cache=tmp_path).device_cache == tmp_path
+    assert Runtime().device_cache is None
 
 
 @given(st.integers())

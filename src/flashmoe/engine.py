@@ -63,7 +63,6 @@ class Engine:
         self.shape = shape
         self.plan = plan
         self.kernels = kernels
-        self.runtime = runtime
         self._lock = threading.Lock()
         self._blas = ThreadpoolController()
         self._words = words
@@ -71,6 +70,8 @@ class Engine:
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.decoder = Decoder(shape, Trunk(store.trunk(), kernels.dtype), kernels, observer)
         self.streamer = Streamer(store, plan.slots, runtime)
+        # An emptied cache is read into at the same depth, without measuring once more.
+        self.runtime = replace(runtime, io_threads=self.streamer.io_threads)
         identity = f"{store.manifest.to_json()}{kernels.dtype}{shape.experts.top_k}"
         self.key = xxhash.xxh3_64_hexdigest(identity.encode())
         """Names store, dtype and experts a token: what a saved timeline is valid for."""

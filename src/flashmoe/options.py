@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 from flashmoe.errors import InputError
 
@@ -20,6 +22,14 @@ DEFAULT_CONTEXT_TOKENS = 4096
 
 MAX_THREADS = 1024
 """More threads than any machine this runs on has processors: a larger number is a mistake."""
+
+DEFAULT_IO_THREADS = 4
+"""Reads under way at once where measuring the disk would not pay."""
+
+MAX_IO_THREADS = 64
+
+Io: TypeAlias = Literal["direct", "buffered", "os"]
+"""How experts are read and kept: see :class:`Runtime`."""
 
 _TINY = 5e-324  # the least number above 0
 
@@ -75,23 +85,32 @@ class Runtime:
 
     ``threads`` compute; None takes one a processor that this process may run on.
     ``chunk_tokens`` prompt tokens pass a layer together. ``hints`` starts expert reads as soon
-    as the router has chosen, before the shared expert is computed. ``direct_io`` bypasses the
-    page cache where the file system allows it. ``io_threads`` is the depth of the disk queue.
+    as the router has chosen, before the shared expert is computed. ``io`` is how experts are read
+    and kept: ``direct`` into slots past the page cache, where the file system allows it;
+    ``buffered`` into slots through the page cache; ``os`` leaves the keeping to the page cache:
+    there are as few slots as work, and each layer reads its experts anew. ``io_threads`` is the
+    depth of the disk queue; None measures which is best, for half a second at most, unless
+    ``device_cache``, the file in which measurements are kept, knows this disk; None keeps them
+    nowhere.
     """
 
     threads: int | None = None
     chunk_tokens: int = 128
     hints: bool = True
-    direct_io: bool = True
-    io_threads: int = 4
+    io: Io = "direct"
+    io_threads: int | None = None
+    device_cache: Path | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None:
             _whole("threads", self.threads, f"from 1 to {MAX_THREADS}", 1, MAX_THREADS)
         _whole("chunk_tokens", self.chunk_tokens, "at least 1", 1)
-        _whole("io_threads", self.io_threads, "from 1 to 64", 1, 64)
+        if self.io_threads is not None:
+            _whole("io_threads", self.io_threads, "from 1 to 64", 1, MAX_IO_THREADS)
+        known = self.device_cache is None or isinstance(self.device_cache, Path)
+        _check(known, "device_cache", self.device_cache, "the path of a file, or None")
         _flag("hints", self.hints)
-        _flag("direct_io", self.direct_io)
+        _check(self.io in get_args(Io), "io", self.io, f"one of {', '.join(get_args(Io))}")
 
     @property
     def resolved_threads(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from flashmoe.engine import Engine
 from flashmoe.errors import ReadError, StoreError
 from flashmoe.options import Budget, Runtime
 from flashmoe.quant import Affine, Plain
+from flashmoe.step import Step
 from flashmoe.store.reader import Store
 from tests.apps.conftest import Command
 from tests.synthetic import DENSE, HYBRID, write_store
@@ -25,6 +27,7 @@ from tests.synthetic import DENSE, HYBRID, write_store
 ROOT = Path(__file__).parents[2]
 ASKED = {
     *("pp_tok_s", "tg_tok_s", "ttft_ms", "bytes_per_token", "hit_rate", "disk_bytes_s"),
+    "missed_bytes_per_token",
     *("memory_bytes_s", "limit_tok_s", "share_of_limit", "peak_rss_bytes", "experts_per_token"),
     *("bits", "context", "ram_bytes", "cold"),
 }
@@ -62,7 +65,7 @@ def test_json_alone_and_the_limit(command: Command, store):
     assert result.code == 0 and result.out.count("\n") == 1
     found = json.loads(result.out)
     assert found["bytes_per_token"] > 0
-    disk, touched = found["bytes_per_token"] / 1e6, found["touched_bytes_per_token"] / 2e7
+    disk, touched = found["missed_bytes_per_token"] / 1e6, found["touched_bytes_per_token"] / 2e7
     assert found["limit_tok_s"] == pytest.approx(1 / max(disk, touched))
     assert found["share_of_limit"] == pytest.approx(found["tg_tok_s"] / found["limit_tok_s"])
     low, high = found["tg_tok_s_range"]
@@ -74,10 +77,60 @@ def test_json_alone_and_the_limit(command: Command, store):
 def test_a_warm_cache_reads_nothing_and_a_cold_one_does(command: Command, store):
     flags = ("--prompt-tokens", 200, "--gen-tokens", 4, "--repeat", 1, "--json")
     warm = json.loads(command("bench", store, *flags).out)
-    assert warm["bytes_per_token"] == 0 and warm["hit_rate"] == 1
+    assert warm["bytes_per_token"] == warm["missed_bytes_per_token"] == 0
+    assert warm["hit_rate"] == 1
     flags = ("--prompt-tokens", 1, "--gen-tokens", 4, "--repeat", 3, "--json", "--cold")
     cold = json.loads(command("bench", store, *flags).out)
     assert cold["bytes_per_token"] > 0 and cold["hit_rate"] < 1
+
+
+def test_missed_bytes_are_the_experts_missed_and_not_what_was_read(store):
+    def step(misses: int) -> Step:
+        return Step(1, "", None, (), None, 4, 3, misses, 10**9, 0.0, 1.0)
+
+    with Engine.open(store) as engine:
+        replies = [
+            bench_figures.Reply([step(9), step(misses), step(misses + 2)], misses * 2000)
+            for misses in (5, 1, 2)
+        ]
+        found = bench_figures.figures(engine, LIMITS, replies, cold=False)
+    record = Store.open(store).layout(0).record_bytes
+    assert found["missed_bytes_per_token"] == 3 * record  # the median of 6, 2 and 3
+    assert found["bytes_per_token"] == 10**9
+    assert found["limit_tok_s"] == pytest.approx(1e6 / (3 * record))
+    assert found["device_bytes_per_token"] == 2000 and found["io"] == "direct"
+
+
+def test_without_slots_only_the_device_tells_what_was_missing(store):
+    step = Step(1, "", None, (), None, 4, 0, 7, 10**6, 0.0, 1.0)
+    with Engine.open(store, runtime=Runtime(io="os")) as engine:
+        for device_bytes in (9000, None):
+            replies = [bench_figures.Reply([step] * 4, device_bytes)]
+            found = bench_figures.figures(engine, LIMITS, replies, cold=False)
+            assert found["hit_rate"] is None and found["missed_bytes_per_token"] is None
+            assert found["bytes_per_token"] == 10**6
+            touched = found["touched_bytes_per_token"] / 2e7
+            seconds = touched if device_bytes is None else max(3000 / 1e6, touched)
+            assert found["limit_tok_s"] == pytest.approx(1 / seconds)
+            assert found["device_bytes_per_token"] == (device_bytes and 3000)
+            bench_figures.table(found)
+
+
+@pytest.mark.usefixtures("ceilings_known")
+def test_the_page_cache_may_keep_the_experts(command: Command, store):
+    result = command("bench", store, *QUICK, "--io", "os")
+    assert "the page cache keeps the experts" in result.out
+    assert json.loads(result.out.splitlines()[-1])["slots"] == 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs /proc/self/io")
+def test_bytes_from_the_device_are_counted(tmp_path, store):
+    if os.major(store.stat().st_dev) == 0:
+        pytest.skip("this file system is on no device of its own")
+    with Engine.open(store, budget=Budget(slots=3)) as engine:
+        found = reply(engine, 1, 2, 9)
+    assert found.device_bytes is not None
+    assert found.device_bytes >= sum(step.bytes_read for step in found.steps[1:]) > 0
 
 
 @pytest.mark.usefixtures("ceilings_known")
@@ -121,8 +174,8 @@ def test_what_cannot_be_measured_is_refused(command: Command, store, flags, code
 def test_a_stop_token_does_not_end_a_reply(store, monkeypatch):
     monkeypatch.setattr(Engine, "stop_ids", frozenset(range(HYBRID.vocabulary)))
     with Engine.open(store) as engine:
-        steps = reply(engine, 1, 9, 5)
-        again = reply(engine, 1, 9, 5)
+        steps = reply(engine, 1, 9, 5).steps
+        again = reply(engine, 1, 9, 5).steps
     assert [step.finish_reason for step in steps] == ["stop"] * 5
     assert [step.prompt_tokens for step in steps] == [9, 0, 0, 0, 0]
     assert [step.id for step in steps] == [step.id for step in again]
@@ -154,13 +207,6 @@ def test_bits(tmp_path):
     assert [bench_figures.bits_of(form) for form in (Affine(3, 64), Plain("F32"))] == [3, 32]
     path = write_store(tmp_path / "store", HYBRID, Plain("BF16"))
     assert bench_figures.mean_bits(Store.open(path)) == 16
-
-
-def test_a_sample_has_no_record_twice(store):
-    records = ceilings.distinct_records(Store.open(store))
-    assert len(records) == 4 * 8
-    sample = ceilings.sampled(records, np.random.default_rng(3))
-    assert sorted(sample, key=records.index) == records and sample != records
 
 
 def test_a_damaged_record_is_found_while_measuring(tmp_path):

@@ -13,7 +13,7 @@ import typer.main
 
 import flashmoe
 from flashmoe import kernels
-from flashmoe.apps import cli, flags
+from flashmoe.apps import cli, flags, places
 from flashmoe.errors import BudgetError, InputError, ReadError
 from flashmoe.options import Runtime, Sampling
 from tests.apps.conftest import Command
@@ -109,10 +109,28 @@ def test_defaults_are_those_of_the_options():
     found = flag_defaults("run")
     for name in ("presence_penalty", "frequency_penalty"):
         assert found[name] == getattr(Sampling(), name)
-    for name in ("chunk_tokens", "io_threads", "hints", "direct_io"):
+    for name in ("chunk_tokens", "io_threads", "hints", "io"):
         assert found[name] == getattr(Runtime(), name)
     for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
         assert found[name] is None, "the store decides"
+
+
+def test_measurements_of_disks_are_kept_in_the_user_s_cache(monkeypatch, tmp_path):
+    name = Path("flashmoe") / "devices.json"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert places.device_cache() == tmp_path / name
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for not_absolute in ("", "caches"):
+        monkeypatch.setenv("XDG_CACHE_HOME", not_absolute)
+        assert places.device_cache() == tmp_path / "home" / ".cache" / name
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert places.device_cache() == tmp_path / "home" / ".cache" / name
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert places.device_cache() is None
 
 
 def test_kernels_are_those_that_exist():

@@ -26,7 +26,7 @@ def step(prompt_tokens: int, bytes_read: int, ms: float) -> Step:
     )
 
 
-def footer(*steps: Step) -> Footer:
+def footer(*steps: Step, io: str = "direct") -> Footer:
     return Footer(
         totals=Totals.of(steps),
         load_ms=20.0,
@@ -35,7 +35,14 @@ def footer(*steps: Step) -> Footer:
         slots=40,
         experts_per_token=4,
         finish_reason="stop",
+        io=io,
     )
+
+
+def test_hits_of_the_page_cache_are_unknown():
+    found = footer(step(9, 10**9, 500), step(0, 10**9, 100), io="os")
+    assert "6 hits" not in found.line() and "2 experts through the page cache" in found.line()
+    assert json.loads(found.to_json())["hit_rate"] is None
 
 
 def test_the_line_for_people():

@@ -65,6 +65,18 @@ def test_the_floor_is_planned_and_less_is_refused(command: Command, store):
     assert result.code == 2 and "512" in result.err
 
 
+def test_what_is_left_to_the_page_cache_is_said(command: Command, store):
+    found = json.loads(command("plan", store, "--io", "os", "--json").out)
+    parts = ("process", "allowance", "trunk", "state", "kv", "scratch")
+    fixed = sum(found[f"{part}_bytes"] for part in parts)
+    assert found["slots"] == found["floor_slots"] == 3 and found["binding"] == "--io os"
+    own = fixed + 3 * found["slot_bytes"]
+    assert found["page_cache_bytes"] == found["budget_bytes"] - own > 0
+    out = command("plan", store, "--io", "os").out
+    assert "left to it: it keeps the experts (--io os)" in out and "bound by: --io os" in out
+    assert json.loads(command("plan", store, "--json").out)["page_cache_bytes"] == 0
+
+
 def test_a_peak_that_makes_the_floor_is_named(command: Command, store, monkeypatch):
     """The engine's plan of a process that has held much more than it needs."""
     real = plan_app.plan_store

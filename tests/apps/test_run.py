@@ -366,14 +366,32 @@ def test_slots_and_context(command: Command, store, opened):
         (("--io-threads", 2), "io_threads", 2),
         (("--hints",), "hints", True),
         (("--no-hints",), "hints", False),
-        (("--direct-io",), "direct_io", True),
-        (("--no-direct-io",), "direct_io", False),
+        (("--io", "direct"), "io", "direct"),
+        (("--io", "buffered"), "io", "buffered"),
+        (("--io", "os"), "io", "os"),
     ],
 )
 def test_runtime_flags_never_change_the_reply(command, store, opened, arguments, field, wanted):
     plain = command("run", store, "Hello", *SHORT).out
     assert command("run", store, "Hello", *SHORT, *arguments).out == plain
     assert getattr(opened["runtime"], field) == wanted
+
+
+def test_measurements_of_the_disk_are_kept_where_the_user_keeps_caches(
+    command, store, opened, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command("run", store, "Hello", *SHORT)
+    assert opened["runtime"].device_cache == tmp_path / "flashmoe" / "devices.json"
+
+
+def test_experts_left_to_the_page_cache_have_no_hit_rate(command: Command, store):
+    result = command("run", store, "Hello", *SHORT, "--io", "os", "--stats", "json")
+    found = stats(result)
+    assert found["hit_rate"] is None and found["hits"] == 0 < found["misses"]
+    assert found["io"] == "os" and found["slots"] == 3
+    result = command("run", store, "Hello", *SHORT, "--io", "os", "--slots", 8)
+    assert result.code == 2 and "leave out --slots" in result.err
 
 
 @pytest.mark.parametrize("name", ["cpu", "reference"])

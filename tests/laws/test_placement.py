@@ -52,8 +52,8 @@ def test_slots_hints_threads_and_io_do_not_change_a_bit(path, reference):
         sizes = placements(engine.plan, engine.shape.layers)
     assert len(sizes) >= 2
     runtimes = [
-        Runtime(hints=hints, threads=threads, direct_io=direct, io_threads=depth, chunk_tokens=128)
-        for hints, threads, direct, depth in ((True, 1, True, 4), (False, 2, False, 1))
+        Runtime(hints=hints, threads=threads, io=io, io_threads=depth, chunk_tokens=128)
+        for hints, threads, io, depth in ((True, 1, "direct", 4), (False, 2, "buffered", 1))
     ]
     misses = set()
     for slots, runtime in itertools.product(sizes, runtimes):
@@ -62,6 +62,14 @@ def test_slots_hints_threads_and_io_do_not_change_a_bit(path, reference):
             assert same(answer(engine), reference), f"{slots} slots, {runtime}"
             misses.add(engine.counters.misses)
     assert len(misses) > 1  # the placements did differ
+
+
+@pytest.mark.parametrize("hints", [True, False])
+def test_leaving_the_experts_to_the_page_cache_does_not_change_a_bit(path, reference, hints):
+    with Engine.open(path, runtime=Runtime(io="os", hints=hints)) as engine:
+        assert engine.plan.slots == engine.plan.floor_slots
+        assert same(answer(engine), reference)
+        assert engine.counters.hits == 0
 
 
 def test_cold_and_warm_are_the_same(path, reference):

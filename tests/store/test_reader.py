@@ -1,5 +1,8 @@
 """Opening a store: what is missing, short, unfinished or damaged is named, with the mend."""
 
+import ctypes
+import mmap
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -83,3 +86,25 @@ def test_a_changed_text_file_is_refused(tmp_path):
 def test_demo_is_the_shipped_store_and_other_names_are_paths(tmp_path):
     assert locate("demo").name == "demo" and locate("demo").is_absolute()
     assert locate(tmp_path) == tmp_path
+
+
+def test_the_trunk_does_not_stay_in_the_page_cache(path):
+    file = path / "trunk.safetensors"
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())  # pages that are still to be written cannot be dropped
+        opened.read()
+    pages_in_memory(file) or pytest.skip("the file system here keeps no pages in memory")
+    Store.open(path).trunk()
+    assert pages_in_memory(file) == 0
+
+
+def pages_in_memory(file):
+    """How many pages of a file the page cache has, as mincore() tells."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as view:
+        size = len(view)
+        found = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+        start = np.frombuffer(view, np.uint8).ctypes.data
+        assert libc.mincore(start, size, found) == 0
+        return sum(one & 1 for one in found)

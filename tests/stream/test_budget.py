@@ -34,12 +34,13 @@ def planned(
     *,
     peak_bytes: int = 0,
     scratch_block_bytes: int | None = None,
+    runtime: Runtime = RUNTIME,
 ) -> Plan:
     """A plan with everything else as usual."""
     return plan(
         store,
         budget=wanted or Budget(),
-        runtime=RUNTIME,
+        runtime=runtime,
         float_bytes=4,
         process_bytes=PROCESS,
         memory=memory,
@@ -161,6 +162,23 @@ def test_pinned_slots_that_do_not_fit_are_refused(tiny: TinyStore, slots: int, r
     wanted = Budget(ram_bytes=floor.floor_bytes + room, slots=slots)
     with pytest.raises(BudgetError, match=f"room for {fitting}; give --slots {fitting} or less"):
         planned(tiny.store, wanted)
+
+
+@pytest.mark.parametrize("room", [0, 100 * KIB, GIB])
+def test_left_to_the_page_cache_slots_are_few_and_the_rest_is_its(
+    tiny: TinyStore, room: int
+) -> None:
+    runtime = Runtime(io="os")
+    floor = planned(tiny.store).floor_bytes
+    found = planned(tiny.store, Budget(ram_bytes=floor + room), runtime=runtime)
+    assert found.slots == TOP_K and found.binding == "--io os"
+    assert found.page_cache_bytes == room and found.planned_bytes == floor
+    missing = max(1 - room / found.experts_bytes_total, 0)
+    expected = found.routed_bytes_per_token * missing
+    assert found.expected_bytes_per_token == pytest.approx(expected, abs=1)
+    with pytest.raises(InputError, match="leave out --slots"):
+        planned(tiny.store, Budget(slots=TOP_K + 1), runtime=runtime)
+    assert planned(tiny.store, Budget(slots=TOP_K), runtime=runtime).page_cache_bytes == 0
 
 
 def test_fewer_experts_a_token_need_fewer_slots_and_bytes(tiny: TinyStore) -> None:

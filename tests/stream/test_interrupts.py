@@ -28,7 +28,7 @@ from tests.stream.conftest import EXPERTS, LAYERS, TinyStore, record_of
 from tests.synthetic import HYBRID, write_store
 
 INSIDE = os.path.dirname(flashmoe.stream.__file__) + os.sep
-RUNTIME = Runtime(io_threads=2, direct_io=False)
+RUNTIME = Runtime(io_threads=2, io="buffered")
 SLOTS = 3
 
 

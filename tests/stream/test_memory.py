@@ -154,3 +154,20 @@ def test_this_process_on_this_machine() -> None:
     assert memory.resident_bytes() - before > 48 * MIB
     assert memory.peak_resident_bytes() >= before + 48 * MIB
     del block
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("rchar: 9\nread_bytes: 4096\nwrite_bytes: 1\n", 4096),
+        ("read_bytes: 0\n", 0),
+        ("read_bytes: many\n", None),
+        ("rchar: 9\n", None),
+        ("", None),
+    ],
+)
+def test_bytes_from_devices_are_those_that_the_system_tells(tmp_path, text, found):
+    root = machine(tmp_path, {"proc/self/io": text})
+    assert memory.device_read_bytes(root) == found
+    (root / "proc/self/io").unlink()
+    assert memory.device_read_bytes(root) is None

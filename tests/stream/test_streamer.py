@@ -43,7 +43,7 @@ def streamed(tiny: TinyStore, streamer: Streamer, layer: int, ids: list[int]) ->
 def test_every_expert_arrives_whole_whatever_the_slots(
     tiny: TinyStore, slots: int, hints: bool, direct: bool
 ) -> None:
-    runtime = Runtime(io_threads=3, hints=hints, direct_io=direct)
+    runtime = Runtime(io_threads=3, hints=hints, io="direct" if direct else "buffered")
     with closing(Streamer(tiny.store, slots, runtime)) as streamer:
         for _ in range(2):
             for layer in range(LAYERS):

@@ -14,12 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from flashmoe.apps import bench_figures, ceilings, terminal
+from flashmoe.apps.bench_figures import Reply
 from flashmoe.apps.plan import budget_of
 from flashmoe.engine import Engine
 from flashmoe.errors import InputError
 from flashmoe.options import Runtime, Sampling
 from flashmoe.step import Step
 from flashmoe.store.reader import Store
+from flashmoe.stream import memory
+from flashmoe.stream.rate import drop_pages
 
 SEED = 20_817
 """Of the first prompt; each repetition has its own, so that none finds its experts in memory."""
@@ -69,32 +72,36 @@ def bench(request: Request, *, as_json: bool) -> None:
     terminal.write(json.dumps(found) + "\n")
 
 
-def repetitions(engine: Engine, request: Request) -> list[list[Step]]:
-    """The steps of every repetition; a first prompt that fills the cache is not among them."""
+def repetitions(engine: Engine, request: Request) -> list[Reply]:
+    """Every repetition; a first prompt that fills the cache is not among them."""
     if not request.cold:
         terminal.note("warming up")
         reply(engine, SEED, request.prompt_tokens, 1)
-    found = []
+    found = list[Reply]()
     for number in range(1, request.repeat + 1):
         terminal.note(f"repetition {number} of {request.repeat}")
         if request.cold:
             engine.empty_cache()
-            ceilings.drop_pages(files_of(engine.store))
+            drop_pages(files_of(engine.store))
         found.append(reply(engine, SEED + number, request.prompt_tokens, request.gen_tokens))
     return found
 
 
-def reply(engine: Engine, seed: int, prompt_tokens: int, tokens: int) -> list[Step]:
-    """The steps of a reply of exactly so many tokens to a random prompt, in a new timeline."""
+def reply(engine: Engine, seed: int, prompt_tokens: int, tokens: int) -> Reply:
+    """A reply of exactly so many tokens to a random prompt, in a new timeline."""
     vocabulary = engine.shape.vocabulary
     ids = np.random.default_rng(seed).integers(0, vocabulary, prompt_tokens).tolist()
-    session, steps = engine.session(), list[Step]()
+    session, steps, before = engine.session(), list[Step](), None
     while len(steps) < tokens:  # again after a stop token
         left = tokens - len(steps)
         sampling = Sampling(temperature=1, seed=seed + len(steps), max_tokens=left)
-        steps += session.generate(ids, sampling)
+        for step in session.generate(ids, sampling):
+            steps.append(step)
+            if len(steps) == 1:
+                before = memory.device_read_bytes()
         ids = []
-    return steps
+    after = memory.device_read_bytes()
+    return Reply(steps, None if before is None or after is None else after - before)
 
 
 def files_of(store: Store) -> set[Path]:

@@ -5,13 +5,16 @@ Owns their names, formulas and wording; the numbers come from :class:`flashmoe.s
 
 The limit on decoding is ``1 / max(bytes missed / disk rate, bytes touched / memory rate)``: the
 time of a token if all else were free, and the shorter of reads and arithmetic hid behind the
-longer. Missed bytes are those read from disk; touched are the resident tensors that a token is
-multiplied with, and its routed experts.
+longer. Missed bytes are those of the experts that were not in memory when they were asked for,
+whatever else was read in advance; where the page cache keeps the experts (``--io os``) nobody
+tells which these are, and what came from the device counts in their place. Touched are the
+resident tensors that a token is multiplied with, and its routed experts.
 """
 
 from __future__ import annotations
 
 import statistics
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flashmoe.apps.ceilings import Ceilings, distinct_files
@@ -29,11 +32,17 @@ KEYS = {
     "pp_tok_s": "prompt tokens a second, the first token's sampling included",
     "tg_tok_s": "tokens a second after the first",
     "ttft_ms": "from the start of the prompt to the first token",
-    "bytes_per_token": "read from disk for a token after the first",
-    "hit_rate": "experts found in memory, of all those asked for after the first token",
+    "bytes_per_token": "read for a token after the first, what was read in vain included",
+    "device_bytes_per_token": "of these and of what was read ahead, not from the page cache; null "
+    "where the system does not tell",
+    "missed_bytes_per_token": "of the experts that were not in memory, at the mean record size; "
+    "null with --io os: the page cache does not tell",
+    "hit_rate": "experts found in memory, of all those asked for after the first token; null with "
+    "--io os",
     "ms_read_wait_per_token": "spent waiting for experts",
     "disk_bytes_s": "ceiling: records of this store at the best depth, in random order",
     "disk_depth": "that depth",
+    "io": "how experts were read and kept",
     "direct": "whether those reads bypassed the page cache",
     "memory_bytes_s": "ceiling: a large array read by all threads",
     "touched_bytes_per_token": "weights that a token is multiplied with",
@@ -56,17 +65,27 @@ KEYS = {
 links to one another: how many are not."""
 
 
+@dataclass(frozen=True)
+class Reply:
+    """One repetition: its steps, and what was read from devices after the first of them."""
+
+    steps: list[Step]
+    device_bytes: int | None
+
+
 def figures(
-    engine: Engine, limits: Ceilings, replies: list[list[Step]], *, cold: bool
+    engine: Engine, limits: Ceilings, replies: list[Reply], *, cold: bool
 ) -> dict[str, Any]:
-    """Every figure, by :data:`KEYS`; ``replies`` has the steps of each repetition."""
-    whole = [Totals.of(steps) for steps in replies]
-    decoded = [Totals.of(steps[1:]) for steps in replies]
+    """Every figure, by :data:`KEYS`."""
+    whole = [Totals.of(reply.steps) for reply in replies]
+    decoded = [Totals.of(reply.steps[1:]) for reply in replies]
     prompt = [one.prompt_tokens_per_second for one in whole]
     decode = [one.tokens_per_second for one in whole]
-    missed = statistics.median(one.bytes_per_token for one in whole)
-    touched = touched_bytes(engine)
-    limit = 1 / max(missed / limits.disk_bytes_s, touched / limits.memory_bytes_s)
+    own = engine.runtime.io != "os"
+    missed = statistics.median(one.misses / one.tokens for one in decoded) * record_bytes(engine)
+    device, touched = device_bytes(replies), touched_bytes(engine)
+    from_disk = missed if own else (device or 0)
+    limit = 1 / max(from_disk / limits.disk_bytes_s, touched / limits.memory_bytes_s)
     speed = statistics.median(decode)
     found = {
         **vars(limits),
@@ -75,9 +94,12 @@ def figures(
         "tg_tok_s": speed,
         "tg_tok_s_range": [min(decode), max(decode)],
         "ttft_ms": statistics.median(one.ms_first for one in whole),
-        "bytes_per_token": missed,
-        "hit_rate": statistics.median(one.hit_rate for one in decoded),
+        "bytes_per_token": statistics.median(one.bytes_per_token for one in whole),
+        "device_bytes_per_token": device,
+        "missed_bytes_per_token": missed if own else None,
+        "hit_rate": statistics.median(one.hit_rate for one in decoded) if own else None,
         "ms_read_wait_per_token": statistics.median(o.ms_read_wait / o.tokens for o in decoded),
+        "io": engine.runtime.io,
         "touched_bytes_per_token": touched,
         "limit_tok_s": limit,
         "share_of_limit": speed / limit,
@@ -94,6 +116,21 @@ def figures(
     }
     ordered, distinct = {key: found[key] for key in KEYS}, distinct_files(engine.store)
     return ordered if distinct == engine.shape.layers else {**ordered, "distinct": distinct}
+
+
+def device_bytes(replies: list[Reply]) -> float | None:
+    """Bytes a token after the first, the median; None where any is unknown."""
+    found = [
+        reply.device_bytes / (len(reply.steps) - 1)
+        for reply in replies
+        if reply.device_bytes is not None
+    ]
+    return statistics.median(found) if len(found) == len(replies) else None
+
+
+def record_bytes(engine: Engine) -> float:
+    """Size of a record, the mean where layers differ."""
+    return statistics.mean(entry.layout.record_bytes for entry in engine.store.manifest.layers)
 
 
 def touched_bytes(engine: Engine) -> int:
@@ -141,9 +178,10 @@ def table(found: dict[str, Any]) -> Table:
         ("prompt", f"{found['pp_tok_s']:.2f} tok/s", f"{_range(found, 'pp_tok_s')}, {tokens}"),
         ("first token", f"{found['ttft_ms'] / 1e3:.2f} s", ""),
         ("decode", f"{found['tg_tok_s']:.2f} tok/s", _range(found, "tg_tok_s")),
-        ("read a token", f"{found['bytes_per_token'] / 1e9:.3f} GB", ""),
+        ("read a token", f"{found['bytes_per_token'] / 1e9:.3f} GB", _missed(found)),
         ("touched a token", f"{found['touched_bytes_per_token'] / 1e9:.3f} GB", ""),
-        ("hits", f"{found['hit_rate']:.1%}", f"{found['slots']} slots"),
+        ("from the device", *_device(found)),
+        ("hits", *_hits(found)),
         ("read wait", f"{found['ms_read_wait_per_token']:.1f} ms", "a token"),
         ("limit", f"{found['limit_tok_s']:.2f} tok/s", "what disk and memory allow"),
         ("of the limit", f"{found['share_of_limit']:.1%}", ""),
@@ -176,6 +214,22 @@ def _rate(bytes_s: float) -> str:
 def _range(found: dict[str, Any], key: str) -> str:
     low, high = found[f"{key}_range"]
     return f"{low:.2f} to {high:.2f}"
+
+
+def _missed(found: dict[str, Any]) -> str:
+    missed = found["missed_bytes_per_token"]
+    return "through the page cache" if missed is None else f"{missed / 1e9:.3f} GB were missing"
+
+
+def _device(found: dict[str, Any]) -> tuple[str, str]:
+    read = found["device_bytes_per_token"]
+    return ("unknown", "") if read is None else (f"{read / 1e9:.3f} GB", "a token")
+
+
+def _hits(found: dict[str, Any]) -> tuple[str, str]:
+    if found["hit_rate"] is None:
+        return "unknown", "the page cache keeps the experts"
+    return f"{found['hit_rate']:.1%}", f"{found['slots']} slots"
 
 
 def _given(found: dict[str, Any]) -> str:

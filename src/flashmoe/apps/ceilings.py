@@ -7,14 +7,12 @@ plans for, so :func:`measure` takes them in a process of its own, which is gone 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +21,13 @@ from flashmoe.errors import BudgetError, FlashMoeError, StoreError
 from flashmoe.options import Runtime
 from flashmoe.quant import Array
 from flashmoe.store.reader import RecordAddress, Store
-from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.rate import QUEUED, Probe
 from flashmoe.stream.slots import Slots
 
 DEPTHS = (1, 2, 4, 8, 16)
-ROUNDS = 3
-SAMPLE_BYTES = 384 << 20
-"""Read at each depth and in each round, where the store has so much."""
+ROUNDS = 5
+ROUND_SECONDS = 0.6
+"""At each depth and in each round, or as long as it takes to read the whole store once."""
 
 ARRAY_BYTES = 256 << 20
 """Read to measure memory: several times any processor's cache."""
@@ -59,7 +57,7 @@ def measure(path: Path, runtime: Runtime) -> Ceilings:
         BudgetError: the process was ended from outside.
     """
     threads = runtime.resolved_threads
-    command = [sys.executable, "-m", __name__, str(path), str(threads), str(int(runtime.direct_io))]
+    command = [sys.executable, "-m", __name__, str(path), str(threads), runtime.io]
     # In a session of its own Ctrl-C reaches this process alone, and run() then ends the other.
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     if done.returncode:
@@ -73,10 +71,10 @@ def measure(path: Path, runtime: Runtime) -> Ceilings:
     return Ceilings(**found)
 
 
-def main(path: str, threads: str, direct: str) -> None:
+def main(path: str, threads: str, io: str) -> None:
     """Measure in this process and write the ceilings, or the refusal, as a JSON object."""
     try:
-        rate, depth, bypassed = disk_rate(Store.open(path), direct=direct == "1")
+        rate, depth, bypassed = disk_rate(Store.open(path), direct=io == "direct")
         found = vars(Ceilings(rate, depth, bypassed, memory_rate(int(threads))))
     except FlashMoeError as error:
         found = {"refusal": str(error)}
@@ -86,23 +84,29 @@ def main(path: str, threads: str, direct: str) -> None:
 def disk_rate(store: Store, *, direct: bool) -> tuple[float, int, bool]:
     """The best rate, its depth, and whether the reads were direct.
 
-    Depths take turns, so that a slow moment of the disk does not fall on one of them.
+    Raises:
+        ReadError: a record is damaged, or its file gone.
     """
     records = distinct_records(store)
-    rng = np.random.default_rng(0)
-    rates: dict[int, list[float]] = {depth: [] for depth in DEPTHS}
-    bypassed = True
-    for _ in range(ROUNDS):
-        for depth in DEPTHS:
-            sample = sampled(records, rng)
-            drop_pages({record.path for record in sample})
-            began = time.perf_counter()
-            bypassed &= read_all(sample, depth, direct=direct)
-            nbytes = sum(record.nbytes for record in sample)
-            rates[depth].append(nbytes / (time.perf_counter() - began))
+    probe = Probe(records, direct=direct)
+    rates = rates_by_depth(probe, max(record.nbytes for record in records))
     medians = {depth: statistics.median(found) for depth, found in rates.items()}
     best = max(medians, key=lambda depth: medians[depth])
-    return medians[best], best, bypassed
+    return medians[best], best, probe.bypassed
+
+
+def rates_by_depth(probe: Probe, record_bytes: int) -> dict[int, list[float]]:
+    """Bytes a second at each depth, a figure a round, for records of at most so many bytes.
+
+    Depths take turns, so that a slow moment of the disk does not fall on one of them.
+    """
+    slots = Slots(max(DEPTHS) + QUEUED, record_bytes)
+    places = [slots.view(slot, record_bytes) for slot in range(slots.count)]
+    rates: dict[int, list[float]] = {depth: [] for depth in DEPTHS}
+    for _ in range(ROUNDS):
+        for depth, found in rates.items():
+            found.append(probe.rate(depth, places[: depth + QUEUED], ROUND_SECONDS))
+    return rates
 
 
 def distinct_records(store: Store) -> list[RecordAddress]:
@@ -118,52 +122,6 @@ def distinct_records(store: Store) -> list[RecordAddress]:
 def distinct_files(store: Store) -> int:
     """How many layer files there are that are not links to one another."""
     return len({record.path for record in distinct_records(store)})
-
-
-def sampled(records: list[RecordAddress], rng: np.random.Generator) -> list[RecordAddress]:
-    """Records in random order, none twice, about :data:`SAMPLE_BYTES` of them."""
-    largest = max(record.nbytes for record in records)
-    order = rng.permutation(len(records))[: max(SAMPLE_BYTES // largest, 1)]
-    return [records[index] for index in order.tolist()]
-
-
-def read_all(records: list[RecordAddress], depth: int, *, direct: bool) -> bool:
-    """Read and check records, ``depth`` at a time; whether all reads bypassed the page cache."""
-    slots = Slots(depth, max(record.nbytes for record in records))
-    free, pending = list(range(depth)), dict[int, int]()
-    with DirectReader(depth) as reader:
-        paths = {record.path for record in records}
-        files = {path: reader.open(path, direct=direct) for path in paths}
-        for record in records:
-            if not free:
-                ticket = reader.wait_any(list(pending))
-                reader.wait(ticket)
-                free.append(pending.pop(ticket))
-            slot = free.pop()
-            ticket = reader.submit(
-                files[record.path],
-                record.offset,
-                slots.view(slot, record.nbytes),
-                int(record.checksum, 16),
-                label=partial(str, record.label),
-                demand=True,
-            )
-            pending[ticket] = slot
-        for ticket in pending:
-            reader.wait(ticket)
-        return all(reader.is_direct(file) for file in files.values())
-
-
-def drop_pages(paths: set[Path]) -> None:
-    """Ask the system to forget what it keeps of some files, where it can be asked."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
 
 
 def memory_rate(threads: int) -> float:

@@ -137,12 +137,13 @@ def plan(
     store: flags.Store,
     ram: flags.Ram = None,
     context: flags.Context = None,
+    io: flags.HowRead = Runtime.io,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Show how memory would be divided: floor, recommended size, slots, and what binds."""
     from flashmoe.apps.plan import plan
 
-    plan(store, ram, context, as_json=as_json)
+    plan(store, ram, context, io, as_json=as_json)
 
 
 @app.command(epilog=f"{STATS}; with `--logprobs` also `logprobs` (an entry a token).")
@@ -172,7 +173,7 @@ def run(
     chunk_tokens: flags.ChunkTokens = Runtime.chunk_tokens,
     io_threads: flags.IoThreads = Runtime.io_threads,
     hints: flags.Hints = Runtime.hints,
-    direct_io: flags.DirectIo = Runtime.direct_io,
+    io: flags.HowRead = Runtime.io,
     kernels: flags.Kernels = "auto",
     timing: flags.Timing = False,
     trace_out: flags.TraceOut = None,
@@ -205,7 +206,7 @@ def bench(
     chunk_tokens: flags.ChunkTokens = Runtime.chunk_tokens,
     io_threads: flags.IoThreads = Runtime.io_threads,
     hints: flags.Hints = Runtime.hints,
-    direct_io: flags.DirectIo = Runtime.direct_io,
+    io: flags.HowRead = Runtime.io,
     kernels: flags.Kernels = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON line alone.")] = False,
 ) -> None:
@@ -215,8 +216,11 @@ def bench(
     The last line is a JSON object.
     """
     from flashmoe.apps.bench import Request, bench
+    from flashmoe.apps.places import device_cache
 
-    runtime = Runtime(threads, chunk_tokens, hints, direct_io, io_threads)
+    runtime = Runtime(
+        threads, chunk_tokens, hints, io=io, io_threads=io_threads, device_cache=device_cache()
+    )
     request = Request(
         store, prompt_tokens, gen_tokens, ram, experts_per_token, cold, repeat, kernels, runtime
     )

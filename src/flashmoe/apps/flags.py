@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from flashmoe.options import DEFAULT_CONTEXT_TOKENS
+from flashmoe.options import DEFAULT_CONTEXT_TOKENS, Io
 
 MAX_TOKENS = 512
 """A reply on the command line ends here unless ``--max-tokens`` says otherwise."""
@@ -163,13 +163,26 @@ Threads: TypeAlias = Annotated[
 ChunkTokens: TypeAlias = Annotated[
     int, _work("Prompt tokens that pass a layer together.", "--chunk-tokens")
 ]
-IoThreads: TypeAlias = Annotated[int, _work("Reads under way at once.", "--io-threads")]
+IoThreads: TypeAlias = Annotated[
+    int | None,
+    _work(
+        "Reads under way at once.",
+        "--io-threads",
+        show_default="the best for this disk; measured once, and kept in "
+        "~/.cache/flashmoe/devices.json",
+    ),
+]
 Hints: TypeAlias = Annotated[
     bool, _work("Start reads as soon as the router has chosen.", "--hints/--no-hints")
 ]
-DirectIo: TypeAlias = Annotated[
-    bool,
-    _work("Bypass the page cache where the file system can.", "--direct-io/--no-direct-io"),
+HowRead: TypeAlias = Annotated[
+    Io,
+    _work(
+        "How experts are read and kept: `direct`, in slots, past the page cache where the file "
+        "system can; `buffered`, in slots, through the page cache; `os`, by the page cache alone, "
+        "which gets the memory that slots would have.",
+        "--io",
+    ),
 ]
 Kernels: TypeAlias = Annotated[
     Literal["auto", "cpu", "reference"],

@@ -22,13 +22,14 @@ KEYS = {
     "ms_read_wait": "time spent waiting for experts",
     "hits": "experts asked for that were in memory, per layer and pass",
     "misses": "those that had to be read",
-    "hit_rate": "hits of all",
-    "bytes_read": "read from disk in all",
+    "hit_rate": "hits of all; null with --io os, where only the page cache knows",
+    "bytes_read": "read in all, by the page cache or past it",
     "bytes_per_token": "read for each token after the first",
     "peak_bytes": "largest resident memory of the process",
     "budget_bytes": "the memory it was given",
     "slots": "experts that fit in memory at once",
     "experts_per_token": "chosen in each layer",
+    "io": "how experts were read and kept",
     "finish_reason": "stop, length, or interrupt",
 }
 """The JSON keys in order, and what they mean."""
@@ -45,6 +46,7 @@ class Footer:
     slots: int
     experts_per_token: int
     finish_reason: str
+    io: str
 
     def line(self) -> str:
         """One line for a person."""
@@ -54,16 +56,23 @@ class Footer:
             f"{totals.tokens} tokens",
             f"{totals.tokens_per_second:.1f} tok/s",
             f"TTFT {totals.ms_first / 1e3:.2f} s",
-            f"{totals.hits} hits",
-            f"{totals.misses} misses ({totals.hit_rate:.1%} hits)",
+            *self._found(),
             f"{_gigabytes(totals.bytes_per_token)} GB read a token",
             f"peak memory {format_bytes(self.peak_bytes)}",
         )
         return ", ".join(parts)
 
+    def _found(self) -> tuple[str, ...]:
+        totals = self.totals
+        if self.io == "os":
+            return (f"{totals.misses} experts through the page cache",)
+        return (f"{totals.hits} hits", f"{totals.misses} misses ({totals.hit_rate:.1%} hits)")
+
     def to_json(self, **more: Any) -> str:
         """One line for a program, with the keys of :data:`KEYS`."""
         own = {**vars(self), "ttft_ms": self.totals.ms_first}
+        if self.io == "os":
+            own["hit_rate"] = None
         values = {key: own[key] if key in own else getattr(self.totals, key) for key in KEYS}
         return json.dumps({**values, **more})
 

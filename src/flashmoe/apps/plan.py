@@ -12,7 +12,7 @@ from flashmoe import kernels
 from flashmoe.apps import terminal
 from flashmoe.engine import Words, plan_store
 from flashmoe.errors import InputError
-from flashmoe.options import Budget, Runtime
+from flashmoe.options import Budget, Io, Runtime
 from flashmoe.store.reader import Store
 from flashmoe.stream.budget import Plan
 from flashmoe.stream.units import format_bytes, parse_bytes
@@ -41,9 +41,9 @@ def budget_of(ram: str | None, context: int | None, slots: int | None, top_k: in
     return Budget(ram_bytes=parse_bytes(ram), context_tokens=context, slots=slots)
 
 
-def plan(name: str, ram: str | None, context: int | None, *, as_json: bool) -> None:
+def plan(name: str, ram: str | None, context: int | None, io: Io, *, as_json: bool) -> None:
     """Print the plan of a store, as ``run`` with the same flags would make it."""
-    store, runtime = Store.open(name), Runtime()
+    store, runtime = Store.open(name), Runtime(io=io)
     chosen = kernels.choose("auto", "float32", runtime.resolved_threads)
     words = Words(store)  # what it weighs counts
     budget = budget_of(ram, context, None, store.shape.experts.top_k)
@@ -77,6 +77,9 @@ def _parts(plan: Plan) -> Table:
         table.add_row(name, format_bytes(nbytes), remark)
     table.add_section()
     table.add_row("planned", format_bytes(plan.planned_bytes), "")
+    if plan.page_cache_bytes:
+        remark = "left to it: it keeps the experts (--io os)"
+        table.add_row("page cache", format_bytes(plan.page_cache_bytes), remark)
     return table
 
 

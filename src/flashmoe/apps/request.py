@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flashmoe.apps.conversation import Prompt, read_prompt, read_tools
+from flashmoe.apps.places import device_cache
 from flashmoe.errors import InputError
 from flashmoe.options import Runtime, Sampling
 
@@ -73,7 +74,7 @@ def request_of(flags: Mapping[str, Any]) -> Request:
         InputError: values that are out of range, exclude each other, or name no file.
     """
     tools = flags["tools"]
-    given = {**flags, "stop": tuple(flags["stop"] or ())}
+    given = {**flags, "stop": tuple(flags["stop"] or ()), "device_cache": device_cache()}
     return Request(
         store=flags["store"],
         prompt=Prompt(
@@ -84,7 +85,7 @@ def request_of(flags: Mapping[str, Any]) -> Request:
             thinking=flags["think"],
         ),
         limits=Limits(flags["ram"], flags["context"], flags["slots"], flags["experts_per_token"]),
-        runtime=Runtime(**{field.name: flags[field.name] for field in fields(Runtime)}),
+        runtime=Runtime(**{field.name: given[field.name] for field in fields(Runtime)}),
         kernels=flags["kernels"],
         sampling={
             field.name: given[field.name]

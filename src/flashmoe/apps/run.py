@@ -169,6 +169,7 @@ def _tell(engine: Engine, request: Request, reply: _Reply, clock: timing.ReplyCl
         slots=engine.plan.slots,
         experts_per_token=engine.shape.experts.top_k,
         finish_reason=reply.finish,
+        io=engine.runtime.io,
     )
     logprobs = _logprobs(engine, reply.steps)
     if request.report.json:

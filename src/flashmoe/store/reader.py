@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 
 from flashmoe import quant
+from flashmoe.arena import arena
 from flashmoe.errors import ReadError, StoreError
 from flashmoe.quant import Array, Matrix
 from flashmoe.shape import ModelShape
@@ -31,6 +32,9 @@ from flashmoe.store.manifest import Manifest
 
 MANIFEST_LIMIT_BYTES = 256 << 20
 """A manifest of 200,000 records takes 5 MB; a larger file than this is not a manifest."""
+
+CACHE_LINE_BYTES = 64
+"""Parts of the trunk begin at multiples of this in memory, as vector loads like it."""
 
 
 def locate(name: str | Path) -> Path:
@@ -131,22 +135,25 @@ class Store:
             ReadError: cut short or damaged; names file and tensor.
         """
         _, extents = trunk_header(self.manifest.trunk)
+        memory = _trunk_memory(extents)
         with open(self.path / TRUNK, "rb", buffering=0) as file:
-            tensors = {
-                tensor.name: self._read_tensor(file.fileno(), tensor, extents)
-                for tensor in self.manifest.trunk
-            }
-            if hasattr(os, "posix_fadvise"):  # not to lie in the page cache a second time
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            tensors = {}
+            for tensor in self.manifest.trunk:
+                tensors[tensor.name] = self._read_tensor(file.fileno(), tensor, extents, memory)
+                _forget_pages(file.fileno())
         return tensors
 
     def _read_tensor(
-        self, descriptor: int, tensor: TrunkTensor, extents: Mapping[str, tuple[int, int]]
+        self,
+        descriptor: int,
+        tensor: TrunkTensor,
+        extents: Mapping[str, tuple[int, int]],
+        memory: Mapping[str, Array],
     ) -> Matrix:
         arrays: dict[str, Array] = {}
         for name, part in tensor.named_parts():
-            offset, nbytes = extents[name]
-            raw = np.empty(nbytes, np.uint8)
+            offset, _ = extents[name]
+            raw = memory[name]
             read_exactly(descriptor, raw, offset, self.path / TRUNK, name)
             found = xxhash.xxh3_64_hexdigest(raw.data)
             if found != self.manifest.trunk_checksums[name]:
@@ -158,6 +165,22 @@ class Store:
         rows = tensor.shape[0]
         columns = int(np.prod(tensor.shape[1:], dtype=np.int64))
         return quant.matrix(tensor.form, (rows, columns), arrays)
+
+
+def _trunk_memory(extents: Mapping[str, tuple[int, int]]) -> dict[str, Array]:
+    """A place in one arena for every part of the trunk."""
+    places, end = {}, 0
+    for name, (_, nbytes) in extents.items():
+        places[name] = (end, nbytes)
+        end += -(-nbytes // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
+    whole = np.frombuffer(arena(end), np.uint8)
+    return {name: whole[start : start + nbytes] for name, (start, nbytes) in places.items()}
+
+
+def _forget_pages(descriptor: int) -> None:
+    """Let the page cache drop a file, so that what was read does not lie in memory twice."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read_exactly(descriptor: int, buffer: Array, offset: int, path: Path, name: str) -> None:

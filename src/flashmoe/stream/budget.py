@@ -45,11 +45,12 @@ class Plan:
     ``floor_slots``, or ``peak_bytes``, the most that the process has held before, where that is
     more: a peak cannot be taken back. ``usable_bytes`` is all this process could have;
     ``recommended_bytes`` leaves a margin. ``binding`` names what keeps the number of slots from
-    being larger.
+    being larger. ``page_cache_bytes`` of the budget are left to the page cache, which keeps the
+    experts where the options leave that to it; there are ``floor_slots`` slots then.
 
     ``expected_bytes_per_token`` is read from SSD for a decoded token under uniform routing in
-    the steady state, the worst case for any cache: the share of all experts that is not in a
-    slot, times ``routed_bytes_per_token``.
+    the steady state, the worst case for any cache: the share of all experts that is in neither a
+    slot nor the page cache, times ``routed_bytes_per_token``.
     """
 
     process_bytes: int
@@ -60,6 +61,7 @@ class Plan:
     scratch_bytes: int
     slot_bytes: int
     slots: int
+    page_cache_bytes: int
     floor_slots: int
     floor_bytes: int
     peak_bytes: int
@@ -125,6 +127,8 @@ def plan(
     bounds = _bounds(budget, memory, needs)
     if bounds.limit_bytes < needs.least_bytes or (budget.ram_bytes or peak_bytes) < peak_bytes:
         raise BudgetError(_refusal(needs, bounds, memory.usable_bytes))
+    if runtime.io == "os":
+        return _left_to_page_cache(_divided(needs, bounds, budget, memory.usable_bytes), budget)
     return _divided(needs, bounds, budget, memory.usable_bytes)
 
 
@@ -237,6 +241,7 @@ def _divided(needs: _Needs, bounds: _Bounds, budget: Budget, usable_bytes: int) 
         **parts,
         slot_bytes=slot,
         slots=slots,
+        page_cache_bytes=0,
         floor_slots=needs.slots,
         floor_bytes=needs.floor_bytes,
         peak_bytes=needs.peak_bytes,
@@ -251,6 +256,21 @@ def _divided(needs: _Needs, bounds: _Bounds, budget: Budget, usable_bytes: int) 
         experts_bytes_total=needs.store.shape.experts.count * sum(records),
         routed_bytes_per_token=routed,
         expected_bytes_per_token=routed * (total - slots) // total,
+    )
+
+
+def _left_to_page_cache(plan: Plan, budget: Budget) -> Plan:
+    """The same division with as few slots as work, and the rest for the page cache."""
+    if budget.slots not in (None, plan.floor_slots):
+        raise InputError("--io os keeps no experts in slots: leave out --slots, or --io os")
+    least = replace(plan, slots=plan.floor_slots)
+    left = max(plan.budget_bytes - least.planned_bytes, 0)
+    missing = max(plan.experts_bytes_total - left, 0)
+    return replace(
+        least,
+        page_cache_bytes=left,
+        binding="--io os",
+        expected_bytes_per_token=plan.routed_bytes_per_token * missing // plan.experts_bytes_total,
     )
 
 

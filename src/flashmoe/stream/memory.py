@@ -1,9 +1,10 @@
 """What this machine, and the control groups around this process, allow it to use.
 
 Owns the questions to the operating system: how much memory there is, how much of it is free for
-us, which limit binds, and how much we occupy. Decides nothing (``budget`` does). It is the only
-Python module that knows how Linux answers; elsewhere it falls back on POSIX. Every function
-takes the root of the file system, so that tests describe a machine as a directory.
+us, which limit binds, how much we occupy, and what we read from devices. Decides nothing
+(``budget`` does). It is the only Python module that knows how Linux answers these; elsewhere it
+falls back on POSIX. Every function takes the root of the file system, so that tests describe a
+machine as a directory.
 
 Invariant: a file that is missing, unreadable or malformed counts as "no such limit", never as
 an error: a container may hide any of them.
@@ -84,6 +85,18 @@ def peak_resident_bytes(root: Path = ROOT) -> int:
     Linux's VmHWM starts anew with each program; getrusage there inherits the parent's peak.
     """
     return _status_bytes(root, "VmHWM") or _peak_from_rusage()
+
+
+def device_read_bytes(root: Path = ROOT) -> int | None:
+    """Bytes that this process had read from devices so far, None where the system does not tell.
+
+    What the page cache had is not in it; what was read ahead for us is.
+    """
+    for line in _text(root / "proc/self/io").splitlines():
+        match line.split():
+            case ["read_bytes:", number] if _is_number(number):
+                return int(number)
+    return None
 
 
 def _peak_from_rusage() -> int:

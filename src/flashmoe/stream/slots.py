@@ -1,9 +1,9 @@
 """The slots: fixed, page-aligned places in memory, one record each, and what is in them.
 
-Owns one anonymous mapping and the state of every slot. Does not own which expert is where
-(``cache``) or the reads (``streamer``). A page of the mapping takes memory only once it is
-written, so resident memory grows with use and never beyond the size planned. It goes back to
-the system with the last view of it once the slots are closed.
+Owns one arena and the state of every slot. Does not own which expert is where (``cache``) or the
+reads (``streamer``). A page of the arena, 2 MiB where the system has such pages, takes memory
+only once it is written, so resident memory grows with use and never beyond the size planned. It
+goes back to the system with the last view of it once the slots are closed.
 
             load               land              hold
     FREE ----------> LOADING ----------> READY ----------> HELD
@@ -17,11 +17,11 @@ is loading for; whoever computes with them holds it. Any other transition is a b
 
 from __future__ import annotations
 
-import mmap
 from enum import StrEnum
 
 import numpy as np
 
+from flashmoe.arena import arena
 from flashmoe.errors import BudgetError
 from flashmoe.quant import Array, Expert
 from flashmoe.store.layout import ALIGNMENT, RecordLayout
@@ -58,9 +58,9 @@ class Slots:
             raise ValueError(f"{count} slots of {slot_bytes} bytes cannot take aligned reads")
         self.count = count
         self.slot_bytes = slot_bytes
-        mapping = _map_anonymous(count * slot_bytes)
-        self._arena: Array | None = np.frombuffer(mapping, np.uint8)
-        self._frozen: Array | None = np.frombuffer(memoryview(mapping).toreadonly(), np.uint8)
+        memory = _memory(count * slot_bytes)
+        self._arena: Array | None = np.frombuffer(memory, np.uint8)
+        self._frozen: Array | None = np.frombuffer(memory.toreadonly(), np.uint8)
         self._states = [State.FREE] * count
         self._experts: list[tuple[RecordLayout, Expert] | None] = [None] * count
 
@@ -116,13 +116,9 @@ class Slots:
         self._experts = [None] * self.count
 
 
-def _map_anonymous(nbytes: int) -> mmap.mmap:
-    """Zeroed memory straight from the system.
-
-    Private: a shared mapping would count as a file in memory and get no large pages.
-    """
+def _memory(nbytes: int) -> memoryview:
     try:
-        return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return arena(nbytes)
     except OSError as error:
         raise BudgetError(
             f"the system refuses {nbytes:,} bytes of memory for slots ({error.strerror}); "

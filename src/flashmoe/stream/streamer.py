@@ -35,6 +35,7 @@ from flashmoe.options import Runtime
 from flashmoe.quant import Array, Expert
 from flashmoe.store.layout import RecordLayout
 from flashmoe.store.reader import Store
+from flashmoe.stream import depth
 from flashmoe.stream.cache import Cache, Key
 from flashmoe.stream.direct import DirectReader
 from flashmoe.stream.slots import Slots, State
@@ -116,12 +117,13 @@ class Streamer:
         # What the cache lets one routing displace at any time, so that all of it can stay.
         self._lasting = min(slots, 2 * store.shape.experts.top_k)
         self._open = True
-        self._reader = DirectReader(runtime.io_threads)
+        self.io_threads = depth.choose(store, self._slots, runtime)
+        self._reader = DirectReader(self.io_threads)
         self._layers: list[_Layer] = []
         layouts: dict[RecordLayout, RecordLayout] = {}
         try:
             for entry in entries:
-                file = self._reader.open(store.path / entry.file, direct=runtime.direct_io)
+                file = self._reader.open(store.path / entry.file, direct=runtime.io == "direct")
                 layout = layouts.setdefault(entry.layout, entry.layout)
                 sums = array("Q", (int(checksum, 16) for checksum in entry.checksums))
                 self._layers.append(

@@ -1,0 +1,38 @@
+"""Memory straight from the system, in large pages where they are to be had.
+
+Owns the one anonymous mapping behind each arena. Does not own what lies in it. Large pages make
+the arithmetic miss the TLB less and let a disk write into long stretches of memory instead of
+scattered 4 KiB pages, which is worth more still (docs/EXPERIMENTS.md, E19).
+
+Invariant: an arena is never resident beyond its own size. Large pages are asked for only where
+they lie wholly inside; a large page becomes resident whole, at the first touch of any part.
+"""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import suppress
+
+import numpy as np
+
+LARGE_PAGE_BYTES = 2 << 20
+"""Of x86-64 and of ARM with 4 KiB pages; elsewhere the request is for a multiple or for nothing."""
+
+
+def arena(nbytes: int, *, large_pages: bool = True) -> memoryview:
+    """``nbytes`` zeroed, writable bytes that begin at a multiple of 2 MiB.
+
+    They take memory once they are touched, and are given back with the last view of them. The
+    mapping is private: a shared one would count as a file in memory and get no large pages.
+
+    Raises:
+        OSError: the system does not grant the address space.
+    """
+    size = max(nbytes, 1) + LARGE_PAGE_BYTES
+    mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    start = -np.frombuffer(mapping, np.uint8).ctypes.data % LARGE_PAGE_BYTES
+    inside = nbytes - nbytes % LARGE_PAGE_BYTES
+    if large_pages and inside and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            mapping.madvise(mmap.MADV_HUGEPAGE, start, inside)
+    return memoryview(mapping)[start : start + nbytes]

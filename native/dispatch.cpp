@@ -36,8 +36,8 @@ std::vector<InstructionSet> available() {
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512vbmi") &&
                         __builtin_cpu_supports("avx512vnni");
-    if (avx512) sets.push_back({"avx512", &avx512_kernels});
-    if (avx2) sets.push_back({"avx2", &avx2_kernels});
+    if (avx512) sets.push_back({"avx512", &avx512_kernels, &decode_avx512});
+    if (avx2) sets.push_back({"avx2", &avx2_kernels, &decode_avx2});
 #endif
     sets.push_back({"generic", nullptr});
     return sets;

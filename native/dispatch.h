@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "decode.h"
 #include "kernels.h"
 
 namespace flashmoe {
@@ -33,8 +34,13 @@ struct RowKernels {
 
 struct InstructionSet {
     const char* name;
-    const RowKernels* kernels;  // null: the portable kernels
+    const RowKernels* kernels;              // null: the portable kernels
+    const DecodeKernels* decode = nullptr;  // null: likewise
 };
+
+inline const DecodeKernels& decode_of(const InstructionSet& set) {
+    return set.decode == nullptr ? decode_generic : *set.decode;
+}
 
 extern const RowKernels avx2_kernels, avx512_kernels;  // x86-64 builds only
 extern const RowKernels neon_kernels;                  // 64-bit ARM builds only

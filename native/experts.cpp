@@ -1,89 +1,116 @@
-// One SwiGLU expert in two parallel regions: gate, up and their SwiGLU; then down.
+// SwiGLU experts side by side: gate, up and their SwiGLU in one parallel region over the rows of
+// all of them, then down in another.
 
-#include <cmath>
-#include <memory>
-#include <new>
+#include <algorithm>
 #include <vector>
 
 #include "dispatch.h"
+#include "products.h"
 #include "threads.h"
 
 namespace flashmoe {
 namespace {
 
-// A matrix with the activations that are to meet it, in the form its kernels want.
-class Operand {
-public:
-    // `like`, where it is given and wants the same form of the same activations, shares its own.
-    Operand(const RowKernels& kernels, const float* x, std::size_t rows, const Matrix& matrix,
-            const Operand* like = nullptr)
-        : kernels_(kernels), matrix_(matrix), x_(x), rows_(rows) {
-        const auto* affine = std::get_if<AffineMatrix>(&matrix);
-        if (affine == nullptr) return;
-        if (like != nullptr) {
-            const auto* other = std::get_if<AffineMatrix>(&like->matrix_);
-            if (other != nullptr && other->bits == affine->bits && other->group == affine->group) {
-                prepared_ = like->prepared_;
-                return;
-            }
-        }
-        prepared_ = prepare(kernels, x, rows, *affine);
-    }
-
-    void rows(std::size_t begin, std::size_t end, float* y) const {
-        if (const auto* affine = std::get_if<AffineMatrix>(&matrix_))
-            kernels_.affine(prepared_.get(), rows_, *affine, begin, end, y);
-        else
-            kernels_.plain(x_, rows_, std::get<PlainMatrix>(matrix_), begin, end, y);
-    }
-
-private:
-    const RowKernels& kernels_;
-    const Matrix& matrix_;
-    const float* x_;
-    std::size_t rows_;
-    std::shared_ptr<void> prepared_;
+// One expert's activations, the results in between, and where its outputs go.
+struct Work {
+    const Expert* expert;
+    std::size_t rows, hidden, width;
+    const float* x;
+    std::vector<float> gathered, gate, up, scattered;
+    float* y;
 };
 
-// gate = silu(gate) * up for outputs [begin, end) of every row; exp overflows to the right answer.
-void swiglu(float* gate, const float* up, std::size_t rows, std::size_t out, std::size_t begin,
-            std::size_t end) {
-    for (std::size_t t = 0; t < rows; ++t)
-        for (std::size_t i = t * out + begin; i < t * out + end; ++i)
-            gate[i] = gate[i] / (1.0F + std::exp(-gate[i])) * up[i];
+// Where several places want an expert, their rows are gathered first and scattered in the end.
+Work work_of(const ExpertUse& use, const float* x, std::size_t places, float* outputs) {
+    const std::size_t hidden = in_of(use.expert->gate), width = out_of(use.expert->gate);
+    const std::size_t rows = use.wanted.size();
+    Work work{use.expert, rows, hidden, width, nullptr, {}, {}, {}, {}, nullptr};
+    work.gate.resize(rows * width);
+    work.up.resize(rows * width);
+    if (rows == 1) {
+        work.x = x + use.wanted[0] / places * hidden;
+        work.y = outputs + use.wanted[0] * hidden;
+        return work;
+    }
+    work.gathered.reserve(rows * hidden);
+    for (const std::size_t place : use.wanted) {
+        const float* row = x + place / places * hidden;
+        work.gathered.insert(work.gathered.end(), row, row + hidden);
+    }
+    work.scattered.resize(rows * hidden);
+    work.x = work.gathered.data();
+    work.y = work.scattered.data();
+    return work;
 }
 
-void product(const InstructionSet& set, const float* x, std::size_t rows, const Matrix& matrix,
-             float* y, int threads) {
-    if (const auto* affine = std::get_if<AffineMatrix>(&matrix))
-        matmul_affine(set, x, rows, *affine, y, threads);
-    else
-        matmul_plain(set, x, rows, std::get<PlainMatrix>(matrix), y, threads);
+void portable(const InstructionSet& set, std::vector<Work>& works, int threads) {
+    for (Work& work : works) {
+        float *gate = work.gate.data(), *up = work.up.data();
+        project(set, work.x, work.rows, {{&work.expert->gate, gate}, {&work.expert->up, up}},
+                threads);
+        decode_of(set).swiglu(gate, up, work.gate.size());
+        project(set, gate, work.rows, {{&work.expert->down, work.y}}, threads);
+    }
+}
+
+void prepare_all(const std::vector<Operand>& operands, std::size_t work, int threads) {
+    parallel_rows(operands.size(), worth(16 * work, threads),
+                  [&](std::size_t begin, std::size_t end, int) {
+                      for (std::size_t i = begin; i < end; ++i) operands[i].prepare();
+                  });
+}
+
+void vectored(const InstructionSet& set, std::vector<Work>& works, int threads) {
+    std::vector<Operand> inner, outer;  // gate and up of each in turn; down
+    std::vector<std::size_t> widths, hiddens;
+    std::size_t inputs = 0, middles = 0, products = 0;
+    inner.reserve(2 * works.size());
+    outer.reserve(works.size());
+    for (const Work& work : works) {
+        inner.emplace_back(*set.kernels, work.x, work.rows, work.expert->gate, inner);
+        inner.emplace_back(*set.kernels, work.x, work.rows, work.expert->up, inner);
+        outer.emplace_back(*set.kernels, work.gate.data(), work.rows, work.expert->down);
+        widths.push_back(work.width);
+        hiddens.push_back(work.hidden);
+        inputs += work.gathered.size();
+        middles += work.gate.size();
+        products += work.gate.size() * work.hidden;
+    }
+    prepare_all(inner, inputs, threads);
+    parallel_parts(widths, worth(2 * products, threads),
+                   [&](std::size_t part, std::size_t begin, std::size_t end) {
+                       Work& work = works[part];
+                       float *gate = work.gate.data(), *up = work.up.data();
+                       inner[2 * part].rows(begin, end, gate);
+                       inner[2 * part + 1].rows(begin, end, up);
+                       for (std::size_t t = 0; t < work.rows; ++t)
+                           decode_of(set).swiglu(gate + t * work.width + begin,
+                                                 up + t * work.width + begin, end - begin);
+                   });
+    prepare_all(outer, middles, threads);
+    parallel_parts(hiddens, worth(products, threads),
+                   [&](std::size_t part, std::size_t begin, std::size_t end) {
+                       outer[part].rows(begin, end, works[part].y);
+                   });
 }
 
 }  // namespace
 
-void expert_swiglu(const InstructionSet& set, const float* x, std::size_t rows,
-                   const Expert& expert, float* y, int threads) {
-    const std::size_t width = out_of(expert.gate), in = out_of(expert.down);
-    std::vector<float> gate(rows * width), up(rows * width);
-    if (set.kernels == nullptr) {
-        product(set, x, rows, expert.gate, gate.data(), threads);
-        product(set, x, rows, expert.up, up.data(), threads);
-        swiglu(gate.data(), up.data(), rows, width, 0, width);
-        return product(set, gate.data(), rows, expert.down, y, threads);
+void experts(const InstructionSet& set, const float* x, std::size_t places,
+             const std::vector<ExpertUse>& uses, float* outputs, int threads) {
+    std::vector<Work> works;
+    works.reserve(uses.size());
+    for (const ExpertUse& use : uses) works.push_back(work_of(use, x, places, outputs));
+    if (set.kernels == nullptr)
+        portable(set, works, threads);
+    else
+        vectored(set, works, threads);
+    for (std::size_t i = 0; i < works.size(); ++i) {
+        const Work& work = works[i];
+        for (std::size_t t = 0; work.rows > 1 && t < work.rows; ++t)
+            std::copy_n(work.y + t * work.hidden, work.hidden,
+                        outputs + uses[i].wanted[t] * work.hidden);
     }
-    const Operand by_gate(*set.kernels, x, rows, expert.gate);
-    const Operand by_up(*set.kernels, x, rows, expert.up, &by_gate);
-    const std::size_t work = rows * width * in;
-    parallel_rows(width, worth(2 * work, threads), [&](std::size_t begin, std::size_t end, int) {
-        by_gate.rows(begin, end, gate.data());
-        by_up.rows(begin, end, up.data());
-        swiglu(gate.data(), up.data(), rows, width, begin, end);
-    });
-    const Operand by_down(*set.kernels, gate.data(), rows, expert.down);
-    parallel_rows(out_of(expert.down), worth(work, threads),
-                  [&](std::size_t begin, std::size_t end, int) { by_down.rows(begin, end, y); });
 }
 
 }  // namespace flashmoe

@@ -23,6 +23,7 @@
 
 #include <cstddef>
 #include <variant>
+#include <vector>
 
 namespace flashmoe {
 
@@ -54,6 +55,10 @@ inline std::size_t out_of(const Matrix& matrix) {
     return std::visit([](const auto& each) { return each.out; }, matrix);
 }
 
+inline std::size_t in_of(const Matrix& matrix) {
+    return std::visit([](const auto& each) { return each.in; }, matrix);
+}
+
 // gate and up are (intermediate, hidden), down is (hidden, intermediate).
 struct Expert {
     Matrix gate, up, down;
@@ -69,9 +74,26 @@ void matmul_affine(const InstructionSet& set, const float* x, std::size_t rows,
 void matmul_plain(const InstructionSet& set, const float* x, std::size_t rows,
                   const PlainMatrix& matrix, float* y, int threads);
 
-// y = down(silu(gate(x)) * up(x)), silu(z) = z / (1 + exp(-z)); x and y (rows, hidden). The three
-// products are those above, bit for bit; exp is float32's, within 2 * 2^-24 of the exact one.
-void expert_swiglu(const InstructionSet& set, const float* x, std::size_t rows,
-                   const Expert& expert, float* y, int threads);
+// A matrix and where its product with the activations goes, (rows, out).
+struct Product {
+    const Matrix* matrix;
+    float* y;
+};
+
+// Several products of the same activations x (rows, in) in one parallel region.
+void project(const InstructionSet& set, const float* x, std::size_t rows,
+             const std::vector<Product>& products, int threads);
+
+// An expert and the places that want it: output (place) = expert(x[place / places]).
+struct ExpertUse {
+    const Expert* expert;
+    std::vector<std::size_t> wanted;
+};
+
+// outputs[place] = down(silu(gate(x)) * up(x)), silu(z) = z / (1 + exp(-z)), for every use; x
+// (rows, hidden), outputs (rows, places, hidden). The three products are those above, bit for bit,
+// whatever experts are computed together; exp is that of decode.h.
+void experts(const InstructionSet& set, const float* x, std::size_t places,
+             const std::vector<ExpertUse>& uses, float* outputs, int threads);
 
 }  // namespace flashmoe

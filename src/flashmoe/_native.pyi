@@ -42,20 +42,153 @@ def matmul_plain(
     ``weight`` is float32 for ``weight_type`` 0, else uint16 holding the bits of F16 or BF16.
     """
 
-def expert_swiglu(
+class Matrix:
+    """A weight matrix of ``inputs`` inputs; keeps the arrays of ``parts`` alive.
+
+    ``parts`` is ``(weight, scales, biases, bits, group, scales_type)`` or ``(weight,
+    weight_type)`` with the arrays and codes that the two products take.
+    """
+
+    def __init__(self, parts: tuple[Any, ...], inputs: int) -> None: ...
+
+class Expert:
+    """A SwiGLU expert of three matrices that fit each other."""
+
+    def __init__(self, gate: Matrix, up: Matrix, down: Matrix) -> None: ...
+
+def project(
     x: npt.NDArray[np.float32],
-    gate: tuple[Any, ...],
-    up: tuple[Any, ...],
-    down: tuple[Any, ...],
+    matrices: list[Matrix],
     y: npt.NDArray[np.float32],
     threads: int,
     instruction_set: str = "",
 ) -> None:
-    """Write ``y = down(silu(gate(x)) * up(x))``: x and y (T, hidden).
+    """Write the products of x (T, in) with each matrix, (T, out) each, one after another to y."""
 
-    A matrix is ``(weight, scales, biases, bits, group, scales_type)`` or ``(weight, weight_type)``
-    with the arrays and codes that the two products take.
+def swiglu(
+    x: npt.NDArray[np.float32],
+    expert: Expert,
+    gate: npt.NDArray[np.float32] | None,
+    y: npt.NDArray[np.float32],
+    threads: int,
+    instruction_set: str = "",
+) -> None:
+    """Write ``y = down(silu(gate(x)) * up(x))``, times sigmoid(gate (T, 1)): x, y (T, hidden)."""
+
+def experts(
+    x: npt.NDArray[np.float32],
+    ids: npt.NDArray[np.int64],
+    numbers: list[int],
+    experts: list[Expert],
+    outputs: npt.NDArray[np.float32],
+    threads: int,
+    instruction_set: str = "",
+) -> None:
+    """Write ``outputs[t, k] = expert(x[t])`` wherever ``ids[t, k]`` is that expert's number.
+
+    x (T, hidden), ids (T, k), outputs (T, k, hidden); the other places are left as they are.
     """
+
+def combine(
+    outputs: npt.NDArray[np.float32],
+    weights: npt.NDArray[np.float32],
+    y: npt.NDArray[np.float32],
+    instruction_set: str = "",
+) -> None:
+    """Write ``y[t] = sum_k weights[t, k] * outputs[t, k]``, in the order of k."""
+
+def rms_norm(
+    x: npt.NDArray[np.float32],
+    weight: npt.NDArray[np.float32],
+    eps: float,
+    y: npt.NDArray[np.float32],
+    instruction_set: str = "",
+) -> None:
+    """Write ``y = x / sqrt(mean(x^2) + eps) * weight`` over the last axis."""
+
+def route(
+    logits: npt.NDArray[np.float32],
+    renormalize: bool,
+    ids: npt.NDArray[np.int64],
+    weights: npt.NDArray[np.float32],
+    instruction_set: str = "",
+) -> None:
+    """Write the largest of logits (T, count), best first, and their softmax: (T, top) each."""
+
+class DeltaNet:
+    """The small weights of a gated delta net, copied; formula in native/decode.h."""
+
+    def __init__(
+        self,
+        key_heads: int,
+        value_heads: int,
+        key_dim: int,
+        value_dim: int,
+        conv: npt.NDArray[np.float32],
+        decay: npt.NDArray[np.float32],
+        dt_bias: npt.NDArray[np.float32],
+        norm: npt.NDArray[np.float32],
+        eps: float,
+    ) -> None: ...
+    def step(
+        self,
+        qkv: npt.NDArray[np.float32],
+        z: npt.NDArray[np.float32],
+        b: npt.NDArray[np.float32],
+        a: npt.NDArray[np.float32],
+        conv_in: npt.NDArray[np.float32],
+        delta_in: npt.NDArray[np.float32],
+        conv_out: npt.NDArray[np.float32],
+        delta_out: npt.NDArray[np.float32],
+        y: npt.NDArray[np.float32],
+        threads: int,
+        instruction_set: str = "",
+    ) -> None:
+        """One token; writes y and the new state, which is not the old one's memory."""
+
+class KeyValues:
+    """Keys and values of a layer, (kv_heads, context, dim), kept alive.
+
+    ``kind`` 0: float32; 1: bfloat16 as uint16; 2: int8 with scales (kv_heads, context).
+    """
+
+    def __init__(
+        self,
+        kind: int,
+        keys: npt.NDArray[Any],
+        values: npt.NDArray[Any],
+        key_scales: npt.NDArray[np.float32] | None,
+        value_scales: npt.NDArray[np.float32] | None,
+    ) -> None: ...
+
+class Attention:
+    """The dimensions and norms of an attention layer, copied; formula in native/decode.h."""
+
+    def __init__(
+        self,
+        heads: int,
+        kv_heads: int,
+        dim: int,
+        rope_dims: int,
+        gated: bool,
+        q_norm: npt.NDArray[np.float32] | None,
+        k_norm: npt.NDArray[np.float32] | None,
+        eps: float,
+    ) -> None: ...
+    def step(
+        self,
+        q: npt.NDArray[np.float32],
+        k: npt.NDArray[np.float32],
+        v: npt.NDArray[np.float32],
+        cos: npt.NDArray[np.float32],
+        sin: npt.NDArray[np.float32],
+        kv: KeyValues,
+        position: int,
+        y: npt.NDArray[np.float32],
+        threads: int,
+        instruction_set: str = "",
+    ) -> None:
+        """One token at ``position``; its key and value are written there, then attended to."""
 
 def instruction_sets() -> list[str]:
     """Names of the sets of kernels that this machine executes, the best first.
@@ -71,6 +204,9 @@ def touch(buffer: Buffer | npt.NDArray[Any], threads: int) -> int:
 
     The plain read that the speed of a kernel is compared with.
     """
+
+def busy_seconds() -> float:
+    """Time this thread has spent in native code so far, waiting for reads included."""
 
 class Reader:
     """Checked direct reads on ``threads`` threads; the states of a request are in native/io.h.

@@ -20,6 +20,9 @@ from flashmoe.errors import InputError
 DEFAULT_CONTEXT_TOKENS = 4096
 """The longest timeline planned for where the caller names none."""
 
+KV_KINDS = ("f32", "bf16", "int8")
+"""Forms in which keys and values may be held; all but the first are lossy."""
+
 MAX_THREADS = 1024
 """More threads than any machine this runs on has processors: a larger number is a mistake."""
 
@@ -64,19 +67,23 @@ class Budget:
     None takes :data:`DEFAULT_CONTEXT_TOKENS`, or the model's own limit where
     that is smaller. ``slots`` pins the number of
     expert slots instead of filling the budget (it is still refused when it does not fit).
-    ``sessions`` is how many timelines may live at once, each of them as long as that.
+    ``sessions`` is how many timelines may live at once, each of them as long as that. ``kv`` is
+    how keys and values are held: ``f32`` as they are computed, ``bf16`` or ``int8`` in a half or a
+    quarter of the memory, which changes the answer.
     """
 
     ram_bytes: int | None = None
     context_tokens: int | None = None
     slots: int | None = None
     sessions: int = 1
+    kv: str = "f32"
 
     def __post_init__(self) -> None:
         for name in ("ram_bytes", "context_tokens", "slots"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), "at least 1", 1)
         _whole("sessions", self.sessions, "at least 1", 1)
+        _check(self.kv in KV_KINDS, "kv", self.kv, f"one of {', '.join(KV_KINDS)}")
 
 
 @dataclass(frozen=True)

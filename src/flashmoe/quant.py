@@ -114,7 +114,7 @@ def parts(form: Format, shape: tuple[int, ...]) -> tuple[Part, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Matrix:
     """An (out, in) weight matrix as stored; arrays as :func:`parts` describes them."""
 
@@ -162,7 +162,7 @@ class Matrix:
         return (self.weight, self.scales, self.biases)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Expert:
     """One SwiGLU expert: ``down(silu(gate(x)) * up(x))``.
 

@@ -1,19 +1,24 @@
 """The door to the native kernels: checks shape, dtype and contiguity, then calls.
 
-Owns nothing of the formulas (``native/kernels.h``) and keeps no state. Float32 activations only.
-Results do not depend on ``threads``: the work is split by output row.
+Owns nothing of the formulas (``native/kernels.h``, ``native/decode.h``) and no state but handles:
+the native description of a matrix, an expert or a layer is made once and kept while that lives.
+Float32 activations only. Results do not depend on ``threads``. A single token's mixers are native;
+those of more tokens are the reference's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from flashmoe import _native
-from flashmoe.kernels import reference
+from flashmoe.kernels import mixers, reference
+from flashmoe.kernels.handles import Handles
+from flashmoe.kernels.kv import KeyValues
+from flashmoe.kernels.mixers import AttentionWeights, DeltaWeights
 from flashmoe.kernels.table import Kernels
 from flashmoe.quant import Affine, Array, Expert, Matrix
 
@@ -22,6 +27,8 @@ ROW_BYTES = 5 << 15
 to 32,768 inputs, more than any published model has."""
 
 _TYPES = {"F32": 0, "F16": 1, "BF16": 2}
+_KINDS = {"f32": 0, "bf16": 1, "int8": 2}
+_F32 = np.dtype(np.float32)
 
 
 def _bits(array: Array) -> Array:
@@ -40,9 +47,52 @@ def _parts(weights: Matrix) -> tuple[Any, ...]:
     return *arrays, form.bits, form.group, _TYPES[form.scales]
 
 
+def _make_expert(expert: Expert) -> _native.Expert:
+    gate, up, down = (
+        _native.Matrix(_parts(each), each.shape[1])
+        for each in (expert.gate, expert.up, expert.down)
+    )
+    return _native.Expert(gate, up, down)
+
+
+def _make_attention(weights: AttentionWeights) -> _native.Attention:
+    shape = weights.shape
+    return _native.Attention(
+        shape.heads,
+        shape.kv_heads,
+        shape.head_dim,
+        shape.rope_dims,
+        shape.gated,
+        weights.q_norm,
+        weights.k_norm,
+        weights.eps,
+    )
+
+
+def _make_delta(weights: DeltaWeights) -> _native.DeltaNet:
+    shape = weights.shape
+    heads = (shape.key_heads, shape.value_heads, shape.key_dim, shape.value_dim)
+    small = (weights.conv, weights.decay, weights.dt_bias, weights.norm)
+    return _native.DeltaNet(*heads, *small, weights.eps)
+
+
+def _make_kv(kv: KeyValues) -> _native.KeyValues:
+    whole = kv.whole
+    keys, values = _bits(whole["keys"]), _bits(whole["values"])
+    scales = whole.get("key_scales"), whole.get("value_scales")
+    return _native.KeyValues(_KINDS[kv.kind], keys, values, *scales)
+
+
+_matrix = Handles[Matrix, _native.Matrix](lambda each: _native.Matrix(_parts(each), each.shape[1]))
+_expert = Handles[Expert, _native.Expert](_make_expert)
+_attention = Handles[AttentionWeights, _native.Attention](_make_attention)
+_delta = Handles[DeltaWeights, _native.DeltaNet](_make_delta)
+_kv = Handles[KeyValues, _native.KeyValues](_make_kv)
+
+
 def _fitting(x: Array, weights: Matrix) -> Array:
     """The activations, contiguous, if the weights take them."""
-    if x.dtype != np.float32 or x.ndim != 2 or x.shape[1] != weights.shape[1]:
+    if x.dtype != _F32 or x.ndim != 2 or x.shape[1] != weights.shape[1]:
         raise ValueError(f"activations {x.dtype}{x.shape} do not fit weights {weights.shape}")
     return np.ascontiguousarray(x)
 
@@ -51,29 +101,121 @@ def matmul(x: Array, weights: Matrix, *, threads: int) -> Array:
     """``x @ weights.T``: (T, in) float32 by (out, in) to (T, out)."""
     x = _fitting(x, weights)
     y = np.empty((len(x), weights.shape[0]), np.float32)
-    affine = isinstance(weights.form, Affine)
-    product: Callable[..., None] = _native.matmul_affine if affine else _native.matmul_plain
-    product(x, *_parts(weights), y, threads)
+    _native.project(x, [_matrix(weights)], y, threads)
     return y
 
 
-def swiglu(x: Array, expert: Expert, *, threads: int) -> Array:
-    """``down(silu(gate(x)) * up(x))``: (T, hidden) float32 to (T, hidden)."""
+def project(x: Array, matrices: Sequence[Matrix], *, threads: int) -> tuple[Array, ...]:
+    """The products of the same activations with several matrices, in one go."""
+    x, count = _fitting(x, matrices[0]), len(x)
+    widths = [weights.shape[0] for weights in matrices]
+    y = np.empty(count * sum(widths), np.float32)
+    _native.project(x, [_matrix(weights) for weights in matrices], y, threads)
+    parts, start = [], 0
+    for width in widths:
+        parts.append(y[start : start + count * width].reshape(count, width))
+        start += count * width
+    return tuple(parts)
+
+
+def swiglu(x: Array, expert: Expert, gate: Array | None = None, *, threads: int) -> Array:
+    """``down(silu(gate(x)) * up(x))``: (T, hidden) float32 to (T, hidden), times sigmoid(gate)."""
     x = _fitting(x, expert.gate)
-    y = np.empty((len(x), expert.down.shape[0]), np.float32)
-    gate, up, down = _parts(expert.gate), _parts(expert.up), _parts(expert.down)
-    _native.expert_swiglu(x, gate, up, down, y, threads)
+    y = np.empty(x.shape, np.float32)
+    _native.swiglu(x, _expert(expert), gate, y, threads)
     return y
+
+
+def _never() -> bool:
+    return False
+
+
+def experts(
+    x: Array, ids: Array, weights: Array, held: Iterable[tuple[int, Expert]], *, threads: int
+) -> Array:
+    """The weighted sum of the chosen experts: x (T, hidden), ids and weights (T, k).
+
+    Those that ``held`` has without waiting (its ``ready()`` says so) are computed together.
+    Each output goes to its place and the sum is taken in the order of ids, so neither arrival
+    nor grouping changes a bit.
+    """
+    x, ids = np.ascontiguousarray(x), np.ascontiguousarray(ids, np.int64)
+    outputs = np.empty((*ids.shape, x.shape[1]), np.float32)
+    ready = getattr(held, "ready", _never)
+    numbers: list[int] = []
+    handles: list[_native.Expert] = []
+    for number, expert in held:
+        numbers.append(number)
+        handles.append(_expert(expert))
+        if not ready():
+            _native.experts(x, ids, numbers, handles, outputs, threads)
+            numbers, handles = [], []
+    y = np.empty(x.shape, np.float32)
+    _native.combine(outputs, np.ascontiguousarray(weights), y)
+    return y
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis."""
+    y = np.empty(x.shape, np.float32)
+    _native.rms_norm(np.ascontiguousarray(x), weight, eps, y)
+    return y
+
+
+def route(logits: Array, top_k: int, renormalize: bool) -> tuple[Array, Array]:
+    """Softmax router: (T, experts) to the top_k ids and weights (T, top_k), best first."""
+    shape = (len(logits), top_k)
+    ids, weights = np.empty(shape, np.int64), np.empty(shape, np.float32)
+    _native.route(logits, renormalize, ids, weights)
+    return ids, weights
+
+
+def attend(
+    q: Array, k: Array, v: Array, weights: AttentionWeights, kv: KeyValues, *, threads: int
+) -> Array:
+    """Attention of T tokens; natively for one."""
+    if len(q) != 1:
+        return mixers.attend(q, k, v, weights, kv)
+    shape = weights.shape
+    cos, sin = reference.angles(kv.length, 1, shape.rope_dims, shape.rope_theta, _F32)
+    y = np.empty((1, shape.heads * shape.head_dim), np.float32)
+    _attention(weights).step(q, k, v, cos, sin, _kv(kv), kv.length, y, threads)
+    kv.length += 1
+    return y
+
+
+def gated_delta(
+    qkv: Array,
+    z: Array,
+    b: Array,
+    a: Array,
+    weights: DeltaWeights,
+    state: tuple[Array, Array],
+    room: tuple[Array, Array] | None = None,
+    *,
+    threads: int,
+) -> tuple[Array, tuple[Array, Array]]:
+    """The gated delta net of T tokens; natively for one."""
+    if len(qkv) != 1:
+        return mixers.gated_delta(qkv, z, b, a, weights, state)
+    delta, conv = room or (np.empty_like(state[0]), np.empty_like(state[1]))
+    y = np.empty(z.shape, np.float32)
+    _delta(weights).step(qkv, z, b, a, state[1], state[0], conv, delta, y, threads)
+    return y, (delta, conv)
 
 
 def table(threads: int) -> Kernels:
     """The native table, for ``threads`` threads."""
-    network = partial(swiglu, threads=threads)
     return Kernels(
         name="cpu",
-        dtype=np.dtype(np.float32),
+        dtype=_F32,
         block_bytes=threads * ROW_BYTES,
         matmul=partial(matmul, threads=threads),
-        swiglu=network,
-        experts=partial(reference.experts, network=network),
+        project=partial(project, threads=threads),
+        swiglu=partial(swiglu, threads=threads),
+        experts=partial(experts, threads=threads),
+        rms_norm=rms_norm,
+        attend=partial(attend, threads=threads),
+        gated_delta=partial(gated_delta, threads=threads),
+        route=route,
     )

@@ -7,11 +7,13 @@ tokens passing together; all arrays are (T, ...) with the token first unless sai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from flashmoe.kernels.kv import Held
 from flashmoe.quant import Array, Expert, Matrix, dequantize
 
 Matmul: TypeAlias = Callable[[Array, Matrix], Array]
@@ -37,6 +39,11 @@ def matmul(x: Array, weights: Matrix) -> Array:
             x @ dequantize(weights.rows(slice(start, start + step))).astype(x.dtype, copy=False).T
         )
     return y
+
+
+def project(x: Array, matrices: Sequence[Matrix]) -> tuple[Array, ...]:
+    """The products of the same activations with several matrices."""
+    return tuple(matmul(x, weights) for weights in matrices)
 
 
 def block_bytes(dtype: np.dtype[Any]) -> int:
@@ -79,10 +86,8 @@ def rotary(x: Array, start: int, dims: int, theta: float) -> Array:
     ``theta^(-2i/dims)`` and angles are computed in x's dtype, as the published models do.
     """
     half = dims // 2
-    exponent = np.arange(0, dims, 2, dtype=x.dtype) / x.dtype.type(dims)
-    frequency = x.dtype.type(1) / x.dtype.type(theta) ** exponent
-    angle = np.arange(start, start + len(x), dtype=x.dtype)[:, None] * frequency
-    cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]
+    cos, sin = angles(start, len(x), dims, theta, x.dtype)
+    cos, sin = cos[:, None, :], sin[:, None, :]
     first, second = x[..., :half], x[..., half:dims]
     rotated = x.copy()
     rotated[..., :half] = first * cos - second * sin
@@ -90,7 +95,20 @@ def rotary(x: Array, start: int, dims: int, theta: float) -> Array:
     return rotated
 
 
-def attention(q: Array, keys: Array, values: Array) -> Array:
+@lru_cache(maxsize=2)  # every layer of a pass asks for the same
+def angles(
+    start: int, count: int, dims: int, theta: float, dtype: np.dtype[Any]
+) -> tuple[Array, Array]:
+    """Cosines and sines (count, dims / 2) of the positions from ``start`` on; not to be written."""
+    exponent = np.arange(0, dims, 2, dtype=dtype) / dtype.type(dims)
+    frequency = dtype.type(1) / dtype.type(theta) ** exponent
+    angle = np.arange(start, start + count, dtype=dtype)[:, None] * frequency
+    cos, sin = np.cos(angle), np.sin(angle)
+    cos.flags.writeable = sin.flags.writeable = False
+    return cos, sin
+
+
+def attention(q: Array, keys: Held, values: Held) -> Array:
     """Causal grouped-query softmax attention of the last T positions over all S.
 
     q is (T, heads, head_dim); keys and values are (kv_heads, S, head_dim) and already hold the
@@ -102,14 +120,15 @@ def attention(q: Array, keys: Array, values: Array) -> Array:
     out = np.empty_like(q)
     scale = q.dtype.type(width**-0.5)
     step = max(1, SCORE_BYTES // (group * length * q.dtype.itemsize))
-    for first in range(0, count, step):
-        rows = slice(first, min(first + step, count))
-        hidden = np.arange(length) > np.arange(length - count, length)[rows, None]
-        for head in range(kv_heads):
-            block = slice(head * group, (head + 1) * group)
-            scores = (q[rows, block] * scale) @ keys[head].T
+    for head in range(kv_heads):
+        key, value = keys[head], values[head]
+        block = slice(head * group, (head + 1) * group)
+        for first in range(0, count, step):
+            rows = slice(first, min(first + step, count))
+            hidden = np.arange(length) > np.arange(length - count, length)[rows, None]
+            scores = (q[rows, block] * scale) @ key.T
             scores[np.broadcast_to(hidden[:, None, :], scores.shape)] = -np.inf
-            out[rows, block] = softmax(scores) @ values[head]
+            out[rows, block] = softmax(scores) @ value
     return out
 
 
@@ -203,9 +222,13 @@ def route(logits: Array, top_k: int, renormalize: bool) -> tuple[Array, Array]:
     return ids, weights
 
 
-def swiglu(x: Array, expert: Expert, product: Matmul = matmul) -> Array:
-    """``down(silu(gate(x)) * up(x))``: (T, hidden) to (T, hidden)."""
-    return product(silu(product(x, expert.gate)) * product(x, expert.up), expert.down)
+def swiglu(x: Array, expert: Expert, gate: Array | None = None) -> Array:
+    """``down(silu(gate(x)) * up(x))``: (T, hidden) to (T, hidden).
+
+    ``gate`` (T, 1) multiplies each token's result by its sigmoid.
+    """
+    y = matmul(silu(matmul(x, expert.gate)) * matmul(x, expert.up), expert.down)
+    return y if gate is None else sigmoid(gate) * y
 
 
 def experts(
@@ -213,7 +236,6 @@ def experts(
     ids: Array,
     weights: Array,
     held: Iterable[tuple[int, Expert]],
-    network: Callable[[Array, Expert], Array] = swiglu,
 ) -> Array:
     """The weighted sum of the chosen experts: x (T, hidden), ids and weights (T, k).
 
@@ -223,7 +245,7 @@ def experts(
     outputs = np.empty((*ids.shape, x.shape[1]), x.dtype)
     for number, expert in held:
         token, rank = np.nonzero(ids == number)
-        outputs[token, rank] = network(x[token], expert)
+        outputs[token, rank] = swiglu(x[token], expert)
     y = np.zeros_like(x)
     for place in range(ids.shape[1]):
         y += weights[:, place, None] * outputs[:, place]

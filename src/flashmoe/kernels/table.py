@@ -1,19 +1,19 @@
 """The shape of a set of kernels: name -> function, one field a kernel.
 
 Owns the record alone. A set replaces the functions it has faster twins of; the rest stay the
-reference ones. The signatures are those of :mod:`flashmoe.kernels.reference`.
+reference ones. The signatures are those of :mod:`flashmoe.kernels.reference` and ``mixers``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from flashmoe.kernels import reference
-from flashmoe.quant import Array, Expert
+from flashmoe.kernels import mixers, reference
+from flashmoe.quant import Array, Matrix
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,10 @@ class Kernels:
     dtype: np.dtype[Any]
     block_bytes: int
     matmul: reference.Matmul = reference.matmul
-    swiglu: Callable[[Array, Expert], Array] = reference.swiglu
+    project: Callable[[Array, Sequence[Matrix]], tuple[Array, ...]] = reference.project
+    swiglu: Callable[..., Array] = reference.swiglu
     experts: Callable[..., Array] = reference.experts
     rms_norm: Callable[[Array, Array, float], Array] = reference.rms_norm
-    rotary: Callable[[Array, int, int, float], Array] = reference.rotary
-    attention: Callable[[Array, Array, Array], Array] = reference.attention
-    causal_conv: Callable[..., tuple[Array, Array]] = reference.causal_conv
-    delta_rule: Callable[..., tuple[Array, Array]] = reference.delta_rule
+    attend: Callable[..., Array] = mixers.attend
+    gated_delta: Callable[..., tuple[Array, tuple[Array, Array]]] = mixers.gated_delta
     route: Callable[[Array, int, bool], tuple[Array, Array]] = reference.route

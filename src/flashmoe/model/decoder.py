@@ -8,12 +8,13 @@ from __future__ import annotations
 import numpy as np
 
 from flashmoe.kernels import Kernels
+from flashmoe.kernels.kv import KeyValues
 from flashmoe.kernels.reference import lookup
 from flashmoe.model.attention import Attention
 from flashmoe.model.moe import MixtureOfExperts
 from flashmoe.model.observer import Observer
 from flashmoe.model.recurrent import GatedDeltaNet
-from flashmoe.model.state import AttentionState, LayerState, RecurrentState, State
+from flashmoe.model.state import LayerState, RecurrentState, State
 from flashmoe.model.trunk import Trunk
 from flashmoe.quant import Array
 from flashmoe.shape import ModelShape
@@ -53,7 +54,7 @@ class Layer:
 
     def _mix(self, x: Array, state: LayerState) -> Array:
         match self.mixer, state:
-            case Attention() as mixer, AttentionState():
+            case Attention() as mixer, KeyValues():
                 return mixer.forward(x, state)
             case GatedDeltaNet() as net, RecurrentState():
                 return net.forward(x, state)

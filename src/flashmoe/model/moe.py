@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 from flashmoe.kernels import Kernels
-from flashmoe.kernels.reference import sigmoid
 from flashmoe.model.observer import Observer
 from flashmoe.model.trunk import Trunk
 from flashmoe.quant import Array
@@ -59,7 +58,7 @@ class MixtureOfExperts:
         """The always-active expert under its own sigmoid gate; zero where there is none."""
         if not self.shape.shared_intermediate:
             return np.zeros_like(x)
-        gate = sigmoid(self.kernels.matmul(x, self.shared_expert_gate))
-        y = gate * self.kernels.swiglu(x, self.shared_expert)
+        gate = self.kernels.matmul(x, self.shared_expert_gate)
+        y = self.kernels.swiglu(x, self.shared_expert, gate)
         self.observer.ended(self.layer, "shared")
         return y

@@ -1,8 +1,8 @@
 """What a session remembers of its tokens: keys and values, recurrent and convolution state.
 
-Owns the arrays, their snapshot and restore. Keys and values are reserved for the whole planned
-context at once, which costs memory only as it is filled; they can be cropped, the recurrent
-state cannot, so a rewind is always a restore of a snapshot.
+Owns the recurrent arrays, and the snapshot and restore of all. How keys and values are held is
+``kernels.kv``'s. They can be cropped, the recurrent state cannot, so a rewind is always a restore
+of a snapshot.
 """
 
 from __future__ import annotations
@@ -13,36 +13,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from flashmoe.errors import ContextError, SessionError
+from flashmoe.kernels.kv import KeyValues
+from flashmoe.options import Budget
 from flashmoe.quant import Array
-from flashmoe.shape import AttentionShape, ModelShape, RecurrentShape
-
-
-class AttentionState:
-    """Keys and values of one layer, each (kv_heads, context, head_dim), filled to ``length``."""
-
-    def __init__(self, shape: AttentionShape, context_tokens: int, dtype: np.dtype[Any]) -> None:
-        extent = (shape.kv_heads, context_tokens, shape.head_dim)
-        self._keys = np.empty(extent, dtype)
-        self._values = np.empty(extent, dtype)
-        self.length = 0
-
-    def extend(self, keys: Array, values: Array) -> tuple[Array, Array]:
-        """Append (T, kv_heads, head_dim) each; returns all so far, (kv_heads, S, head_dim)."""
-        end = self.length + len(keys)
-        self._keys[:, self.length : end] = keys.swapaxes(0, 1)
-        self._values[:, self.length : end] = values.swapaxes(0, 1)
-        self.length = end
-        return self._keys[:, :end], self._values[:, :end]
-
-    def arrays(self) -> dict[str, Array]:
-        """What a snapshot keeps: views of the filled part."""
-        return {"keys": self._keys[:, : self.length], "values": self._values[:, : self.length]}
-
-    def assign(self, name: str, array: Array) -> None:
-        """Take over one of the arrays that :meth:`arrays` gave."""
-        self.length = array.shape[1]
-        whole = self._keys if name == "keys" else self._values
-        whole[:, : self.length] = array
+from flashmoe.shape import ModelShape, RecurrentShape
 
 
 class RecurrentState:
@@ -51,6 +25,22 @@ class RecurrentState:
     def __init__(self, shape: RecurrentShape, dtype: np.dtype[Any]) -> None:
         self.delta: Array = np.zeros((shape.value_heads, shape.key_dim, shape.value_dim), dtype)
         self.conv: Array = np.zeros((shape.conv_kernel - 1, shape.conv_channels), dtype)
+        self._before: tuple[Array, Array] | None = None
+
+    def replace(self, delta: Array, conv: Array) -> None:
+        """Move on to other arrays; those until now stay as they are for a rewind."""
+        self.delta, self.conv, self._before = delta, conv, (self.delta, self.conv)
+
+    def room(self) -> tuple[Array, Array]:
+        """Memory for the next state, of shapes as ``delta`` and ``conv``; apart from these.
+
+        It is what the state before the last one was held in: two sets of arrays take turns, and
+        a rewind may have made that one the state again.
+        """
+        before = self._before
+        if before is None or before[0] is self.delta or before[1] is self.conv:
+            before = self._before = (np.empty_like(self.delta), np.empty_like(self.conv))
+        return before
 
     def arrays(self) -> dict[str, Array]:
         """What a snapshot keeps."""
@@ -61,7 +51,7 @@ class RecurrentState:
         self.arrays()[name][...] = array
 
 
-LayerState: TypeAlias = AttentionState | RecurrentState
+LayerState: TypeAlias = KeyValues | RecurrentState
 Mark: TypeAlias = tuple[int, Array, list[Any]]
 
 
@@ -72,8 +62,15 @@ class State:
     next token without another pass.
     """
 
-    def __init__(self, shape: ModelShape, context_tokens: int, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self,
+        shape: ModelShape,
+        context_tokens: int,
+        dtype: np.dtype[Any],
+        kv: str = Budget.kv,
+    ) -> None:
         self.shape = shape
+        self.kv = kv
         self.context_tokens = context_tokens
         self.dtype = dtype
         self.position = 0
@@ -83,7 +80,9 @@ class State:
     def _layer(self, mixer: str) -> LayerState:
         if mixer == "attention":
             assert self.shape.attention is not None
-            return AttentionState(self.shape.attention, self.context_tokens, self.dtype)
+            attention = self.shape.attention
+            extent = (attention.kv_heads, self.context_tokens, attention.head_dim)
+            return KeyValues(self.kv, extent, self.dtype)
         assert self.shape.recurrent is not None
         return RecurrentState(self.shape.recurrent, self.dtype)
 
@@ -106,7 +105,7 @@ class State:
         Works because a pass appends keys and values, and replaces recurrent arrays by new ones.
         """
         marks: list[Any] = [
-            layer.length if isinstance(layer, AttentionState) else (layer.delta, layer.conv)
+            layer.length if isinstance(layer, KeyValues) else (layer.delta, layer.conv)
             for layer in self.layers
         ]
         return self.position, self.last, marks
@@ -115,7 +114,7 @@ class State:
         """Undo a pass that was interrupted, so that the timeline is as it was at the mark."""
         self.position, self.last, marks = mark
         for layer, kept in zip(self.layers, marks, strict=True):
-            if isinstance(layer, AttentionState):
+            if isinstance(layer, KeyValues):
                 layer.length = kept
             else:
                 layer.delta, layer.conv = kept
@@ -153,12 +152,12 @@ class State:
         if set(own) != set(arrays):
             raise SessionError("the saved state belongs to a model with other layers")
         for name, array in arrays.items():
-            wanted = own[name].shape
-            if name.endswith(("keys", "values")):
-                wanted = (wanted[0], position, wanted[2])
-            if array.shape != wanted or array.dtype != self.dtype:
+            wanted, dtype = own[name].shape, own[name].dtype
+            if name.endswith(("keys", "values", "_scales")):
+                wanted = (wanted[0], position, *wanted[2:])
+            if array.shape != wanted or array.dtype != dtype:
                 raise SessionError(
                     f"the saved state has {array.dtype}{array.shape} for layer state {name}; "
-                    f"this model needs {self.dtype}{wanted}"
+                    f"this model needs {dtype}{wanted}"
                 )
             del array  # where arrays come from a file, one at a time is in memory

@@ -36,6 +36,7 @@ from flashmoe.quant import Array, Expert
 from flashmoe.store.layout import RecordLayout
 from flashmoe.store.reader import Store
 from flashmoe.stream import depth
+from flashmoe.stream.arrivals import Arrivals
 from flashmoe.stream.cache import Cache, Key
 from flashmoe.stream.direct import DirectReader
 from flashmoe.stream.slots import Slots, State
@@ -175,7 +176,7 @@ class Streamer:
         self._sound = True
 
     @contextmanager
-    def hold(self, layer: int, ids: Array) -> Iterator[Iterator[tuple[int, Expert]]]:
+    def hold(self, layer: int, ids: Array) -> Iterator[Arrivals]:
         """Yield (id, expert) for each distinct id of ``ids`` (any shape), once, in any order.
 
         The arrays of an expert are read-only views of a slot. How long their bytes stay is
@@ -199,7 +200,7 @@ class Streamer:
         self._start_absent(hold)
         self._sound = True
         try:
-            yield self._arrivals(hold)
+            yield Arrivals(self._arrivals(hold), partial(self._ready, hold))
         except BaseException:
             self._end(hold)
             raise
@@ -271,6 +272,11 @@ class Streamer:
             expert = self._slots.expert(self._cache.slot(key), self._layers[key[0]].layout)
             self._sound = True
             yield key[1], expert
+
+    def _ready(self, hold: _Hold) -> bool:
+        if self._hold is not hold or len(hold.wanted) > self._lasting:
+            return False
+        return bool(hold.here) or any(map(self._reader.done, hold.coming))
 
     def _next(self, hold: _Hold) -> Key:
         """The next expert to yield, waiting for it if need be."""

@@ -1,0 +1,223 @@
+// Products and experts for Python, and the handles by which it names weights.
+//
+// A handle is made once: it holds the checked description of its arrays, and keeps them alive.
+
+#include <nanobind/stl/optional.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings.h"
+
+namespace flashmoe::bindings {
+namespace {
+
+// Elements of `type`: float32 for F32, uint16 that hold the bits for F16 and BF16.
+void require_elements(const AnyMatrix& array, Scalar type, const char* what) {
+    const nb::dlpack::dtype wanted =
+        type == Scalar::f32 ? nb::dtype<float>() : nb::dtype<std::uint16_t>();
+    require(array.dtype() == wanted, what);
+}
+
+void require_product(const ConstMatrix32& x, const Matrix32& y, std::size_t out, std::size_t in) {
+    require(x.shape(1) == in, "x must be (T, in) with the weight's in");
+    require(y.shape(0) == x.shape(0) && y.shape(1) == out, "y must be (T, out)");
+    require_floats(x.data(), "x must be aligned to 4 bytes");
+    require_floats(y.data(), "y must be aligned to 4 bytes");
+}
+
+}  // namespace
+
+AffineMatrix affine_of(const Array<const std::uint32_t, nb::ndim<2>>& weight,
+                       const AnyMatrix& scales, const AnyMatrix& biases, int bits, int group,
+                       int scales_type, std::size_t in) {
+    require(bits == 2 || bits == 3 || bits == 4 || bits == 5 || bits == 6 || bits == 8,
+            "bits must be 2, 3, 4, 5, 6 or 8");
+    require(group == 32 || group == 64 || group == 128, "group must be 32, 64 or 128");
+    const Scalar scalar = scalar_of(scales_type);
+    const std::size_t out = weight.shape(0);
+    require(in % static_cast<std::size_t>(group) == 0, "in must be a multiple of group");
+    require(weight.shape(1) == in / 32 * static_cast<std::size_t>(bits),
+            "weight must be (out, in * bits / 32) uint32");
+    for (const AnyMatrix* array : {&scales, &biases}) {
+        require_elements(*array, scalar, "scales and biases must be of the type scales_type says");
+        require(array->shape(0) == out && array->shape(1) == in / static_cast<std::size_t>(group),
+                "scales and biases must be (out, in / group)");
+    }
+    return {weight.data(), scales.data(), biases.data(), scalar, bits, group, out, in};
+}
+
+PlainMatrix plain_of(const AnyMatrix& weight, int weight_type, std::size_t in) {
+    const Scalar scalar = scalar_of(weight_type);
+    require_elements(weight, scalar, "weight must be of the type weight_type says");
+    require(weight.shape(1) == in, "weight must be (out, in)");
+    return {weight.data(), scalar, weight.shape(0), in};
+}
+
+namespace {
+
+std::vector<std::string> names() {
+    std::vector<std::string> found;
+    for (const InstructionSet& set : instruction_sets()) found.emplace_back(set.name);
+    return found;
+}
+
+void matmul_affine(const ConstMatrix32& x, const Array<const std::uint32_t, nb::ndim<2>>& weight,
+                   const AnyMatrix& scales, const AnyMatrix& biases, int bits, int group,
+                   int scales_type, const Matrix32& y, int threads, const std::string& set_name) {
+    require_threads(threads);
+    const InstructionSet& set = set_of(set_name);
+    const AffineMatrix matrix =
+        affine_of(weight, scales, biases, bits, group, scales_type, x.shape(1));
+    require_product(x, y, matrix.out, matrix.in);
+    const NativeWork working;
+    flashmoe::matmul_affine(set, x.data(), x.shape(0), matrix, y.data(), threads);
+}
+
+void matmul_plain(const ConstMatrix32& x, const AnyMatrix& weight, int weight_type,
+                  const Matrix32& y, int threads, const std::string& set_name) {
+    require_threads(threads);
+    const InstructionSet& set = set_of(set_name);
+    const PlainMatrix matrix = plain_of(weight, weight_type, x.shape(1));
+    require_product(x, y, matrix.out, matrix.in);
+    const NativeWork working;
+    flashmoe::matmul_plain(set, x.data(), x.shape(0), matrix, y.data(), threads);
+}
+
+template <class Type>
+Type taken(nb::handle object) {
+    Type value;
+    if (!nb::try_cast(object, value, false))  // false: no conversion, which would copy
+        throw nb::type_error(
+            "a matrix is (weight, weight_type) or (weight, scales, biases, bits, "
+            "group, scales_type)");
+    return value;
+}
+
+// A matrix of `in` inputs from the tuple of its arguments. The tuple keeps its arrays alive.
+Matrix matrix_of(const nb::tuple& parts, std::size_t in) {
+    if (parts.size() == 2) return plain_of(taken<AnyMatrix>(parts[0]), taken<int>(parts[1]), in);
+    require(parts.size() == 6, "a matrix has 2 parts or 6");
+    return affine_of(taken<Array<const std::uint32_t, nb::ndim<2>>>(parts[0]),
+                     taken<AnyMatrix>(parts[1]), taken<AnyMatrix>(parts[2]), taken<int>(parts[3]),
+                     taken<int>(parts[4]), taken<int>(parts[5]), in);
+}
+
+struct MatrixHandle {
+    MatrixHandle(nb::tuple arrays, std::size_t in)
+        : parts(std::move(arrays)), matrix(matrix_of(parts, in)) {}
+    nb::tuple parts;
+    Matrix matrix;
+};
+
+struct ExpertHandle {
+    ExpertHandle(const MatrixHandle& gate, const MatrixHandle& up, const MatrixHandle& down)
+        : parts(nb::make_tuple(gate.parts, up.parts, down.parts)),
+          expert{gate.matrix, up.matrix, down.matrix} {
+        require(out_of(expert.up) == out_of(expert.gate), "gate and up must have the same outputs");
+        require(in_of(expert.up) == in_of(expert.gate), "gate and up must have the same inputs");
+        require(in_of(expert.down) == out_of(expert.gate), "down must take what gate gives");
+        require(out_of(expert.down) == in_of(expert.gate), "down must give as many as gate takes");
+    }
+    nb::tuple parts;
+    Expert expert;
+};
+
+void project(const ConstMatrix32& x, const nb::list& matrices, const Array<float>& y, int threads,
+             const std::string& set_name) {
+    require_threads(threads);
+    const InstructionSet& set = set_of(set_name);
+    std::vector<Product> products;
+    std::size_t outputs = 0;
+    require_floats(x.data(), "x must be aligned to 4 bytes");
+    for (const nb::handle each : matrices) {
+        const Matrix& matrix = nb::cast<const MatrixHandle&>(each).matrix;
+        require(in_of(matrix) == x.shape(1), "x must be (T, in) with the weights' in");
+        products.push_back({&matrix, y.data() + outputs});
+        outputs += x.shape(0) * out_of(matrix);
+    }
+    floats_of(y, outputs, "y must have room for every product in turn");
+    const NativeWork working;
+    flashmoe::project(set, x.data(), x.shape(0), products, threads);
+}
+
+void swiglu(const ConstMatrix32& x, const ExpertHandle& handle,
+            const std::optional<ConstMatrix32>& gate, const Matrix32& y, int threads,
+            const std::string& set_name) {
+    require_threads(threads);
+    const InstructionSet& set = set_of(set_name);
+    require_product(x, y, x.shape(1), in_of(handle.expert.gate));
+    if (gate) floats_of(*gate, x.shape(0), "the gate must be (T, 1)");
+    const NativeWork working;
+    std::vector<std::size_t> all(x.shape(0));
+    for (std::size_t t = 0; t < all.size(); ++t) all[t] = t;
+    flashmoe::experts(set, x.data(), 1, {{&handle.expert, all}}, y.data(), threads);
+    if (gate) decode_of(set).scale(gate->data(), y.shape(0), y.shape(1), y.data());
+}
+
+using Outputs = Array<float, nb::ndim<3>>;
+using ConstOutputs = Array<const float, nb::ndim<3>>;
+using Ids = Array<const std::int64_t, nb::ndim<2>>;
+
+void experts(const ConstMatrix32& x, const Ids& ids, const std::vector<std::int64_t>& numbers,
+             const nb::list& handles, const Outputs& outputs, int threads,
+             const std::string& set_name) {
+    require_threads(threads);
+    const InstructionSet& set = set_of(set_name);
+    const std::size_t rows = x.shape(0), hidden = x.shape(1), places = ids.shape(1);
+    require(ids.shape(0) == rows, "ids must be (T, k)");
+    require(outputs.shape(0) == rows && outputs.shape(1) == places && outputs.shape(2) == hidden,
+            "outputs must be (T, k, hidden)");
+    require_floats(x.data(), "x must be aligned to 4 bytes");
+    require(numbers.size() == handles.size(), "every expert needs its number");
+    std::vector<ExpertUse> uses;
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+        const Expert& expert = nb::cast<const ExpertHandle&>(handles[i]).expert;
+        require(in_of(expert.gate) == hidden, "an expert must take what x has");
+        ExpertUse use{&expert, {}};
+        for (std::size_t place = 0; place < rows * places; ++place)
+            if (ids.data()[place] == numbers[i]) use.wanted.push_back(place);
+        if (!use.wanted.empty()) uses.push_back(std::move(use));
+    }
+    const NativeWork working;
+    flashmoe::experts(set, x.data(), places, uses, outputs.data(), threads);
+}
+
+void combine(const ConstOutputs& outputs, const ConstMatrix32& weights, const Matrix32& y,
+             const std::string& set_name) {
+    const InstructionSet& set = set_of(set_name);
+    const std::size_t rows = outputs.shape(0), places = outputs.shape(1), width = outputs.shape(2);
+    const float* given = floats_of(weights, rows * places, "weights must be (T, k)");
+    float* into = floats_of(y, rows * width, "y must be (T, hidden)");
+    const NativeWork working;
+    decode_of(set).combine(outputs.data(), given, rows, places, width, into);
+}
+
+}  // namespace
+
+void bind_products(nb::module_& module) {
+    module.def("instruction_sets", &names);
+    module.def("matmul_affine", &matmul_affine, "x"_a.noconvert(), "weight"_a.noconvert(),
+               "scales"_a.noconvert(), "biases"_a.noconvert(), "bits"_a, "group"_a, "scales_type"_a,
+               "y"_a.noconvert(), "threads"_a, "instruction_set"_a = "");
+    module.def("matmul_plain", &matmul_plain, "x"_a.noconvert(), "weight"_a.noconvert(),
+               "weight_type"_a, "y"_a.noconvert(), "threads"_a, "instruction_set"_a = "");
+    nb::class_<MatrixHandle>(module, "Matrix")
+        .def(nb::init<nb::tuple, std::size_t>(), "parts"_a, "inputs"_a);
+    nb::class_<ExpertHandle>(module, "Expert")
+        .def(nb::init<const MatrixHandle&, const MatrixHandle&, const MatrixHandle&>(), "gate"_a,
+             "up"_a, "down"_a);
+    module.def("project", &project, "x"_a.noconvert(), "matrices"_a, "y"_a.noconvert(), "threads"_a,
+               "instruction_set"_a = "");
+    module.def("swiglu", &swiglu, "x"_a.noconvert(), "expert"_a, "gate"_a.noconvert().none(),
+               "y"_a.noconvert(), "threads"_a, "instruction_set"_a = "");
+    module.def("experts", &experts, "x"_a.noconvert(), "ids"_a.noconvert(), "numbers"_a,
+               "experts"_a, "outputs"_a.noconvert(), "threads"_a, "instruction_set"_a = "");
+    module.def("combine", &combine, "outputs"_a.noconvert(), "weights"_a.noconvert(),
+               "y"_a.noconvert(), "instruction_set"_a = "");
+}
+
+}  // namespace flashmoe::bindings

@@ -1,0 +1,109 @@
+"""The two mixers of a layer between their projections, and the small weights that these need.
+
+Owns the order of the steps (SPEC 1.3), in numpy: the reference twins of the fused kernels. Each
+step is a function of :mod:`flashmoe.kernels.reference`; the projections are the model's.
+Source of the delta net: Yang et al., Gated Delta Networks, arXiv 2412.06464.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flashmoe.kernels.kv import KeyValues
+from flashmoe.kernels.reference import (
+    attention,
+    causal_conv,
+    delta_rule,
+    l2_norm,
+    rms_norm,
+    rotary,
+    sigmoid,
+    silu,
+)
+from flashmoe.quant import Array
+from flashmoe.shape import AttentionShape, RecurrentShape
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionWeights:
+    """Of one attention layer: factors of the query and key norms (head_dim), or None."""
+
+    shape: AttentionShape
+    eps: float
+    q_norm: Array | None
+    k_norm: Array | None
+
+
+@dataclass(frozen=True, eq=False)
+class DeltaWeights:
+    """Of one gated delta net.
+
+    ``conv`` (channels, taps), ``decay`` = -exp(A_log) and ``dt_bias`` (value_heads), ``norm``
+    (value_dim).
+    """
+
+    shape: RecurrentShape
+    eps: float
+    conv: Array
+    decay: Array
+    dt_bias: Array
+    norm: Array
+
+
+def attend(q: Array, k: Array, v: Array, weights: AttentionWeights, kv: KeyValues) -> Array:
+    """Attention of T tokens, whose keys and values are appended; returns (T, heads * head_dim).
+
+    q is (T, heads * head_dim), or twice as wide where gated: a head's queries, then its gate. k
+    and v are (T, kv_heads * head_dim).
+    """
+    shape, count = weights.shape, len(q)
+    width, start = shape.head_dim, kv.length
+    q = q.reshape(count, shape.heads, -1)
+    k, v = (a.reshape(count, shape.kv_heads, width) for a in (k, v))
+    q, gate = q[..., :width], q[..., width:]
+    if weights.q_norm is not None and weights.k_norm is not None:
+        q, k = rms_norm(q, weights.q_norm, weights.eps), rms_norm(k, weights.k_norm, weights.eps)
+    rope = (start, shape.rope_dims, shape.rope_theta)
+    y = attention(rotary(q, *rope), *kv.extend(rotary(k, *rope), v))
+    if shape.gated:
+        y = y * sigmoid(gate)
+    return y.reshape(count, -1)
+
+
+def gated_delta(
+    qkv: Array,
+    z: Array,
+    b: Array,
+    a: Array,
+    weights: DeltaWeights,
+    state: tuple[Array, Array],
+    room: tuple[Array, Array] | None = None,
+) -> tuple[Array, tuple[Array, Array]]:
+    """The gated delta net of T tokens; returns (T, value_heads * value_dim) and the new state.
+
+    qkv is (T, channels), z (T, value_heads * value_dim), b and a (T, value_heads). The state is
+    delta (value_heads, key_dim, value_dim) and conv (taps - 1, channels), and is left as it was;
+    the new one may lie in ``room``, two arrays of the same shapes.
+    """
+    del room
+    shape, count = weights.shape, len(qkv)
+    delta, conv = state
+    mixed, conv = causal_conv(qkv, conv, weights.conv)
+    q, k, v = split(mixed, shape)
+    step = np.logaddexp(a + weights.dt_bias, a.dtype.type(0))
+    o, delta = delta_rule(q, k, v, weights.decay * step, sigmoid(b), delta)
+    y = rms_norm(o, weights.norm, weights.eps) * silu(z.reshape(o.shape))
+    return y.reshape(count, -1), (delta, conv)
+
+
+def split(mixed: Array, shape: RecurrentShape) -> tuple[Array, Array, Array]:
+    """Queries and keys, normalised and repeated to value heads, and values: (T, heads, d)."""
+    keys = shape.key_heads * shape.key_dim
+    q, k, v = np.split(mixed, [keys, 2 * keys], axis=1)
+    repeat = shape.value_heads // shape.key_heads  # value head h reads key head h // repeat
+    q = l2_norm(q.reshape(len(mixed), shape.key_heads, -1)) * mixed.dtype.type(shape.key_dim**-0.5)
+    k = l2_norm(k.reshape(len(mixed), shape.key_heads, -1))
+    v = v.reshape(len(mixed), shape.value_heads, -1)
+    return np.repeat(q, repeat, axis=1), np.repeat(k, repeat, axis=1), v

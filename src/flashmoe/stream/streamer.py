@@ -20,74 +20,35 @@ from __future__ import annotations
 
 import logging
 import time
-from array import array
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from flashmoe.errors import ReadError
 from flashmoe.options import Runtime
 from flashmoe.quant import Array, Expert
-from flashmoe.store.layout import RecordLayout
 from flashmoe.store.reader import Store
 from flashmoe.stream.cache import Cache, Key
+from flashmoe.stream.counters import Counters
 from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.prefetch import Prefetch
+from flashmoe.stream.records import Records
 from flashmoe.stream.slots import Slots, State
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class Counters:
-    """What streaming has cost since the start.
-
-    Each hold counts each of its distinct experts once: a *hit* was in memory, or on its way, when
-    this routing first asked, be it by its hint or its hold; a *miss* had to be read because of
-    it. A hold takes the last hint for its layer for its own. So hits and misses do not depend on
-    whether hints are on, and hints that no hold follows count nothing. ``bytes_read`` were
-    delivered by the system, failed reads included; ``wait_ms`` is the time in which hold had
-    nothing to yield.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    bytes_read: int = 0
-    wait_ms: float = 0.0
-
-    def snapshot(self) -> Counters:
-        """A copy that stays as it is."""
-        return replace(self)
-
-    def since(self, earlier: Counters) -> Counters:
-        """What was added after an earlier snapshot."""
-        return Counters(
-            self.hits - earlier.hits,
-            self.misses - earlier.misses,
-            self.bytes_read - earlier.bytes_read,
-            self.wait_ms - earlier.wait_ms,
-        )
-
-
-class _Layer(NamedTuple):
-    """What a read from a layer's file needs, looked up once."""
-
-    file: int
-    layout: RecordLayout  # the same object for equal layouts, as Slots.expert likes it
-    record_bytes: int
-    offset: int  # of the first record
-    checksums: array[int]
 
 
 @dataclass(eq=False)
 class _Hold:
     """The experts of an open hold, by where they are."""
 
+    layer: int
     wanted: frozenset[Key]
+    waited_ms: float = 0.0
+    reads: int = 0  # that it had to wait for, or did not
     here: deque[Key] = field(default_factory=deque)  # pinned, HELD, not yielded yet
     coming: dict[int, Key] = field(default_factory=dict)  # by the ticket of the read
     absent: deque[Key] = field(default_factory=deque)  # without a slot
@@ -97,6 +58,15 @@ class _Hold:
     def pending(self) -> bool:
         """Whether there is something left to yield."""
         return bool(self.here or self.coming or self.absent)
+
+
+@dataclass(eq=False)
+class _Ahead:
+    """The layer to guess for, and who ranks its experts."""
+
+    layer: int
+    rank: Callable[[], Array]
+    ranked: list[int] | None = None
 
 
 class Streamer:
@@ -117,16 +87,8 @@ class Streamer:
         self._lasting = min(slots, 2 * store.shape.experts.top_k)
         self._open = True
         self._reader = DirectReader(runtime.io_threads)
-        self._layers: list[_Layer] = []
-        layouts: dict[RecordLayout, RecordLayout] = {}
         try:
-            for entry in entries:
-                file = self._reader.open(store.path / entry.file, direct=runtime.direct_io)
-                layout = layouts.setdefault(entry.layout, entry.layout)
-                sums = array("Q", (int(checksum, 16) for checksum in entry.checksums))
-                self._layers.append(
-                    _Layer(file, layout, layout.record_bytes, entry.data_offset, sums)
-                )
+            self._records = Records(store, self._reader, direct=runtime.direct_io)
         except ReadError:
             self._reader.close()
             raise
@@ -135,12 +97,19 @@ class Streamer:
     def _forget(self) -> None:
         """Every slot is free, nothing is asked or read, no hold is open."""
         experts = self._store.shape.experts
-        self._cache = Cache(self._slots.count, len(self._layers), experts.top_k)
+        layers = len(self._records)
+        self._cache = Cache(self._slots.count, layers, experts.top_k)
+        self._prefetch = Prefetch(layers, experts.top_k)
         self._slots.clear()
         self._reads: dict[Key, int] = {}  # tickets of reads under way; their slots are pinned
         # By layer: the experts of its last hint, unless held since, and which had a slot then.
         self._asked: dict[int, dict[Key, bool]] = {}
         self._hold: _Hold | None = None  # the open one
+        self._guessed: set[Key] = set()  # read because of a guess, and not asked for yet
+        self._ahead: _Ahead | None = None  # what to guess when the open hold has its reads
+        self._busy_since: float | None = None  # definite reads under way
+        self._guessed_at: float | None = None
+        self._spared = 0
         self._sound = True
 
     def hint(self, layer: int, ids: Array) -> None:
@@ -160,17 +129,31 @@ class Streamer:
         if self._reads:
             others = (key for key in self._reads if key not in wanted)
             self._settle([key for key in others if self._reader.done(self._reads[key])])
-        lookup = self._cache.lookup
-        asked = {key: lookup(key) is not None for key in keys}
-        self._asked[layer] = asked
+        asked = self._asked[layer] = self._ask(layer, keys)
         if not all(asked.values()):
-            present = [key for key in keys if asked[key]]
+            present = [key for key in keys if key in self._cache]
             for key in present:
                 self._cache.pin(key)
-            self._start(deque(key for key in keys if not asked[key]), demand=False)
+            self._start(deque(key for key in keys if key not in self._cache), demand=False)
             for key in present:
                 self._cache.unpin(key)
+        elif self._hold is None:
+            self._guess()
         self._sound = True
+
+    def foresee(self, layer: int, rank: Callable[[], Array]) -> None:
+        """Guess what a layer will choose, and read some of it while the disk would be idle.
+
+        ``rank`` gives the ids of its experts, (n,), the likeliest first. It is called where this
+        waits for reads anyway, at the latest when the next hold is left, or not at all where no
+        guess pays. The reads start when the next routing has all of its own, and those that have
+        not started when ``layer`` itself is hinted or held, and wants others, are dropped. A
+        guess is no use of an expert. Does nothing where ``Runtime.hints`` is off.
+        """
+        self._ahead = None
+        absent = self._hints and self._cache.resident(layer) < self._records.count(layer)
+        if absent and self._prefetch.pays(layer):
+            self._ahead = _Ahead(layer, rank)
 
     @contextmanager
     def hold(self, layer: int, ids: Array) -> Iterator[Iterator[tuple[int, Expert]]]:
@@ -195,6 +178,8 @@ class Streamer:
         self._sound = False
         hold = self._hold = self._claim(layer, keys)
         self._start_absent(hold)
+        if not hold.coming and not hold.absent:
+            self._guess()
         self._sound = True
         try:
             yield self._arrivals(hold)
@@ -218,7 +203,7 @@ class Streamer:
         if not self._open:
             raise RuntimeError("the streamer is closed: open the store again")
         distinct = sorted(set(np.ravel(ids).tolist()))
-        count = len(self._layers[layer].checksums)
+        count = self._records.count(layer)
         if distinct and not 0 <= distinct[0] <= distinct[-1] < count:
             raise ValueError(f"experts {distinct} of layer {layer} are not all below {count}")
         if not self._sound:
@@ -234,12 +219,14 @@ class Streamer:
 
     def _claim(self, layer: int, keys: list[Key]) -> _Hold:
         """Count a routing, sort it by where its experts are, and pin those in memory."""
-        hold = _Hold(frozenset(keys))
+        hold = _Hold(layer, frozenset(keys))
         asked = self._asked.pop(layer, {})
-        cache, reads, hits = self._cache, self._reads, 0
+        cache, reads = self._cache, self._reads
+        new = [key for key in keys if key not in asked]
+        if new:
+            asked = asked | self._ask(layer, new)
+        hits = sum(asked[key] for key in keys)
         for key in keys:
-            found = asked.get(key)
-            hits += cache.lookup(key) is not None if found is None else found
             if key in reads:
                 self._reader.promote(reads[key])
                 hold.coming[reads[key]] = key
@@ -251,6 +238,56 @@ class Streamer:
         self.counters.hits += hits
         self.counters.misses += len(keys) - hits
         return hold
+
+    def _ask(self, layer: int, keys: list[Key]) -> dict[Key, bool]:
+        """Which experts were in memory, and not because of a guess; a use of each.
+
+        Wrong guesses for the layer that have not started are dropped.
+        """
+        if self._guessed_at is not None:
+            self._prefetch.idle(layer, (time.perf_counter() - self._guessed_at) * 1e3)
+            self._guessed_at = None
+        self._prefetch.learn(layer, [key[1] for key in keys])
+        lookup, guessed = self._cache.lookup, self._guessed
+        asked = {key: lookup(key) is not None and key not in guessed for key in keys}
+        if guessed:
+            right = guessed.intersection(keys)
+            self.counters.guessed_right += len(right)
+            self._spared = len(right)
+            guessed -= right
+            for key in guessed.intersection(self._reads):
+                self._cancel(key)
+        return asked
+
+    def _rank(self) -> None:
+        """Have the layer ahead ranked."""
+        ahead = self._ahead
+        if ahead is not None and ahead.ranked is None:
+            ahead.ranked = ahead.rank().tolist()
+
+    def _guess(self) -> None:
+        """Start reading what the layer ahead is likely to choose."""
+        if self._ahead is None:
+            return
+        began = time.perf_counter()
+        self._rank()
+        layer, ranked = self._ahead.layer, self._ahead.ranked or []
+        self._ahead = None
+        cache, prefetch = self._cache, self._prefetch
+        chosen = prefetch.choose(layer, ranked, lambda expert: (layer, expert) in cache)
+        if chosen:
+            likely = ranked[: self._store.shape.experts.top_k]
+            present = [(layer, expert) for expert in likely if (layer, expert) in cache]
+            for key in present:
+                cache.pin(key)
+            keys = deque((layer, expert) for expert in chosen)
+            started = self._start(keys, demand=False, guess=True)
+            for key in present:
+                cache.unpin(key)
+            self._guessed.update(started.values())
+            self.counters.guessed += len(started)
+        self._guessed_at = time.perf_counter()
+        prefetch.cost((self._guessed_at - began) * 1e3)
 
     def _arrivals(self, hold: _Hold) -> Generator[tuple[int, Expert], None, None]:
         while hold.pending:
@@ -266,7 +303,7 @@ class Streamer:
                 self._sound = True  # the read that failed is put away
                 raise
             hold.yielded.append(key)
-            expert = self._slots.expert(self._cache.slot(key), self._layers[key[0]].layout)
+            expert = self._slots.expert(self._cache.slot(key), self._records.layout(key[0]))
             self._sound = True
             yield key[1], expert
 
@@ -278,7 +315,10 @@ class Streamer:
             if hold.here:
                 return hold.here.popleft()
             if hold.coming:
-                return self._arrival(hold.coming)
+                key = self._arrival(hold)
+                if not hold.coming and not hold.absent:
+                    self._all_here(hold)
+                return key
             self._make_room()
 
     def _start_absent(self, hold: _Hold) -> None:
@@ -288,45 +328,54 @@ class Streamer:
             self._release(hold.yielded.popleft())
             hold.coming.update(self._start(hold.absent, demand=True))
 
-    def _start(self, absent: deque[Key], *, demand: bool) -> dict[int, Key]:
+    def _start(
+        self, absent: deque[Key], *, demand: bool, guess: bool = False
+    ) -> dict[int, Key]:
         """Start reads from the front of ``absent`` until no slot can be had; their tickets."""
         started: dict[int, Key] = {}
+        if not guess and absent and self._busy_since is None:
+            self._busy_since = time.perf_counter()
         while absent:
-            admission = self._cache.admit(absent[0])
+            worth = self._prefetch.chance(absent[0][1]) if guess else None
+            admission = self._cache.admit(absent[0], worth)
             if admission is None:
                 break
             key, slot = absent.popleft(), admission.slot
             if admission.evicted is not None:
                 self._slots.move(slot, State.FREE)
+                self._guessed.discard(admission.evicted)
             self._slots.move(slot, State.LOADING)
             self._cache.pin(key)
-            layer = self._layers[key[0]]
-            ticket = self._reader.submit(
-                layer.file,
-                layer.offset + key[1] * layer.record_bytes,
-                self._slots.view(slot, layer.record_bytes),
-                layer.checksums[key[1]],
-                label=partial(self._label, key),
-                demand=demand,
-            )
+            view = self._slots.view(slot, self._records.record_bytes(key[0]))
+            (ticket,) = self._records.submit([key], [view], demand=demand)
             self._reads[key] = ticket
             started[ticket] = key
         return started
 
-    def _label(self, key: Key) -> str:
-        return self._store.record(*key).label
-
-    def _arrival(self, coming: dict[int, Key]) -> Key:
+    def _arrival(self, hold: _Hold) -> Key:
         """Wait for the first of some reads, and take its expert."""
+        coming = hold.coming
+        if self._ahead is not None and not any(map(self._reader.done, coming)):
+            self._rank()
         began = time.perf_counter()
         try:
             ticket = self._reader.wait_any(list(coming))
             key = coming.pop(ticket)
             self._land(key)
         finally:
-            self.counters.wait_ms += (time.perf_counter() - began) * 1e3
+            waited_ms = (time.perf_counter() - began) * 1e3
+            self.counters.wait_ms += waited_ms
+        hold.waited_ms += waited_ms
+        hold.reads += 1
         self._take(key)
         return key
+
+    def _all_here(self, hold: _Hold) -> None:
+        """The last definite read has come: the disk is idle from here to the next routing."""
+        if self._busy_since is not None:
+            self._prefetch.read((time.perf_counter() - self._busy_since) * 1e3 / hold.reads)
+            self._busy_since = None
+        self._guess()
 
     def _make_room(self) -> None:
         """Every slot is taken by reads hinted for others: drop one, or wait for one to end."""
@@ -347,7 +396,10 @@ class Streamer:
             for key in (*hold.here, *hold.yielded):
                 self._release(key)
             self._settle(hold.coming.values())
-            self._hold = None
+            self._hold = self._busy_since = None
+            if len(hold.wanted) <= self._store.shape.experts.top_k:
+                self._prefetch.waited(hold.layer, hold.waited_ms, self._spared)
+            self._spared = 0
             self._sound = True
         return True
 
@@ -383,6 +435,7 @@ class Streamer:
         del self._reads[key]
         self._cache.unpin(key)
         self._slots.move(self._cache.drop(key), State.FREE)
+        self._guessed.discard(key)
 
     def _take(self, key: Key) -> None:
         self._cache.pin(key)

@@ -46,7 +46,9 @@ class Prefetch:
         waited = self._waited_ms[layer]
         return waited is None or waited > _GAIN * self._cost_ms
 
-    def choose(self, layer: int, ranked: Sequence[int], present: Callable[[int], bool]) -> list[int]:
+    def choose(
+        self, layer: int, ranked: Sequence[int], present: Callable[[int], bool]
+    ) -> list[int]:
         """The absent experts to read, best first; ``ranked`` has the likeliest first."""
         self._layer = layer
         self._candidates = [

@@ -61,20 +61,19 @@ class Records:
         """The size of a record of a layer on disk."""
         return self._layers[layer].record_bytes
 
-    def submit(self, keys: Sequence[Key], destinations: Sequence[Array], *, demand: bool) -> list[int]:
+    def submit(
+        self, keys: Sequence[Key], destinations: Sequence[Array], *, demand: bool
+    ) -> list[int]:
         """Start reading experts of one layer, each into its destination; the tickets."""
         layer = self._layers[keys[0][0]]
-        return [
-            self._reader.submit(
-                layer.file,
-                layer.offset + key[1] * layer.record_bytes,
-                destination,
-                layer.checksums[key[1]],
-                label=partial(self._label, key),
-                demand=demand,
-            )
-            for key, destination in zip(keys, destinations, strict=True)
-        ]
+        return self._reader.submit_all(
+            layer.file,
+            [layer.offset + expert * layer.record_bytes for _, expert in keys],
+            destinations,
+            [layer.checksums[expert] for _, expert in keys],
+            labels=[partial(self._label, key) for key in keys],
+            demand=demand,
+        )
 
     def _label(self, key: Key) -> str:
         return self._store.record(*key).label

@@ -23,7 +23,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,39 +33,13 @@ from flashmoe.store.reader import Store
 from flashmoe.stream.cache import Cache, Key
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.guesses import Guesses
+from flashmoe.stream.holding import Hold
 from flashmoe.stream.prefetch import Prefetch
 from flashmoe.stream.records import Records
 from flashmoe.stream.slots import Slots, State
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class _Hold:
-    """The experts of an open hold, by where they are."""
-
-    layer: int
-    wanted: frozenset[Key]
-    waited_ms: float = 0.0
-    reads: int = 0  # that it had to wait for, or did not
-    here: deque[Key] = field(default_factory=deque)  # pinned, HELD, not yielded yet
-    coming: dict[int, Key] = field(default_factory=dict)  # by the ticket of the read
-    absent: deque[Key] = field(default_factory=deque)  # without a slot
-    yielded: deque[Key] = field(default_factory=deque)  # pinned, HELD
-
-    @property
-    def pending(self) -> bool:
-        """Whether there is something left to yield."""
-        return bool(self.here or self.coming or self.absent)
-
-
-@dataclass(eq=False)
-class _Ahead:
-    """The layer to guess for, and who ranks its experts."""
-
-    layer: int
-    rank: Callable[[], Array]
-    ranked: list[int] | None = None
 
 
 class Streamer:
@@ -97,19 +70,14 @@ class Streamer:
     def _forget(self) -> None:
         """Every slot is free, nothing is asked or read, no hold is open."""
         experts = self._store.shape.experts
-        layers = len(self._records)
-        self._cache = Cache(self._slots.count, layers, experts.top_k)
-        self._prefetch = Prefetch(layers, experts.top_k)
+        self._cache = Cache(self._slots.count, len(self._records), experts.top_k)
+        policy = Prefetch(len(self._records), experts.top_k)
+        self._guesses = Guesses(policy, self._cache, self.counters)
         self._slots.clear()
         self._reads: dict[Key, int] = {}  # tickets of reads under way; their slots are pinned
         # By layer: the experts of its last hint, unless held since, and which had a slot then.
         self._asked: dict[int, dict[Key, bool]] = {}
-        self._hold: _Hold | None = None  # the open one
-        self._guessed: set[Key] = set()  # read because of a guess, and not asked for yet
-        self._ahead: _Ahead | None = None  # what to guess when the open hold has its reads
-        self._busy_since: float | None = None  # definite reads under way
-        self._guessed_at: float | None = None
-        self._spared = 0
+        self._hold: Hold | None = None  # the open one
         self._sound = True
 
     def hint(self, layer: int, ids: Array) -> None:
@@ -126,18 +94,18 @@ class Streamer:
         if wanted:
             keys = [key for key in keys if key not in wanted]
         self._sound = False
-        if self._reads:
-            others = (key for key in self._reads if key not in wanted)
-            self._settle([key for key in others if self._reader.done(self._reads[key])])
+        self._tidy(wanted)
         asked = self._asked[layer] = self._ask(layer, keys)
-        if not all(asked.values()):
+        absent = deque(key for key in keys if key not in self._cache)
+        if absent:
+            self._guesses.busy()
             present = [key for key in keys if key in self._cache]
             for key in present:
                 self._cache.pin(key)
-            self._start(deque(key for key in keys if key not in self._cache), demand=False)
+            self._start(absent, demand=False)
             for key in present:
                 self._cache.unpin(key)
-        elif self._hold is None:
+        elif not self._hold and not any(key in self._reads for key in asked):
             self._guess()
         self._sound = True
 
@@ -150,10 +118,10 @@ class Streamer:
         not started when ``layer`` itself is hinted or held, and wants others, are dropped. A
         guess is no use of an expert. Does nothing where ``Runtime.hints`` is off.
         """
-        self._ahead = None
-        absent = self._hints and self._cache.resident(layer) < self._records.count(layer)
-        if absent and self._prefetch.pays(layer):
-            self._ahead = _Ahead(layer, rank)
+        if self._hints and self._cache.resident(layer) < self._records.count(layer):
+            self._guesses.foresee(layer, rank)
+        else:
+            self._guesses.forget()
 
     @contextmanager
     def hold(self, layer: int, ids: Array) -> Iterator[Iterator[tuple[int, Expert]]]:
@@ -178,7 +146,7 @@ class Streamer:
         self._sound = False
         hold = self._hold = self._claim(layer, keys)
         self._start_absent(hold)
-        if not hold.coming and not hold.absent:
+        if not hold.reading:
             self._guess()
         self._sound = True
         try:
@@ -217,9 +185,9 @@ class Streamer:
         self.counters.bytes_read = self._reader.bytes_read
         self._forget()
 
-    def _claim(self, layer: int, keys: list[Key]) -> _Hold:
+    def _claim(self, layer: int, keys: list[Key]) -> Hold:
         """Count a routing, sort it by where its experts are, and pin those in memory."""
-        hold = _Hold(layer, frozenset(keys))
+        hold = Hold(layer, frozenset(keys))
         asked = self._asked.pop(layer, {})
         cache, reads = self._cache, self._reads
         new = [key for key in keys if key not in asked]
@@ -228,13 +196,14 @@ class Streamer:
         hits = sum(asked[key] for key in keys)
         for key in keys:
             if key in reads:
-                self._reader.promote(reads[key])
                 hold.coming[reads[key]] = key
             elif key in cache:
                 self._take(key)
                 hold.here.append(key)
             else:
                 hold.absent.append(key)
+        if hold.coming:
+            self._reader.promote_all(list(hold.coming))
         self.counters.hits += hits
         self.counters.misses += len(keys) - hits
         return hold
@@ -242,54 +211,25 @@ class Streamer:
     def _ask(self, layer: int, keys: list[Key]) -> dict[Key, bool]:
         """Which experts were in memory, and not because of a guess; a use of each.
 
-        Wrong guesses for the layer that have not started are dropped.
+        Wrong guesses whose reads have not started are dropped.
         """
-        if self._guessed_at is not None:
-            self._prefetch.idle(layer, (time.perf_counter() - self._guessed_at) * 1e3)
-            self._guessed_at = None
-        self._prefetch.learn(layer, [key[1] for key in keys])
-        lookup, guessed = self._cache.lookup, self._guessed
+        guessed, lookup = self._guesses.asked(layer, keys), self._cache.lookup
         asked = {key: lookup(key) is not None and key not in guessed for key in keys}
-        if guessed:
-            right = guessed.intersection(keys)
-            self.counters.guessed_right += len(right)
-            self._spared = len(right)
-            guessed -= right
-            for key in guessed.intersection(self._reads):
-                self._cancel(key)
+        for key in self._guesses.unasked.intersection(self._reads):
+            self._cancel(key)
         return asked
 
-    def _rank(self) -> None:
-        """Have the layer ahead ranked."""
-        ahead = self._ahead
-        if ahead is not None and ahead.ranked is None:
-            ahead.ranked = ahead.rank().tolist()
-
     def _guess(self) -> None:
-        """Start reading what the layer ahead is likely to choose."""
-        if self._ahead is None:
-            return
-        began = time.perf_counter()
-        self._rank()
-        layer, ranked = self._ahead.layer, self._ahead.ranked or []
-        self._ahead = None
-        cache, prefetch = self._cache, self._prefetch
-        chosen = prefetch.choose(layer, ranked, lambda expert: (layer, expert) in cache)
-        if chosen:
-            likely = ranked[: self._store.shape.experts.top_k]
-            present = [(layer, expert) for expert in likely if (layer, expert) in cache]
+        """The disk is idle from here to the next routing: read what that is likely to be."""
+        keys, present = self._guesses.choose()
+        if keys:
             for key in present:
-                cache.pin(key)
-            keys = deque((layer, expert) for expert in chosen)
-            started = self._start(keys, demand=False, guess=True)
+                self._cache.pin(key)
+            self._guesses.reading(list(self._start(deque(keys), demand=False, guess=True).values()))
             for key in present:
-                cache.unpin(key)
-            self._guessed.update(started.values())
-            self.counters.guessed += len(started)
-        self._guessed_at = time.perf_counter()
-        prefetch.cost((self._guessed_at - began) * 1e3)
+                self._cache.unpin(key)
 
-    def _arrivals(self, hold: _Hold) -> Generator[tuple[int, Expert], None, None]:
+    def _arrivals(self, hold: Hold) -> Generator[tuple[int, Expert], None, None]:
         while hold.pending:
             if self._hold is not hold or not self._sound or not self._open:
                 raise RuntimeError(
@@ -307,75 +247,89 @@ class Streamer:
             self._sound = True
             yield key[1], expert
 
-    def _next(self, hold: _Hold) -> Key:
+    def _next(self, hold: Hold) -> Key:
         """The next expert to yield, waiting for it if need be."""
         while True:
             if hold.absent:
                 self._start_absent(hold)
+            if hold.coming and self._guesses.pending:  # to know when the disk is idle
+                self._collect(hold, block=False)
             if hold.here:
                 return hold.here.popleft()
             if hold.coming:
-                key = self._arrival(hold)
-                if not hold.coming and not hold.absent:
-                    self._all_here(hold)
-                return key
-            self._make_room()
+                self._guesses.rank()
+                self._collect(hold, block=True)
+            else:
+                self._make_room()
 
-    def _start_absent(self, hold: _Hold) -> None:
+    def _start_absent(self, hold: Hold) -> None:
         """Start reads for an open hold; its consumed experts give way if it has too many."""
-        hold.coming.update(self._start(hold.absent, demand=True))
+        if hold.absent:
+            self._guesses.busy()
+            hold.coming.update(self._start(hold.absent, demand=True))
         while hold.absent and hold.yielded and len(hold.wanted) > self._lasting:
             self._release(hold.yielded.popleft())
             hold.coming.update(self._start(hold.absent, demand=True))
 
-    def _start(
-        self, absent: deque[Key], *, demand: bool, guess: bool = False
-    ) -> dict[int, Key]:
-        """Start reads from the front of ``absent`` until no slot can be had; their tickets."""
-        started: dict[int, Key] = {}
-        if not guess and absent and self._busy_since is None:
-            self._busy_since = time.perf_counter()
+    def _start(self, absent: deque[Key], *, demand: bool, guess: bool = False) -> dict[int, Key]:
+        """Start reads of one layer, from the front, until no slot can be had; their tickets."""
+        keys, views = list[Key](), list[Array]()
+        cache, slots = self._cache, self._slots
         while absent:
-            worth = self._prefetch.chance(absent[0][1]) if guess else None
-            admission = self._cache.admit(absent[0], worth)
+            key = absent[0]
+            admission = cache.admit(key, self._guesses.chance(key) if guess else None)
             if admission is None:
                 break
-            key, slot = absent.popleft(), admission.slot
+            slot = admission.slot
             if admission.evicted is not None:
-                self._slots.move(slot, State.FREE)
-                self._guessed.discard(admission.evicted)
-            self._slots.move(slot, State.LOADING)
-            self._cache.pin(key)
-            view = self._slots.view(slot, self._records.record_bytes(key[0]))
-            (ticket,) = self._records.submit([key], [view], demand=demand)
-            self._reads[key] = ticket
-            started[ticket] = key
-        return started
+                slots.move(slot, State.FREE)
+                self._guesses.gone(admission.evicted)
+            slots.move(slot, State.LOADING)
+            cache.pin(key)
+            views.append(slots.view(slot, self._records.record_bytes(key[0])))
+            keys.append(absent.popleft())
+        if not keys:
+            return {}
+        tickets = self._records.submit(keys, views, demand=demand)
+        self._reads.update(zip(keys, tickets, strict=True))
+        return dict(zip(tickets, keys, strict=True))
 
-    def _arrival(self, hold: _Hold) -> Key:
-        """Wait for the first of some reads, and take its expert."""
-        coming = hold.coming
-        if self._ahead is not None and not any(map(self._reader.done, coming)):
-            self._rank()
+    def _collect(self, hold: Hold, *, block: bool) -> None:
+        """Take the experts of a hold whose reads have ended, waiting for one with ``block``."""
         began = time.perf_counter()
-        try:
-            ticket = self._reader.wait_any(list(coming))
-            key = coming.pop(ticket)
-            self._land(key)
-        finally:
+        landed = self._reader.collect(list(hold.coming), block=block)
+        if block:
             waited_ms = (time.perf_counter() - began) * 1e3
             self.counters.wait_ms += waited_ms
-        hold.waited_ms += waited_ms
-        hold.reads += 1
-        self._take(key)
-        return key
+            hold.waited_ms += waited_ms
+        refusals = []
+        for ticket, error in landed:
+            key = hold.coming.pop(ticket)
+            if error is not None:
+                self._abandon(key)
+                refusals.append(error)
+                continue
+            del self._reads[key]  # what was pinned for its read is pinned for the hold
+            slot = self._cache.slot(key)
+            self._slots.move(slot, State.READY)
+            self._slots.move(slot, State.HELD)
+            hold.here.append(key)
+        self.counters.bytes_read = self._reader.bytes_read
+        if refusals:
+            raise refusals[0]
+        hold.reads += len(landed)
+        if landed and not hold.reading:
+            self._guesses.read(hold.reads)
+            self._guess()
 
-    def _all_here(self, hold: _Hold) -> None:
-        """The last definite read has come: the disk is idle from here to the next routing."""
-        if self._busy_since is not None:
-            self._prefetch.read((time.perf_counter() - self._busy_since) * 1e3 / hold.reads)
-            self._busy_since = None
-        self._guess()
+    def _tidy(self, wanted: frozenset[Key]) -> None:
+        """Put away reads that nobody waits for and that have ended."""
+        others = {ticket: key for key, ticket in self._reads.items() if key not in wanted}
+        if not others:
+            return
+        for ticket, error in self._reader.collect(list(others), block=False):
+            self._landed(others[ticket], error)
+        self.counters.bytes_read = self._reader.bytes_read
 
     def _make_room(self) -> None:
         """Every slot is taken by reads hinted for others: drop one, or wait for one to end."""
@@ -383,11 +337,13 @@ class Streamer:
             if self._cancel(key):
                 return
         began = time.perf_counter()
-        first = self._reader.wait_any(list(self._reads.values()))
-        self._settle(key for key, ticket in self._reads.items() if ticket == first)
+        keys = {ticket: key for key, ticket in self._reads.items()}
+        for ticket, error in self._reader.collect(list(keys), block=True):
+            self._landed(keys[ticket], error)
+        self.counters.bytes_read = self._reader.bytes_read
         self.counters.wait_ms += (time.perf_counter() - began) * 1e3
 
-    def _end(self, hold: _Hold) -> bool:
+    def _end(self, hold: Hold) -> bool:
         """Leave a hold; False where another hold or an interrupt has ended it already."""
         if self._open and self._hold is not hold:
             return False
@@ -396,36 +352,32 @@ class Streamer:
             for key in (*hold.here, *hold.yielded):
                 self._release(key)
             self._settle(hold.coming.values())
-            self._hold = self._busy_since = None
             if len(hold.wanted) <= self._store.shape.experts.top_k:
-                self._prefetch.waited(hold.layer, hold.waited_ms, self._spared)
-            self._spared = 0
+                self._guesses.waited(hold.layer, hold.waited_ms)
+            self._hold = None
             self._sound = True
         return True
 
     def _settle(self, keys: Iterable[Key]) -> None:
         """End reads that nobody waits for: those not started are dropped, the rest let finish."""
         for key in [key for key in list(keys) if not self._cancel(key)]:
-            try:
-                self._land(key)
-            except ReadError as error:
-                _log.debug("an expert read in advance is not used: %s", error)
+            for _, error in self._reader.collect([self._reads[key]], block=True):
+                self._landed(key, error)
+        self.counters.bytes_read = self._reader.bytes_read
 
     def _cancel(self, key: Key) -> bool:
         cancelled = self._reader.cancel(self._reads[key])
         if cancelled:
+            self._guesses.dropped(key)
             self._abandon(key)
         return cancelled
 
-    def _land(self, key: Key) -> None:
-        """Wait for a read and open its slot for use, or free the slot where it failed."""
-        try:
-            self._reader.wait(self._reads[key])
-        except ReadError:
+    def _landed(self, key: Key, error: ReadError | None) -> None:
+        """Open the slot of a read that nobody waits for, or free it where the read failed."""
+        if error is not None:
+            _log.debug("an expert read in advance is not used: %s", error)
             self._abandon(key)
-            raise
-        finally:
-            self.counters.bytes_read = self._reader.bytes_read
+            return
         del self._reads[key]
         self._cache.unpin(key)
         self._slots.move(self._cache.slot(key), State.READY)
@@ -435,7 +387,7 @@ class Streamer:
         del self._reads[key]
         self._cache.unpin(key)
         self._slots.move(self._cache.drop(key), State.FREE)
-        self._guessed.discard(key)
+        self._guesses.gone(key)
 
     def _take(self, key: Key) -> None:
         self._cache.pin(key)

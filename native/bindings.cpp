@@ -10,6 +10,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cerrno>
@@ -17,6 +18,7 @@
 #include <memory>
 #include <string>
 #include <system_error>
+#include <tuple>
 #include <unordered_map>
 #include <vector>
 
@@ -51,6 +53,7 @@ std::uint64_t touch(nb::handle object, int threads) {
 }
 
 using Destination = Array<std::uint8_t>;
+using Landed = std::tuple<Ticket, int, std::uint64_t>;  // ticket, code, detail
 
 // A Reader whose destinations cannot be collected while it may write to them. `destinations_` is
 // touched with the GIL only; the reading threads never take it.
@@ -90,7 +93,23 @@ public:
         return ticket;
     }
 
+    std::vector<Ticket> submit_all(int file, const std::vector<std::uint64_t>& offsets,
+                                   const std::vector<Destination>& destinations,
+                                   const std::vector<std::uint64_t>& checksums, bool demand) {
+        require(offsets.size() == destinations.size() && offsets.size() == checksums.size(),
+                "a batch needs an offset, a destination and a checksum a read");
+        std::vector<Ticket> tickets;
+        tickets.reserve(offsets.size());
+        for (std::size_t i = 0; i < offsets.size(); ++i)
+            tickets.push_back(submit(file, offsets[i], destinations[i], checksums[i], demand));
+        return tickets;
+    }
+
     void promote(Ticket ticket) { reader_->promote(ticket); }
+
+    void promote_all(const std::vector<Ticket>& tickets) {
+        for (const Ticket ticket : tickets) reader_->promote(ticket);
+    }
 
     bool cancel(Ticket ticket) {
         const bool cancelled = reader_->cancel(ticket);
@@ -113,6 +132,23 @@ public:
     Ticket wait_any(const std::vector<Ticket>& tickets) {
         const NativeWork working;
         return reader_->wait_any(tickets);
+    }
+
+    std::vector<Landed> collect(std::vector<Ticket> tickets, bool block) {
+        std::vector<Landed> landed;
+        {
+            const nb::gil_scoped_release released;
+            if (block) static_cast<void>(reader_->wait_any(tickets));
+            std::erase_if(tickets, [this](Ticket ticket) { return !reader_->done(ticket); });
+            while (!tickets.empty()) {
+                const Ticket first = reader_->wait_any(tickets);
+                const flashmoe::ReadStatus status = reader_->wait(first);
+                landed.emplace_back(first, static_cast<int>(status.code), status.detail);
+                std::erase(tickets, first);
+            }
+        }
+        for (const Landed& read : landed) destinations_.erase(std::get<0>(read));
+        return landed;
     }
 
     std::uint64_t bytes_read() const { return reader_->bytes_read(); }
@@ -160,11 +196,15 @@ NB_MODULE(_native, module) {
         .def("is_direct", &PythonReader::is_direct, "file"_a)
         .def("submit", &PythonReader::submit, "file"_a, "offset"_a, "destination"_a.noconvert(),
              "checksum"_a, "demand"_a)
+        .def("submit_all", &PythonReader::submit_all, "file"_a, "offsets"_a, "destinations"_a,
+             "checksums"_a, "demand"_a)
         .def("promote", &PythonReader::promote, "ticket"_a)
+        .def("promote_all", &PythonReader::promote_all, "tickets"_a)
         .def("cancel", &PythonReader::cancel, "ticket"_a)
         .def("done", &PythonReader::done, "ticket"_a)
         .def("wait", &PythonReader::wait, "ticket"_a)
         .def("wait_any", &PythonReader::wait_any, "tickets"_a)
+        .def("collect", &PythonReader::collect, "tickets"_a, "block"_a)
         .def_prop_ro("bytes_read", &PythonReader::bytes_read)
         .def("drain", &PythonReader::drain)
         .def("close", &PythonReader::close);

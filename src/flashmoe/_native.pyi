@@ -235,8 +235,21 @@ class Reader:
         RuntimeError once the reader is closed.
         """
 
+    def submit_all(
+        self,
+        file: int,
+        offsets: Sequence[int],
+        destinations: Sequence[npt.NDArray[np.uint8]],
+        checksums: Sequence[int],
+        demand: bool,
+    ) -> list[int]:
+        """``submit`` for each; where one is refused, those before it are under way."""
+
     def promote(self, ticket: int) -> None:
         """Move a hinted read that has not started to the demand queue."""
+
+    def promote_all(self, tickets: Sequence[int]) -> None:
+        """``promote`` for each, in this order."""
 
     def cancel(self, ticket: int) -> bool:
         """Whether it had not started; then the ticket is forgotten. Else it must be waited for."""
@@ -253,6 +266,12 @@ class Reader:
 
     def wait_any(self, tickets: Sequence[int]) -> int:
         """The ticket that finished first, waiting for one if none has; it is not forgotten."""
+
+    def collect(self, tickets: Sequence[int], block: bool) -> list[tuple[int, int, int]]:
+        """``wait`` for those that have finished, in that order: (ticket, code, detail) each.
+
+        With ``block``, wait until there is one.
+        """
 
     def drain(self) -> None:
         """Drop what is queued, let reads under way end, forget every ticket and destination."""

@@ -32,7 +32,8 @@ from flashmoe.shape import ModelShape
 from flashmoe.store.reader import Store
 from flashmoe.stream import budget as budgets
 from flashmoe.stream import memory
-from flashmoe.stream.streamer import Counters, Streamer
+from flashmoe.stream.counters import Counters
+from flashmoe.stream.streamer import Streamer
 from flashmoe.text.detokenizer import Detokenizer
 from flashmoe.text.template import ChatTemplate
 from flashmoe.text.tokenizer import Tokenizer

@@ -25,6 +25,7 @@ from flashmoe.store.layout import (
 )
 from flashmoe.store.manifest import LayerEntry, Manifest
 from flashmoe.store.reader import Store
+from flashmoe.stream.direct import Landed
 
 LAYERS, EXPERTS, TOP_K = 4, 8, 2
 
@@ -129,13 +130,24 @@ class ScriptedReader:
         self._paths.append(path)
         return len(self._paths) - 1
 
+    def submit_all(
+        self,
+        file: int,
+        offsets: Sequence[int],
+        destinations: Sequence[Array],
+        checksums: Sequence[int],
+        *,
+        labels: Sequence[Callable[[], str]],
+        demand: bool,
+    ) -> list[int]:
+        reads = zip(offsets, destinations, labels, strict=True)
+        return [self.submit(file, *read, demand) for read in reads]
+
     def submit(
         self,
         file: int,
         offset: int,
         destination: Array,
-        checksum: int,
-        *,
         label: Callable[[], str],
         demand: bool,
     ) -> int:
@@ -148,8 +160,8 @@ class ScriptedReader:
         self._progress()
         return self._last
 
-    def promote(self, ticket: int) -> None:
-        self.calls.append(("promote", self.reads[ticket].label))
+    def promote_all(self, tickets: Sequence[int]) -> None:
+        self.calls += [("promote", self.reads[ticket].label) for ticket in tickets]
 
     def cancel(self, ticket: int) -> bool:
         self._progress()
@@ -158,23 +170,18 @@ class ScriptedReader:
         self.calls.append(("cancel", self.reads.pop(ticket).label))
         return True
 
-    def done(self, ticket: int) -> bool:
-        self._progress()
-        return self.reads[ticket].state in ("good", "bad")
-
-    def wait_any(self, tickets: Sequence[int]) -> int:
+    def collect(self, tickets: Sequence[int], *, block: bool) -> list[Landed]:
         assert all(ticket in self.reads for ticket in tickets)
-        while not any(ticket in tickets for ticket in self.order):
+        self._progress()
+        while block and not any(ticket in tickets for ticket in self.order):
             self._advance(self.dice.choice(list(self.reads)))
-        return next(ticket for ticket in self.order if ticket in tickets)
+        return [self._landed(ticket) for ticket in self.order.copy() if ticket in tickets]
 
-    def wait(self, ticket: int) -> None:
-        while ticket not in self.order:
-            self._advance(ticket)
+    def _landed(self, ticket: int) -> Landed:
         self.order.remove(ticket)
         read = self.reads.pop(ticket)
-        if read.state == "bad":
-            raise ReadError(f"{read.source}: {read.label} failed")
+        failed = ReadError(f"{read.source}: {read.label} failed")
+        return Landed(ticket, failed if read.state == "bad" else None)
 
     def drain(self) -> None:
         for ticket in list(self.reads):

@@ -159,14 +159,14 @@ def test_a_slot_that_changed_hands_halfway_is_not_believed(tiny: TinyStore) -> N
 def test_a_read_whose_ticket_was_lost_is_waited_for(tiny: TinyStore) -> None:
     with closing(Streamer(tiny.store, SLOTS, RUNTIME)) as streamer:
         native = streamer._reader._reader
-        submit, lost = native.submit, []
+        submit, lost = native.submit_all, list[int]()
 
         class Lost:
             def __getattr__(self, name: str) -> Any:
                 return getattr(native, name)
 
-            def submit(self, *arguments: Any) -> int:
-                lost.append(submit(*arguments))
+            def submit_all(self, *arguments: Any) -> list[int]:
+                lost.extend(submit(*arguments))
                 raise KeyboardInterrupt
 
         streamer._reader._reader = Lost()  # type: ignore[assignment]

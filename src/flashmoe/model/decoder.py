@@ -5,6 +5,9 @@ Owns the residual stream. Knows nothing of text, sampling or where experts lie.
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
+
 import numpy as np
 
 from flashmoe.kernels import Kernels
@@ -41,6 +44,7 @@ class Layer:
         else:
             self.mixer = GatedDeltaNet(shape, trunk, f"{name}.linear_attn", kernels)
         self.moe = MixtureOfExperts(shape, trunk, index, kernels, observer)
+        self.following: Layer | None = None
 
     def forward(self, x: Array, state: LayerState, streamer: Streamer) -> Array:
         """(T, hidden) to (T, hidden)."""
@@ -48,9 +52,16 @@ class Layer:
         x = x + self._mix(normed, state)
         self.observer.ended(self.index, "mixer")
         normed = self.kernels.rms_norm(x, self.post_norm, self.eps)
+        if self.following is not None and len(x) == 1:
+            streamer.foresee(self.following.index, partial(self.following.rank, x))
         x = x + self.moe.forward(normed, streamer)
         self.observer.ended(self.index, "experts")
         return x
+
+    def rank(self, x: Array) -> Array:
+        """The ids of the experts, (n,), that this layer is likely to choose for ``x`` (1, hidden),
+        likeliest first; ``x`` is the residual stream before it has come so far."""
+        return self.moe.rank(self.kernels.rms_norm(x, self.post_norm, self.eps))
 
     def _mix(self, x: Array, state: LayerState) -> Array:
         match self.mixer, state:
@@ -75,6 +86,8 @@ class Decoder:
         self.layers = [
             Layer(shape, trunk, index, kernels, observer) for index in range(shape.layers)
         ]
+        for layer, following in pairwise(self.layers):
+            layer.following = following
         self.norm = trunk.norm("norm", hidden, shape.norm_offset)
         tied = shape.tied_head
         self.head = self.embedding if tied else trunk.matrix("lm_head", vocabulary, hidden)

@@ -13,6 +13,7 @@ from flashmoe.model.observer import Observer
 from flashmoe.model.trunk import Trunk
 from flashmoe.quant import Array
 from flashmoe.shape import ModelShape
+from flashmoe.stream.prefetch import WIDTH
 from flashmoe.stream.streamer import Streamer
 
 
@@ -53,6 +54,14 @@ class MixtureOfExperts:
         self.observer.routed(self.layer, ids)
         self.observer.ended(self.layer, "route")
         return ids, weights
+
+    def rank(self, x: Array) -> Array:
+        """All ids, (experts,), or those that matter: the likeliest to be chosen for ``x`` (1,
+        hidden) first. Unlike :meth:`route` it may be told an ``x`` that is not final."""
+        if self.shape.router == "all":
+            return np.arange(self.shape.count)
+        logits = self.kernels.matmul(x, self.gate)[0]
+        return np.argsort(-logits)[: WIDTH * self.shape.top_k]
 
     def shared(self, x: Array) -> Array:
         """The always-active expert under its own sigmoid gate; zero where there is none."""

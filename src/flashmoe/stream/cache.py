@@ -62,8 +62,10 @@ class _Layer:
         self.forecast = Forecast(trust)
         self.moment = moment  # of its last visit, in visits
         self.resident: Array = np.zeros(0, bool)
+        self.count = 0  # of them
         self._keep: Array = np.zeros(0, np.float32)  # the chance, or _OUT
         self.candidate = 0
+        self.chance = 0.0  # of the candidate
 
     def place(self, expert: int) -> None:
         self.forecast.cover(expert)
@@ -71,6 +73,7 @@ class _Layer:
         if more:
             self.resident = np.pad(self.resident, (0, more))
         self.resident[expert] = True
+        self.count += 1
 
     def rank(self, sheltered: Collection[int]) -> None:
         """Take up new chances; ``sheltered`` experts are no candidates."""
@@ -88,7 +91,7 @@ class _Layer:
         if not len(self._keep):
             return _NOBODY
         self.candidate = int(self._keep.argmin())
-        chance = float(self._keep[self.candidate])
+        self.chance = chance = float(self._keep[self.candidate])
         return _NOBODY if chance == _OUT else layers + self.moment + layers / max(chance, _FLOOR)
 
 
@@ -138,22 +141,28 @@ class Cache:
         self._told.append(expert)
         return self._slot.get(key)
 
+    def resident(self, layer: int) -> int:
+        """How many experts of a layer have a slot."""
+        return self._layers[layer].count
+
     def slot(self, key: Key) -> int:
         """The slot of an expert that has one; does not count as a use."""
         return self._slot[key]
 
-    def admit(self, key: Key) -> Admission | None:
+    def admit(self, key: Key, chance: float | None = None) -> Admission | None:
         """Give an absent expert a slot, evicting if need be.
 
         None when it may displace nobody now: every slot is pinned, or those are which a wide
-        routing may have.
+        routing may have. An expert that nobody has asked for yet, and that is only guessed to be
+        used next, with a ``chance``, displaces neither experts of this visit nor one that is
+        likelier to be used when its own layer comes round.
         """
         if key in self._slot:
             raise RuntimeError(f"expert {key} already has slot {self._slot[key]}")
         self._check(key[0])
         evicted = None
         if not self._free:
-            evicted = self._victim(key)
+            evicted = self._victim(key) if chance is None else self._farthest(chance)
             if evicted is None:
                 return None
             self._remove(evicted)
@@ -163,7 +172,7 @@ class Cache:
         if self._visiting(key):
             if evicted is not None:
                 self._displacing[key] = None
-        else:
+        elif chance is None:
             self._stale.add(key[0])
         return Admission(slot, evicted)
 
@@ -246,8 +255,11 @@ class Cache:
                 return next((own for own in self._displacing if own not in self._pins), None)
         return self._farthest() or self._sheltered()
 
-    def _farthest(self) -> Key | None:
-        """The unpinned expert outside this visit whose expected use is farthest ahead."""
+    def _farthest(self, chance: float = 1.0) -> Key | None:
+        """The unpinned expert outside this visit whose expected use is farthest ahead.
+
+        None where there is none, or where it is used with more than this ``chance``.
+        """
         if len(self._routing) >= (self._top_k or self._narrowest or 1):
             self._tell()  # before that, more of this layer may be looked up, and be in memory
         for layer in self._stale:
@@ -257,6 +269,8 @@ class Cache:
         while (moment := max(self._expected)) != _NOBODY:
             layer = self._expected.index(moment)
             key = (layer, self._layers[layer].candidate)
+            if self._layers[layer].chance > chance:
+                return None
             self._layers[layer].exclude(key[1])
             self._expected[layer] = self._layers[layer].expected(self.layers)
             if key not in self._pins:
@@ -273,6 +287,7 @@ class Cache:
         """Take an expert out of its slot, which is free then."""
         slot = self._slot.pop(key)
         self._layers[key[0]].resident[key[1]] = False
+        self._layers[key[0]].count -= 1
         self._displacing.pop(key, None)
         self._free.append(slot)
         return slot

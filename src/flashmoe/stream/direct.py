@@ -25,6 +25,13 @@ from flashmoe.store.layout import ALIGNMENT
 _OK, _OS_ERROR, _SHORT_READ, _CHECKSUM_MISMATCH = range(4)
 
 
+class Landed(NamedTuple):
+    """A read that has finished, and what was wrong with it, if anything was."""
+
+    ticket: int
+    error: ReadError | None
+
+
 class _Request(NamedTuple):
     """What a message about a read must name."""
 
@@ -95,18 +102,48 @@ class DirectReader:
         try:
             ticket = self._reader.submit(file, offset_bytes, destination, checksum, demand)
         except (TypeError, ValueError):  # checked where it costs nothing; what follows says why
-            _check_destination(destination)
-            if offset_bytes < 0 or offset_bytes % ALIGNMENT:
-                raise ValueError(
-                    f"{label()}: offset {offset_bytes} is not a multiple of {ALIGNMENT}"
-                ) from None
+            _check_place(label, offset_bytes, destination)
             raise
         self._requests[ticket] = _Request(file, label, offset_bytes, destination.nbytes, checksum)
         return ticket
 
+    def submit_all(
+        self,
+        file: int,
+        offsets_bytes: Sequence[int],
+        destinations: Sequence[Array],
+        checksums: Sequence[int],
+        *,
+        labels: Sequence[Callable[[], str]],
+        demand: bool,
+    ) -> list[int]:
+        """:meth:`submit` for several reads of one file, in this order; their tickets.
+
+        Raises:
+            ValueError: an argument that no correct caller passes; :meth:`drain` then ends the
+                reads before it.
+        """
+        reads = (offsets_bytes, destinations, checksums)
+        try:
+            tickets = self._reader.submit_all(file, *reads, demand)
+        except (TypeError, ValueError):
+            for label, offset, destination in zip(labels, offsets_bytes, destinations, strict=True):
+                _check_place(label, offset, destination)
+            raise
+        requests = self._requests
+        for ticket, label, (offset, destination, checksum) in zip(
+            tickets, labels, zip(*reads, strict=True), strict=True
+        ):
+            requests[ticket] = _Request(file, label, offset, destination.nbytes, checksum)
+        return tickets
+
     def promote(self, ticket: int) -> None:
         """Let a hinted read that has not started go before every other hinted read."""
         self._reader.promote(ticket)
+
+    def promote_all(self, tickets: Sequence[int]) -> None:
+        """:meth:`promote` for each, in this order."""
+        self._reader.promote_all(tickets)
 
     def cancel(self, ticket: int) -> bool:
         """Whether the read had not started: then it never will, and the ticket is forgotten.
@@ -128,10 +165,17 @@ class DirectReader:
         Raises:
             ReadError: the read failed, was short, or brought bytes of another checksum.
         """
-        code, detail = self._reader.wait(ticket)
-        request = self._requests.pop(ticket)
-        if code != _OK:
-            raise ReadError(self._explain(request, code, detail))
+        error = self._landed(ticket, *self._reader.wait(ticket)).error
+        if error is not None:
+            raise error
+
+    def collect(self, tickets: Sequence[int], *, block: bool) -> list[Landed]:
+        """Those of some reads that have finished, in that order; forgets their tickets.
+
+        With ``block`` it waits until there is one. An error is not raised but told, so that
+        one read that failed does not hide others.
+        """
+        return [self._landed(*landed) for landed in self._reader.collect(tickets, block)]
 
     def wait_any(self, tickets: Sequence[int]) -> int:
         """The ticket among ``tickets`` that finished first, waiting until one has.
@@ -160,6 +204,11 @@ class DirectReader:
         """
         self._reader.close()
 
+    def _landed(self, ticket: int, code: int, detail: int) -> Landed:
+        request = self._requests.pop(ticket)
+        error = None if code == _OK else ReadError(self._explain(request, code, detail))
+        return Landed(ticket, error)
+
     def _explain(self, request: _Request, code: int, detail: int) -> str:
         path = self._paths[request.file]
         where = f"{path}: {request.label()} at byte {request.offset_bytes}"
@@ -180,6 +229,12 @@ class DirectReader:
 
 def _verify(path: Path) -> str:
     return f"run `flashmoe verify {path.parent}`"
+
+
+def _check_place(label: Callable[[], str], offset_bytes: int, destination: Array) -> None:
+    _check_destination(destination)
+    if offset_bytes < 0 or offset_bytes % ALIGNMENT:
+        raise ValueError(f"{label()}: offset {offset_bytes} is not a multiple of {ALIGNMENT}")
 
 
 def _check_destination(destination: Array) -> None:

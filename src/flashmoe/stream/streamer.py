@@ -20,85 +20,29 @@ from __future__ import annotations
 
 import logging
 import time
-from array import array
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
 from flashmoe.errors import ReadError
 from flashmoe.options import Runtime
 from flashmoe.quant import Array, Expert
-from flashmoe.store.layout import RecordLayout
 from flashmoe.store.reader import Store
 from flashmoe.stream import depth
 from flashmoe.stream.arrivals import Arrivals
 from flashmoe.stream.cache import Cache, Key
+from flashmoe.stream.counters import Counters
 from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.guesses import Guesses
+from flashmoe.stream.holding import Hold
+from flashmoe.stream.prefetch import Prefetch
+from flashmoe.stream.records import Records
 from flashmoe.stream.slots import Slots, State
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class Counters:
-    """What streaming has cost since the start.
-
-    Each hold counts each of its distinct experts once: a *hit* was in memory, or on its way, when
-    this routing first asked, be it by its hint or its hold; a *miss* had to be read because of
-    it. A hold takes the last hint for its layer for its own. So hits and misses do not depend on
-    whether hints are on, and hints that no hold follows count nothing. ``bytes_read`` were
-    delivered by the system, failed reads included; ``wait_ms`` is the time in which hold had
-    nothing to yield.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    bytes_read: int = 0
-    wait_ms: float = 0.0
-
-    def snapshot(self) -> Counters:
-        """A copy that stays as it is."""
-        return replace(self)
-
-    def since(self, earlier: Counters) -> Counters:
-        """What was added after an earlier snapshot."""
-        return Counters(
-            self.hits - earlier.hits,
-            self.misses - earlier.misses,
-            self.bytes_read - earlier.bytes_read,
-            self.wait_ms - earlier.wait_ms,
-        )
-
-
-class _Layer(NamedTuple):
-    """What a read from a layer's file needs, looked up once."""
-
-    file: int
-    layout: RecordLayout  # the same object for equal layouts, as Slots.expert likes it
-    record_bytes: int
-    offset: int  # of the first record
-    checksums: array[int]
-
-
-@dataclass(eq=False)
-class _Hold:
-    """The experts of an open hold, by where they are."""
-
-    wanted: frozenset[Key]
-    here: deque[Key] = field(default_factory=deque)  # pinned, HELD, not yielded yet
-    coming: dict[int, Key] = field(default_factory=dict)  # by the ticket of the read
-    absent: deque[Key] = field(default_factory=deque)  # without a slot
-    yielded: deque[Key] = field(default_factory=deque)  # pinned, HELD
-
-    @property
-    def pending(self) -> bool:
-        """Whether there is something left to yield."""
-        return bool(self.here or self.coming or self.absent)
 
 
 class Streamer:
@@ -120,16 +64,8 @@ class Streamer:
         self._open = True
         self.io_threads = depth.choose(store, self._slots, runtime)
         self._reader = DirectReader(self.io_threads)
-        self._layers: list[_Layer] = []
-        layouts: dict[RecordLayout, RecordLayout] = {}
         try:
-            for entry in entries:
-                file = self._reader.open(store.path / entry.file, direct=runtime.io == "direct")
-                layout = layouts.setdefault(entry.layout, entry.layout)
-                sums = array("Q", (int(checksum, 16) for checksum in entry.checksums))
-                self._layers.append(
-                    _Layer(file, layout, layout.record_bytes, entry.data_offset, sums)
-                )
+            self._records = Records(store, self._reader, direct=runtime.io == "direct")
         except ReadError:
             self._reader.close()
             raise
@@ -138,12 +74,14 @@ class Streamer:
     def _forget(self) -> None:
         """Every slot is free, nothing is asked or read, no hold is open."""
         experts = self._store.shape.experts
-        self._cache = Cache(self._slots.count, len(self._layers), experts.top_k)
+        self._cache = Cache(self._slots.count, len(self._records), experts.top_k)
+        policy = Prefetch(len(self._records), experts.top_k)
+        self._guesses = Guesses(policy, self._cache, self.counters)
         self._slots.clear()
         self._reads: dict[Key, int] = {}  # tickets of reads under way; their slots are pinned
         # By layer: the experts of its last hint, unless held since, and which had a slot then.
         self._asked: dict[int, dict[Key, bool]] = {}
-        self._hold: _Hold | None = None  # the open one
+        self._hold: Hold | None = None  # the open one
         self._sound = True
 
     def hint(self, layer: int, ids: Array) -> None:
@@ -160,20 +98,34 @@ class Streamer:
         if wanted:
             keys = [key for key in keys if key not in wanted]
         self._sound = False
-        if self._reads:
-            others = (key for key in self._reads if key not in wanted)
-            self._settle([key for key in others if self._reader.done(self._reads[key])])
-        lookup = self._cache.lookup
-        asked = {key: lookup(key) is not None for key in keys}
-        self._asked[layer] = asked
-        if not all(asked.values()):
-            present = [key for key in keys if asked[key]]
+        self._tidy(wanted)
+        asked = self._asked[layer] = self._ask(layer, keys)
+        absent = deque(key for key in keys if key not in self._cache)
+        if absent:
+            self._guesses.busy()
+            present = [key for key in keys if key in self._cache]
             for key in present:
                 self._cache.pin(key)
-            self._start(deque(key for key in keys if not asked[key]), demand=False)
+            self._start(absent, demand=False)
             for key in present:
                 self._cache.unpin(key)
+        elif not self._hold and not any(key in self._reads for key in asked):
+            self._guess()
         self._sound = True
+
+    def foresee(self, layer: int, rank: Callable[[], Array]) -> None:
+        """Guess what a layer will choose, and read some of it while the disk would be idle.
+
+        ``rank`` gives the ids of its experts, (n,), the likeliest first. It is called where this
+        waits for reads anyway, at the latest when the next hold is left, or not at all where no
+        guess pays. The reads start when the next routing has all of its own, and those that have
+        not started when ``layer`` itself is hinted or held, and wants others, are dropped. A
+        guess is no use of an expert. Does nothing where ``Runtime.hints`` is off.
+        """
+        if self._hints and self._cache.resident(layer) < self._records.count(layer):
+            self._guesses.foresee(layer, rank)
+        else:
+            self._guesses.forget()
 
     @contextmanager
     def hold(self, layer: int, ids: Array) -> Iterator[Arrivals]:
@@ -198,6 +150,8 @@ class Streamer:
         self._sound = False
         hold = self._hold = self._claim(layer, keys)
         self._start_absent(hold)
+        if not hold.reading:
+            self._guess()
         self._sound = True
         try:
             yield Arrivals(self._arrivals(hold), partial(self._ready, hold))
@@ -221,7 +175,7 @@ class Streamer:
         if not self._open:
             raise RuntimeError("the streamer is closed: open the store again")
         distinct = sorted(set(np.ravel(ids).tolist()))
-        count = len(self._layers[layer].checksums)
+        count = self._records.count(layer)
         if distinct and not 0 <= distinct[0] <= distinct[-1] < count:
             raise ValueError(f"experts {distinct} of layer {layer} are not all below {count}")
         if not self._sound:
@@ -235,27 +189,51 @@ class Streamer:
         self.counters.bytes_read = self._reader.bytes_read
         self._forget()
 
-    def _claim(self, layer: int, keys: list[Key]) -> _Hold:
+    def _claim(self, layer: int, keys: list[Key]) -> Hold:
         """Count a routing, sort it by where its experts are, and pin those in memory."""
-        hold = _Hold(frozenset(keys))
+        hold = Hold(layer, frozenset(keys))
         asked = self._asked.pop(layer, {})
-        cache, reads, hits = self._cache, self._reads, 0
+        cache, reads = self._cache, self._reads
+        new = [key for key in keys if key not in asked]
+        if new:
+            asked = asked | self._ask(layer, new)
+        hits = sum(asked[key] for key in keys)
         for key in keys:
-            found = asked.get(key)
-            hits += cache.lookup(key) is not None if found is None else found
             if key in reads:
-                self._reader.promote(reads[key])
                 hold.coming[reads[key]] = key
             elif key in cache:
                 self._take(key)
                 hold.here.append(key)
             else:
                 hold.absent.append(key)
+        if hold.coming:
+            self._reader.promote_all(list(hold.coming))
         self.counters.hits += hits
         self.counters.misses += len(keys) - hits
         return hold
 
-    def _arrivals(self, hold: _Hold) -> Generator[tuple[int, Expert], None, None]:
+    def _ask(self, layer: int, keys: list[Key]) -> dict[Key, bool]:
+        """Which experts were in memory, and not because of a guess; a use of each.
+
+        Wrong guesses whose reads have not started are dropped.
+        """
+        guessed, lookup = self._guesses.asked(layer, keys), self._cache.lookup
+        asked = {key: lookup(key) is not None and key not in guessed for key in keys}
+        for key in self._guesses.unasked.intersection(self._reads):
+            self._cancel(key)
+        return asked
+
+    def _guess(self) -> None:
+        """The disk is idle from here to the next routing: read what that is likely to be."""
+        keys, present = self._guesses.choose()
+        if keys:
+            for key in present:
+                self._cache.pin(key)
+            self._guesses.reading(list(self._start(deque(keys), demand=False, guess=True).values()))
+            for key in present:
+                self._cache.unpin(key)
+
+    def _arrivals(self, hold: Hold) -> Generator[tuple[int, Expert], None, None]:
         while hold.pending:
             if self._hold is not hold or not self._sound or not self._open:
                 raise RuntimeError(
@@ -269,72 +247,98 @@ class Streamer:
                 self._sound = True  # the read that failed is put away
                 raise
             hold.yielded.append(key)
-            expert = self._slots.expert(self._cache.slot(key), self._layers[key[0]].layout)
+            expert = self._slots.expert(self._cache.slot(key), self._records.layout(key[0]))
             self._sound = True
             yield key[1], expert
 
-    def _ready(self, hold: _Hold) -> bool:
+    def _ready(self, hold: Hold) -> bool:
         if self._hold is not hold or len(hold.wanted) > self._lasting:
             return False
         return bool(hold.here) or any(map(self._reader.done, hold.coming))
 
-    def _next(self, hold: _Hold) -> Key:
+    def _next(self, hold: Hold) -> Key:
         """The next expert to yield, waiting for it if need be."""
         while True:
             if hold.absent:
                 self._start_absent(hold)
+            if hold.coming and self._guesses.pending:  # to know when the disk is idle
+                self._collect(hold, block=False)
             if hold.here:
                 return hold.here.popleft()
             if hold.coming:
-                return self._arrival(hold.coming)
-            self._make_room()
+                self._guesses.rank()
+                self._collect(hold, block=True)
+            else:
+                self._make_room()
 
-    def _start_absent(self, hold: _Hold) -> None:
+    def _start_absent(self, hold: Hold) -> None:
         """Start reads for an open hold; its consumed experts give way if it has too many."""
-        hold.coming.update(self._start(hold.absent, demand=True))
+        if hold.absent:
+            self._guesses.busy()
+            hold.coming.update(self._start(hold.absent, demand=True))
         while hold.absent and hold.yielded and len(hold.wanted) > self._lasting:
             self._release(hold.yielded.popleft())
             hold.coming.update(self._start(hold.absent, demand=True))
 
-    def _start(self, absent: deque[Key], *, demand: bool) -> dict[int, Key]:
-        """Start reads from the front of ``absent`` until no slot can be had; their tickets."""
-        started: dict[int, Key] = {}
+    def _start(self, absent: deque[Key], *, demand: bool, guess: bool = False) -> dict[int, Key]:
+        """Start reads of one layer, from the front, until no slot can be had; their tickets."""
+        keys, views = list[Key](), list[Array]()
+        cache, slots = self._cache, self._slots
         while absent:
-            admission = self._cache.admit(absent[0])
+            key = absent[0]
+            admission = cache.admit(key, self._guesses.chance(key) if guess else None)
             if admission is None:
                 break
-            key, slot = absent.popleft(), admission.slot
+            slot = admission.slot
             if admission.evicted is not None:
-                self._slots.move(slot, State.FREE)
-            self._slots.move(slot, State.LOADING)
-            self._cache.pin(key)
-            layer = self._layers[key[0]]
-            ticket = self._reader.submit(
-                layer.file,
-                layer.offset + key[1] * layer.record_bytes,
-                self._slots.view(slot, layer.record_bytes),
-                layer.checksums[key[1]],
-                label=partial(self._label, key),
-                demand=demand,
-            )
-            self._reads[key] = ticket
-            started[ticket] = key
-        return started
+                slots.move(slot, State.FREE)
+                self._guesses.gone(admission.evicted)
+            slots.move(slot, State.LOADING)
+            cache.pin(key)
+            views.append(slots.view(slot, self._records.record_bytes(key[0])))
+            keys.append(absent.popleft())
+        if not keys:
+            return {}
+        tickets = self._records.submit(keys, views, demand=demand)
+        self._reads.update(zip(keys, tickets, strict=True))
+        return dict(zip(tickets, keys, strict=True))
 
-    def _label(self, key: Key) -> str:
-        return self._store.record(*key).label
-
-    def _arrival(self, coming: dict[int, Key]) -> Key:
-        """Wait for the first of some reads, and take its expert."""
+    def _collect(self, hold: Hold, *, block: bool) -> None:
+        """Take the experts of a hold whose reads have ended, waiting for one with ``block``."""
         began = time.perf_counter()
-        try:
-            ticket = self._reader.wait_any(list(coming))
-            key = coming.pop(ticket)
-            self._land(key)
-        finally:
-            self.counters.wait_ms += (time.perf_counter() - began) * 1e3
-        self._take(key)
-        return key
+        landed = self._reader.collect(list(hold.coming), block=block)
+        if block:
+            waited_ms = (time.perf_counter() - began) * 1e3
+            self.counters.wait_ms += waited_ms
+            hold.waited_ms += waited_ms
+        refusals = []
+        for ticket, error in landed:
+            key = hold.coming.pop(ticket)
+            if error is not None:
+                self._abandon(key)
+                refusals.append(error)
+                continue
+            del self._reads[key]  # what was pinned for its read is pinned for the hold
+            slot = self._cache.slot(key)
+            self._slots.move(slot, State.READY)
+            self._slots.move(slot, State.HELD)
+            hold.here.append(key)
+        self.counters.bytes_read = self._reader.bytes_read
+        if refusals:
+            raise refusals[0]
+        hold.reads += len(landed)
+        if landed and not hold.reading:
+            self._guesses.read(hold.reads)
+            self._guess()
+
+    def _tidy(self, wanted: frozenset[Key]) -> None:
+        """Put away reads that nobody waits for and that have ended."""
+        others = {ticket: key for key, ticket in self._reads.items() if key not in wanted}
+        if not others:
+            return
+        for ticket, error in self._reader.collect(list(others), block=False):
+            self._landed(others[ticket], error)
+        self.counters.bytes_read = self._reader.bytes_read
 
     def _make_room(self) -> None:
         """Every slot is taken by reads hinted for others: drop one, or wait for one to end."""
@@ -342,11 +346,13 @@ class Streamer:
             if self._cancel(key):
                 return
         began = time.perf_counter()
-        first = self._reader.wait_any(list(self._reads.values()))
-        self._settle(key for key, ticket in self._reads.items() if ticket == first)
+        keys = {ticket: key for key, ticket in self._reads.items()}
+        for ticket, error in self._reader.collect(list(keys), block=True):
+            self._landed(keys[ticket], error)
+        self.counters.bytes_read = self._reader.bytes_read
         self.counters.wait_ms += (time.perf_counter() - began) * 1e3
 
-    def _end(self, hold: _Hold) -> bool:
+    def _end(self, hold: Hold) -> bool:
         """Leave a hold; False where another hold or an interrupt has ended it already."""
         if self._open and self._hold is not hold:
             return False
@@ -355,6 +361,8 @@ class Streamer:
             for key in (*hold.here, *hold.yielded):
                 self._release(key)
             self._settle(hold.coming.values())
+            if len(hold.wanted) <= self._store.shape.experts.top_k:
+                self._guesses.waited(hold.layer, hold.waited_ms)
             self._hold = None
             self._sound = True
         return True
@@ -362,26 +370,23 @@ class Streamer:
     def _settle(self, keys: Iterable[Key]) -> None:
         """End reads that nobody waits for: those not started are dropped, the rest let finish."""
         for key in [key for key in list(keys) if not self._cancel(key)]:
-            try:
-                self._land(key)
-            except ReadError as error:
-                _log.debug("an expert read in advance is not used: %s", error)
+            for _, error in self._reader.collect([self._reads[key]], block=True):
+                self._landed(key, error)
+        self.counters.bytes_read = self._reader.bytes_read
 
     def _cancel(self, key: Key) -> bool:
         cancelled = self._reader.cancel(self._reads[key])
         if cancelled:
+            self._guesses.dropped(key)
             self._abandon(key)
         return cancelled
 
-    def _land(self, key: Key) -> None:
-        """Wait for a read and open its slot for use, or free the slot where it failed."""
-        try:
-            self._reader.wait(self._reads[key])
-        except ReadError:
+    def _landed(self, key: Key, error: ReadError | None) -> None:
+        """Open the slot of a read that nobody waits for, or free it where the read failed."""
+        if error is not None:
+            _log.debug("an expert read in advance is not used: %s", error)
             self._abandon(key)
-            raise
-        finally:
-            self.counters.bytes_read = self._reader.bytes_read
+            return
         del self._reads[key]
         self._cache.unpin(key)
         self._slots.move(self._cache.slot(key), State.READY)
@@ -391,6 +396,7 @@ class Streamer:
         del self._reads[key]
         self._cache.unpin(key)
         self._slots.move(self._cache.drop(key), State.FREE)
+        self._guesses.gone(key)
 
     def _take(self, key: Key) -> None:
         self._cache.pin(key)

@@ -1,0 +1,126 @@
+"""What has been guessed about the next layer, and what came of it.
+
+Joins the policy (``prefetch``) with the clock, the counters and the experts that guesses have
+brought. Reads nothing: which slot, and when, is the ``streamer``'s.
+
+Invariant: an expert is among ``unasked`` from the moment its guessed read starts until a routing
+asks for it or it loses its slot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from flashmoe.quant import Array
+from flashmoe.stream.cache import Cache, Key
+from flashmoe.stream.counters import Counters
+from flashmoe.stream.prefetch import Prefetch
+
+
+@dataclass(eq=False)
+class _Ahead:
+    """The layer to guess for, who ranks its experts, and how once that is done."""
+
+    layer: int
+    rank: Callable[[], Array]
+    ranked: list[int] | None = None
+
+
+class Guesses:
+    """The guesses of one streamer; ``unasked`` experts are in memory, or on their way."""
+
+    def __init__(self, policy: Prefetch, cache: Cache, counters: Counters) -> None:
+        self.unasked: set[Key] = set()
+        self._policy = policy
+        self._cache = cache
+        self._counters = counters
+        self._ahead: _Ahead | None = None
+        self._started: tuple[int, float] | None = None  # the layer guessed for, and when
+        self._busy_since: float | None = None  # definite reads under way, since then
+        self._spared = 0  # reads of the open hold that guesses have done
+
+    def foresee(self, layer: int, rank: Callable[[], Array]) -> None:
+        """Guess for a layer as soon as the disk is idle, if that pays."""
+        self._ahead = _Ahead(layer, rank) if self._policy.pays(layer) else None
+
+    def forget(self) -> None:
+        """There is nothing to be guessed now."""
+        self._ahead = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to guess as soon as the disk is idle."""
+        return self._ahead is not None
+
+    def rank(self) -> None:
+        """Rank the experts of the layer ahead now: there is time for it."""
+        ahead = self._ahead
+        if ahead is not None and ahead.ranked is None:
+            ahead.ranked = ahead.rank().tolist()
+
+    def choose(self) -> tuple[list[Key], list[Key]]:
+        """What to read now, best first, and what must not leave for it; both empty for nothing."""
+        ahead = self._ahead
+        if ahead is None:
+            return [], []
+        began = time.perf_counter()
+        self.rank()
+        self._ahead = None
+        layer, ranked, cache = ahead.layer, ahead.ranked or [], self._cache
+        chosen = self._policy.choose(layer, ranked, lambda expert: (layer, expert) in cache)
+        present = [key for key in ((layer, expert) for expert in ranked) if key in cache]
+        now = time.perf_counter()
+        self._started = layer, now
+        self._policy.cost((now - began) * 1e3)
+        return [(layer, expert) for expert in chosen], present if chosen else []
+
+    def chance(self, key: Key) -> float:
+        """How likely one of those just chosen is to be asked for."""
+        return self._policy.chance(key[1])
+
+    def reading(self, keys: Sequence[Key]) -> None:
+        """The reads of these have started."""
+        self.unasked.update(keys)
+        self._counters.guessed += len(keys)
+
+    def dropped(self, key: Key) -> None:
+        """The read of an expert has not started, and never will."""
+        if key in self.unasked:
+            self._counters.guessed -= 1
+
+    def gone(self, key: Key) -> None:
+        """An expert has lost its slot."""
+        self.unasked.discard(key)
+
+    def asked(self, layer: int, keys: Sequence[Key]) -> set[Key]:
+        """A routing asks for these experts; which of them are there because of a guess."""
+        if self._started is not None:
+            if self._started[0] == layer:
+                self._policy.idle(layer, (time.perf_counter() - self._started[1]) * 1e3)
+                self._policy.learn(layer, [key[1] for key in keys])
+            self._started = None
+        if not self.unasked:
+            return self.unasked
+        right = self.unasked.intersection(keys)
+        self.unasked -= right
+        self._counters.guessed_right += len(right)
+        self._spared += len(right)
+        return right
+
+    def busy(self) -> None:
+        """Reads have been started that a hold will wait for."""
+        if self._busy_since is None:
+            self._busy_since = time.perf_counter()
+
+    def read(self, count: int) -> None:
+        """So many reads that a hold waited for have come, the last one just now."""
+        if self._busy_since is not None and count:
+            self._policy.read((time.perf_counter() - self._busy_since) * 1e3 / count)
+            self._busy_since = None
+
+    def waited(self, layer: int, ms: float) -> None:
+        """A hold of one token's experts has ended, and had waited so long."""
+        self._policy.waited(layer, ms, self._spared)
+        self._busy_since, self._spared = None, 0

@@ -15,8 +15,8 @@
 // - generic, and every plain product: (n / 16 + 5) * 2^-24 for n inputs;
 // - affine with avx2, avx512 and neon: 1e-5. Typical weights and activations keep it below
 //   1e-6. Two things can bring it near: a group whose weights are tiny beside their scale times the
-//   largest code, so that the two sums cancel; and, with avx512 and neon, which hold the
-//   activations of a group as 23-bit fixed point, one activation that is 2^15 times the others and
+//   largest code, so that the two sums cancel; and, since they hold the activations of a group
+//   as 23-bit fixed point (avx2 22-bit at 8 bits), one activation that is 2^14 times the others and
 //   meets a zero.
 
 #pragma once

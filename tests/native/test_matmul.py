@@ -217,6 +217,8 @@ def test_weights_may_lie_at_any_byte(kind: str) -> None:
 def test_no_rows_and_no_outputs() -> None:
     matrix = Affine(4, 64, 2, out=7, columns=128)
     assert matrix.product(activations(0, 128)).shape == (0, 7)
+    for kind in KINDS:
+        assert not Affine(4, 64, 2, out=7, columns=0).product(activations(2, 0), kind=kind).any()
     assert plain(np.empty((0, 16), np.float32), 0, activations(2, 16)).shape == (2, 0)
 
 

@@ -116,6 +116,19 @@ def test_activations_of_any_size(kind: str) -> None:
 
 @every_kind
 @pytest.mark.parametrize("bits", BITS)
+def test_the_largest_codes_and_digits(bits: int, kind: str) -> None:
+    """No integer sum saturates or wraps: the largest fixed-point numbers, and digits of -128."""
+    matrix = Affine(bits, 128, 0, out=2, columns=256)
+    matrix.weight[:] = 0xFFFFFFFF
+    matrix.values = np.float32(2**bits - 1) * np.repeat(matrix.scales, 128, 1)
+    matrix.biases[:] = 0
+    largest = np.array([0x3FFFFF, 0x3F7F80, -0x3F7F80, -0x3FFFFF], np.float32)
+    x = np.repeat(largest[:, None] / np.float32(2**21), 256, 1)
+    assert_close(matrix.product(x, kind=kind), x, matrix.values)
+
+
+@every_kind
+@pytest.mark.parametrize("bits", BITS)
 def test_an_activation_that_is_not_finite_shows(bits: int, kind: str) -> None:
     matrix = Affine(bits, 32, 2, out=9, columns=96)
     for wrong in (np.nan, np.inf, -np.inf):

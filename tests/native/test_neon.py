@@ -145,6 +145,18 @@ def test_activations_of_any_size(bits: int, driver: Path) -> None:
     assert not np.isfinite(y[9:]).any()
 
 
+def test_the_largest_codes_and_digits(driver: Path) -> None:
+    """No integer sum saturates or wraps: the largest fixed-point numbers, and digits of -128."""
+    largest = np.array([0x3FFFFF, 0x3F7F80, -0x3F7F80, -0x3FFFFF], np.float32)
+    x, program = np.repeat(largest[:, None] / np.float32(2**21), COLUMNS, 1), Program(driver)
+    matrices = [random_matrix(Affine(bits, 128, "F32"), 3) for bits in AFFINE_BITS]
+    for matrix in matrices:
+        matrix.weight[:] = 0xFFFFFFFF
+        program.matmul("neon", 1, x, matrix)
+    for matrix, y in zip(matrices, program.run(WITH), strict=True):
+        assert error(y, x, matrix) <= AFFINE_PRODUCT, (SEED, matrix.form)
+
+
 @pytest.mark.parametrize("scalar", SCALARS)
 @pytest.mark.parametrize("columns", [1, 15, 16, 257, 512])
 def test_plain(columns: int, scalar: FloatName, driver: Path) -> None:

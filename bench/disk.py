@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import results
 import xxhash
 
 from flashmoe.stream.direct import DirectReader
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--gib", type=float, default=4)
     parser.add_argument("--record-mib", type=float, default=6.75)
+    results.add_arguments(parser)
     given = parser.parse_args()
     record_bytes = int(given.record_mib * 256) * 4096
     count = int(given.gib * (1 << 30)) // record_bytes
@@ -100,7 +102,9 @@ def main() -> None:
         f"{'direct' if direct else 'cached'}_{depth}": round(value, 3)
         for (depth, direct), value in medians.items()
     }
-    print(json.dumps({"record_bytes": record_bytes, "gb_s": figures}))
+    line = {"record_bytes": record_bytes, "gb_s": figures}
+    results.save_if_asked(given, "disk", line, {"gib": given.gib, "record_mib": given.record_mib})
+    print(json.dumps(line))
 
 
 if __name__ == "__main__":

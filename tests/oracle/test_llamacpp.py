@@ -56,7 +56,7 @@ def test_both_compute_the_same_function(sides: Any, experts: int | None) -> None
 
 
 def test_another_number_of_experts_is_another_function(sides: Any) -> None:
-    from versus_runs import shared_request, run_json, driver
+    from versus_runs import driver, run_json, shared_request
 
     def logits(experts: int | None) -> np.ndarray:
         case, file = replace(sides.case, experts=experts), sides.store / f"{experts}.npy"

@@ -37,7 +37,7 @@ def draw(shown: list[Panel], labels: list[str], title: str, path: Path) -> None:
         axes.set_title(panel.title, fontsize=10)
         axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right", fontsize=7)
         axes.set_xlim(-0.5, len(labels) - 0.5)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6, loc="best")
     figure.suptitle(title)

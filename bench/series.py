@@ -32,7 +32,8 @@ def versus(run: Run) -> Iterator[Point]:
     """Decode and prompt speed a case, ours and the peer's, and the shares of the limit."""
     work = run["arguments"]
     case = work.get("case") or f"{work['shape']}, {work['ram_bytes']} bytes"
-    for side, found in run["figures"]["sides"].items():
+    for name, found in run["figures"]["sides"].items():
+        side = name if name == "flashmoe" else f"llama.cpp, {name}"
         yield f"decode, tok/s: {case}", side, found["tg_tok_s"]
         yield f"prompt, tok/s: {case}", side, found["pp_tok_s"]
         yield "decode, share of the limit", f"{case}: {side}", found["share_of_limit"]

@@ -87,8 +87,8 @@ def test_lines_are_medians_a_commit_in_the_order_of_commits(load: Load, tmp_path
     assert series.commits(found) == ["2026-01-01 aaaaaaa", "2026-01-02 bbbbbbb*"]
     panels = {panel.title: panel.lines for panel in series.panels(found)}
     decode = panels["decode, tok/s: a-8g"]
-    assert decode == {"flashmoe": [(0, 5.0), (1, 6.0)], "tuned": [(0, 1.0), (1, 1.0)]}
-    assert panels["decode, share of the limit"]["a-8g: tuned"] == [(0, 0.2), (1, 0.2)]
+    assert decode == {"flashmoe": [(0, 5.0), (1, 6.0)], "llama.cpp, tuned": [(0, 1.0), (1, 1.0)]}
+    assert panels["decode, share of the limit"]["a-8g: llama.cpp, tuned"] == [(0, 0.2), (1, 0.2)]
     assert panels["products, GB/s of weights"]["4 bits"] == [(1, 48.0)]
     assert panels["products, GB/s of weights"]["plain read"] == [(1, 50.0)]
     assert panels["disk, GB/s of records"] == {"direct": [(1, 1.9)], "cached": [(1, 1.0)]}

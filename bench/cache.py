@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+import results
+
 from flashmoe.apps import routing
 from flashmoe.apps.routing_log import RoutingLog, read
 from flashmoe.stream.cache import Cache, Key
@@ -161,6 +163,7 @@ def main() -> None:
     parser.add_argument("trace", type=Path)
     parser.add_argument("--share", default="0.1,0.17,0.25,0.5")
     parser.add_argument("--json", action="store_true")
+    results.add_arguments(parser)
     given = parser.parse_args()
     log = read(given.trace)
     rows = [compare(log, float(share)) for share in given.share.split(",")]
@@ -172,7 +175,9 @@ def main() -> None:
             print(f"{row['share']:9.0%} {row['slots']:9.0f}", *figures)
     header = log.header
     shape = {"layers": header.layers, "experts": header.experts, "top_k": header.top_k}
-    print(json.dumps({"trace": given.trace.name, "tokens": len(log.ids), **shape, "rows": rows}))
+    line = {"trace": given.trace.name, "tokens": len(log.ids), **shape, "rows": rows}
+    results.save_if_asked(given, "cache", line, {"share": given.share})
+    print(json.dumps(line))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import results
 import xxhash
 
 from flashmoe.apps.ceilings import DEPTHS, ROUNDS, distinct_records, rates_by_depth
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--gib", type=float, default=4)
     parser.add_argument("--record-mib", type=float, default=6.75)
+    results.add_arguments(parser)
     given = parser.parse_args()
     path = given.directory / "flashmoe-disk-bench"
     try:
@@ -77,7 +79,9 @@ def main() -> None:
         for kind, found in kinds.items()
         for depth, rate in found.items()
     }
-    print(json.dumps({"record_bytes": records[0].nbytes, "gb_s": figures}))
+    line = {"record_bytes": records[0].nbytes, "gb_s": figures}
+    results.save_if_asked(given, "disk", line, {"gib": given.gib, "record_mib": given.record_mib})
+    print(json.dumps(line))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import results
 
 from flashmoe import _native
 from flashmoe.kernels import reference
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=1)
+    results.add_arguments(parser)
     given = parser.parse_args()
     rng = np.random.default_rng(1)
     x = rng.standard_normal((given.tokens, given.columns), dtype=np.float32)
@@ -121,7 +123,9 @@ def main() -> None:
     checked = statistics.median(seconds(lambda: _native.xxh3_64(data)) for _ in range(REPEATS))
     rates["xxh3"] = {"one thread": round(data.nbytes / checked / 1e9, 2)}
     print(f"checksum: {rates['xxh3']['one thread']} GB/s on one thread")
-    print(json.dumps({"threads": given.threads, "tokens": given.tokens, "gb_s": rates}))
+    line = {"threads": given.threads, "tokens": given.tokens, "gb_s": rates}
+    results.save_if_asked(given, "kernels", line, {"rows": given.rows, "columns": given.columns})
+    print(json.dumps(line))
 
 
 if __name__ == "__main__":

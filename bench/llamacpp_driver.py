@@ -122,7 +122,8 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     end = counters()
 
     def a_token(name: str) -> float:
-        return (end[name] - first[name]) / steps
+        spent: float = end[name] - first[name]
+        return spent / steps
 
     return {
         "load_s": loaded - began,

@@ -1,9 +1,10 @@
 """What is compared: the work of a comparison, the ways llama.cpp is run, and known cases.
 
 Owns the presets and their defaults. Cases are named by shape and memory: a is the 35B shape
-whole, b eight layers of the 397B shape. llama.cpp is run with a read-ahead of 128 KiB, which
-suits it best where experts are read from disk, and with the machine's own, which is what a user
-gets who changes nothing.
+whole, b eight layers of the 397B shape, c all 60 of its layers on eight distinct files, which
+llama.cpp cannot load: flashmoe runs alone there. llama.cpp is run with a read-ahead of 128 KiB,
+which suits it best where experts are read from disk, and with the machine's own, which is what
+a user gets who changes nothing.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Case:
     gen_tokens: int
     repeat: int
     skew: float = 0.0
+    distinct: int | None = None
 
     @property
     def cold(self) -> bool:
@@ -62,22 +64,28 @@ class Case:
 
     @property
     def peers(self) -> tuple[Peer, ...]:
-        """In the order in which they take their turns."""
+        """In the order in which they take their turns; none where no GGUF can be written."""
+        if self.distinct is not None:
+            return ()
         return (REPACKED, MAPPED) if self.ram_bytes is None else (TUNED, OWN)
 
     def model_name(self) -> str:
         """Of the files with the weights."""
-        parts = (self.shape, str(self.layers or SIZES[self.shape].layers), f"{self.skew:g}")
-        return "-".join(parts[:2] if not self.skew else parts)
+        name = f"{self.shape}-{self.layers or SIZES[self.shape].layers}"
+        name += f"-skew{self.skew:g}" if self.skew else ""
+        return name if self.distinct is None else f"{name}-distinct{self.distinct}"
 
 
 A = Case("qwen3.5-35b-a3b", None, None, None, 128, 64, 3)
 B = Case("qwen3.5-397b-a17b", 8, 12 << 30, None, 128, 32, 3)
+C = replace(B, layers=None, ram_bytes=16 << 30, distinct=8)
 CASES = {
     "a-ram": A,
     "a-8g": replace(A, ram_bytes=8 << 30, gen_tokens=32),
     "b-12g": B,
     "b-12g-top4": replace(B, experts=4),
+    "c-16g": C,
+    "c-16g-top4": replace(C, experts=4),
 }
 
 
@@ -92,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gen-tokens", type=int)
     parser.add_argument("--repeat", type=int, help="turns")
     parser.add_argument("--skew", type=float, help="as bench/synthetic.py takes it")
+    parser.add_argument("--distinct", type=int, help="the same; llama.cpp is left out")
 
 
 def case_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Case:
@@ -101,7 +110,7 @@ def case_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Case:
     case = CASES[given.case] if given.case else replace(A, shape=given.shape)
     if given.case and given.shape not in (None, case.shape):
         parser.error(f"--case {given.case} is of shape {case.shape}: leave out {given.shape}")
-    names = ("layers", "experts", "prompt_tokens", "gen_tokens", "repeat", "skew")
+    names = ("layers", "experts", "prompt_tokens", "gen_tokens", "repeat", "skew", "distinct")
     changed = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     if given.ram is not None:
         try:

@@ -65,23 +65,24 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def weights(given: argparse.Namespace, case: Case) -> tuple[Path, Path]:
-    """Store and GGUF, made where they are missing."""
+def weights(given: argparse.Namespace, case: Case) -> tuple[Path, Path | None]:
+    """Store and GGUF, made where they are missing; None where llama.cpp takes no part."""
     if given.store is not None:
         for path in (given.store / MANIFEST, given.gguf):
             if not path.exists():
                 sys.exit(f"error: {path} is missing")
         return given.store, given.gguf
     folder = given.work / case.model_name()
-    store, gguf = folder / "store", folder / "model.gguf"
+    store, gguf = folder / "store", folder / "model.gguf" if case.peers else None
     if not (store / MANIFEST).exists():
         command = [sys.executable, str(HERE / "synthetic.py"), case.shape, "--out", str(store)]
-        command += ["--gguf", str(gguf), "--skew", str(case.skew)]
-        command += ["--layers", str(case.layers)] if case.layers else []
+        wanted = {"skew": case.skew, "layers": case.layers, "distinct": case.distinct}
+        for name, value in {**wanted, "gguf": gguf}.items():
+            command += [] if value is None else [f"--{name}", str(value)]
         folder.mkdir(parents=True, exist_ok=True)
         if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
             sys.exit("error: the weights were not written: see above")
-    elif not gguf.exists():
+    elif gguf is not None and not gguf.exists():
         write_gguf(gguf, store, tell)
     return store, gguf
 
@@ -174,6 +175,8 @@ def commands(sides: Sides, peers: tuple[Peer, ...]) -> dict[str, str]:
         f"{', repacked' if peer.repack else ''}"
         for peer in peers
     )
+    if not peers:
+        return {"flashmoe": shown}
     return {"flashmoe": shown, "llama.cpp": f"{options}; {sides.threads} threads"}
 
 
@@ -183,23 +186,21 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(128 + number))
     given, case = arguments()
-    python = llamacpp_environment.prepared(given.env)
+    python = llamacpp_environment.prepared(given.env) if case.peers else None
     store, gguf = weights(given, case)
     sides = Sides(case, store, gguf, python)
     agreed = None
-    if not given.no_check:
+    if case.peers and not given.no_check:
         tell("comparing logits")
         agreed = agreement(sides)
         tell(f"  {agreed}")
     runs = turns(sides)
     found = summary(runs)
     show(case, found)
-    peer = next(name for name in found if name != "flashmoe")
-    versions = {
-        "flashmoe": __version__,
-        "llama-cpp-python": llamacpp_environment.VERSION,
-        "llama.cpp": found[peer]["library"],
-    }
+    versions = {"flashmoe": __version__}
+    for peer in case.peers:
+        versions |= {"llama-cpp-python": llamacpp_environment.VERSION}
+        versions |= {"llama.cpp": found[peer.name]["library"]}
     line = {
         "bench": "versus_llamacpp",
         "case": given.case,

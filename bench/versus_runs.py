@@ -37,12 +37,12 @@ place leave no likeness at all."""
 
 @dataclass(frozen=True)
 class Sides:
-    """Where both sides are, and the work."""
+    """Where both sides are, and the work; ``gguf`` and ``python`` None: ours alone."""
 
     case: Case
     store: Path
-    gguf: Path
-    python: Path
+    gguf: Path | None
+    python: Path | None
 
     @property
     def threads(self) -> int:
@@ -63,13 +63,14 @@ class Sides:
 
     def drop(self) -> None:
         """Both begin cold."""
-        drop_pages([self.gguf, *(path for path in self.store.iterdir() if path.name != MANIFEST)])
+        files = {path for path in self.store.iterdir() if path.name != MANIFEST}
+        drop_pages(files if self.gguf is None else {*files, self.gguf})
 
 
 def run_ours(sides: Sides) -> dict[str, Any]:
     """The figures of ``flashmoe bench``."""
     sides.drop()
-    return _json_of([*FLASHMOE, *sides.command()], sides.case.ram_bytes, "flashmoe")
+    return run_json([*FLASHMOE, *sides.command()], sides.case.ram_bytes, "flashmoe")
 
 
 def run_peer(sides: Sides, peer: Peer) -> dict[str, Any]:
@@ -81,11 +82,12 @@ def run_peer(sides: Sides, peer: Peer) -> dict[str, Any]:
         "gen_tokens": tokens,
         "seed": SEED + 1,  # of our first repetition
         "cold": case.cold,
-        **_common(sides, peer.repack),
+        **shared_request(sides, peer.repack),
     }
     sides.drop()
+    assert sides.gguf is not None
     with read_ahead(sides.gguf, peer.read_ahead_kib) as kib:
-        found = _json_of(driver(sides, request), case.ram_bytes, f"llama.cpp, {peer.name}")
+        found = run_json(driver(sides, request), case.ram_bytes, f"llama.cpp, {peer.name}")
     return {**found, "read_ahead_kib": kib, "gen_tokens": tokens}
 
 
@@ -100,12 +102,12 @@ def agreement(sides: Sides) -> dict[str, float]:
     ids = np.random.default_rng(SEED).integers(0, CHECK_WORDS, CHECK_TOKENS).tolist()
     with tempfile.TemporaryDirectory() as folder:
         theirs, ours = Path(folder) / "theirs.npy", Path(folder) / "ours.npy"
-        request = {"ids": ids, "logits": str(theirs), **_common(sides, False)}
-        _json_of(driver(sides, request), case.ram_bytes, "llama.cpp")
+        request = {"ids": ids, "logits": str(theirs), **shared_request(sides, False)}
+        run_json(driver(sides, request), case.ram_bytes, "llama.cpp")
         asked = {"store": str(sides.store), "ids": ids, "logits": str(ours)}
         asked |= {"ram_bytes": case.ram_bytes, "experts": case.experts}
         command = [sys.executable, str(HERE / "versus_logits.py"), json.dumps(asked)]
-        _json_of(command, case.ram_bytes, "flashmoe")
+        run_json(command, case.ram_bytes, "flashmoe")
         return likeness(np.load(ours), np.load(theirs))
 
 
@@ -129,7 +131,7 @@ def likeness(ours: Any, theirs: Any) -> dict[str, float]:
     return {"correlation": median, "same_best": best, "least_error": float(errors.min())}
 
 
-def _common(sides: Sides, repack: bool) -> dict[str, Any]:
+def shared_request(sides: Sides, repack: bool) -> dict[str, Any]:
     return {
         "gguf": str(sides.gguf),
         "threads": sides.threads,
@@ -138,7 +140,7 @@ def _common(sides: Sides, repack: bool) -> dict[str, Any]:
     }
 
 
-def _json_of(command: list[str], ram_bytes: int | None, name: str) -> dict[str, Any]:
+def run_json(command: list[str], ram_bytes: int | None, name: str) -> dict[str, Any]:
     """The JSON object on the last line of what a command prints within the limit."""
     with Confinement(ram_bytes) as confined:
         code, output = confined.run(command)

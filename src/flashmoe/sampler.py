@@ -25,6 +25,7 @@ Scores = NDArray[np.float64]  # (vocab,)
 Ids = NDArray[np.intp]
 
 _SEED_MASK = (1 << 64) - 1
+_SUM_BLOCK = 1024
 _TOP_P_WINDOWS = (256, 4096)  # sorted in steps: a nucleus is rarely wider than the first
 
 
@@ -115,10 +116,7 @@ class Sampler:
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf
             scaled = (scores - scores.max()) / self._sampling.temperature
         ids, weights = _filtered(scaled, self._sampling)
-        cumulative = np.cumsum(weights)
-        point = self._random.random() * cumulative[-1]
-        index = int(np.searchsorted(cumulative, point, side="right"))
-        return int(ids[min(index, ids.size - 1)])
+        return int(ids[_reaching(weights, self._random.random())])
 
     def _choice(self, raw: Scores, token: int) -> Choice:
         wanted = self._sampling.logprobs
@@ -129,6 +127,22 @@ class Sampler:
         best = descending(raw, wanted) if wanted else ()
         top = tuple((int(index), float(raw[index]) - total) for index in best)
         return Choice(token, float(raw[token]) - total, top)
+
+
+def _reaching(weights: Scores, share: float) -> int:
+    """Where the running sum of the weights passes a share (below 1) of the total.
+
+    Found by the sums of blocks first, since one running sum is slow: each adds to the last.
+    """
+    whole = weights.size // _SUM_BLOCK * _SUM_BLOCK
+    sums = np.append(weights[:whole].reshape(-1, _SUM_BLOCK).sum(axis=1), weights[whole:].sum())
+    ends = np.cumsum(sums)
+    point = share * ends[-1]
+    block = min(int(np.searchsorted(ends, point, side="right")), (weights.size - 1) // _SUM_BLOCK)
+    inside = weights[block * _SUM_BLOCK : (block + 1) * _SUM_BLOCK]
+    left = point - (ends[block] - sums[block])
+    index = int(np.searchsorted(np.cumsum(inside), left, side="right"))
+    return block * _SUM_BLOCK + min(index, inside.size - 1)
 
 
 def descending(scores: Scores, count: int) -> Ids:
@@ -153,6 +167,8 @@ def _filtered(scaled: Scores, options: Sampling) -> tuple[Ids, Scores]:
         ids, weights = _widening_nucleus(scaled, options.top_p)
     else:
         ids, weights = np.arange(scaled.size), np.exp(scaled)
+    if options.min_p == 0:
+        return ids, weights
     kept = weights >= options.min_p  # the best token weighs exactly 1
     return ids[kept], weights[kept]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,13 @@ class Engine:
         runtime: Runtime,
         observer: Observer,
         room: int,
+        kv: str = Budget.kv,
     ) -> None:
         self.store = store
         self.shape = shape
         self.plan = plan
         self.kernels = kernels
+        self.kv = kv
         self._lock = threading.Lock()
         self._blas = ThreadpoolController()
         self._words = words
@@ -74,8 +76,9 @@ class Engine:
         # An emptied cache is read into at the same depth, without measuring once more.
         self.runtime = replace(runtime, io_threads=self.streamer.io_threads)
         identity = f"{store.manifest.to_json()}{kernels.dtype}{shape.experts.top_k}"
-        self.key = xxhash.xxh3_64_hexdigest(identity.encode())
-        """Names store, dtype and experts a token: what a saved timeline is valid for."""
+        self.key = f"{xxhash.xxh3_64_hexdigest(identity.encode())}-{kv}"
+        """Names store, dtype, experts a token and, behind the dash, how keys and values are held:
+        what a saved timeline is valid for."""
 
     @classmethod
     def open(
@@ -111,8 +114,10 @@ class Engine:
             kernels=chosen,
             experts_per_token=shape.experts.top_k,
         )
-        room = _room(plan, promised=budget is not None and budget.ram_bytes is not None)
-        return cls(store, words, plan, shape, chosen, runtime, observer or Observer(), room)
+        budget = budget or Budget()
+        room = _room(plan, promised=budget.ram_bytes is not None)
+        watching = observer or Observer()
+        return cls(store, words, plan, shape, chosen, runtime, watching, room, budget.kv)
 
     def session(self) -> Session:
         """A new, empty timeline.
@@ -134,7 +139,7 @@ class Engine:
 
         Passes of several sessions take turns. One that fails leaves ``state`` as it was.
         """
-        with self._alone():
+        with self._alone(blas=len(ids) > 1 or self.kernels.name == "reference"):
             before, mark = self.streamer.counters.snapshot(), state.mark()
             try:
                 hidden = self.decoder.forward(ids, state, self.streamer)
@@ -145,14 +150,15 @@ class Engine:
 
     def head(self, hidden: Array) -> Array:
         """Logits (T, vocabulary) of hidden states (T, hidden)."""
-        with self._alone():
+        with self._alone(blas=self.kernels.name == "reference"):
             return self.decoder.logits(hidden)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One pass at a time, with BLAS on one thread: how it splits a product over more would
-        show in the last bits."""
-        with self._lock, self._blas.limit(limits=1, user_api="blas"):
+    def _alone(self, *, blas: bool) -> Iterator[None]:
+        """One pass at a time, with BLAS, where it is used, on one thread: how it splits a product
+        over more would show in the last bits. Asking for that takes 0.1 ms."""
+        limited = self._blas.limit(limits=1, user_api="blas") if blas else nullcontext()
+        with self._lock, limited:
             yield
 
     @property

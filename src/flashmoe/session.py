@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashmoe import snapshot as snapshots
-from flashmoe.errors import InputError, SessionError
+from flashmoe.errors import InputError
 from flashmoe.model.state import State
 from flashmoe.options import Sampling
 from flashmoe.quant import Array
@@ -24,6 +24,7 @@ from flashmoe.sampler import Choice, Sampler
 from flashmoe.snapshot import Snapshot
 from flashmoe.step import Finish, Step
 from flashmoe.stream.counters import Counters
+from flashmoe.stream.direct import busy_ms
 from flashmoe.text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class Session:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._state = State(engine.shape, engine.plan.context_tokens, engine.kernels.dtype)
+        context = engine.plan.context_tokens
+        self._state = State(engine.shape, context, engine.kernels.dtype, engine.kv)
         self._ids: list[int] = []
         self._turn = 0  # of the latest use, so that an older reply cannot go on by mistake
 
@@ -100,13 +102,13 @@ class Session:
         while True:
             if turn != self._turn:
                 raise InputError("the session was used for something else: this reply has ended")
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), busy_ms()
             cost = [spent for _, spent in self._passes(kept)]
             choice = sampler(self._engine.head(self._state.last)[0])
             self._ids.append(choice.id)
             kept, made = len(self._ids), made + 1
             text, finish = self._finish(choice, words, made, sampling)
-            yield _step(choice, text, finish, prompt_tokens, cost, began)
+            yield _step(choice, text, finish, prompt_tokens, cost, began, busy)
             if finish:
                 return
             prompt_tokens = 0
@@ -141,8 +143,7 @@ class Session:
             SessionError: it belongs to another model.
             ContextError: it is longer than the planned context.
         """
-        if snapshot.model != self._engine.key:
-            raise SessionError("the snapshot belongs to another store, dtype or experts a token")
+        snapshots.check_model("the snapshot", snapshot.model, self._engine.key)
         self._turn += 1
         self._state.assign(snapshot.position, snapshot.arrays)
         self._ids = list(snapshot.ids)
@@ -210,7 +211,9 @@ def _step(
     prompt_tokens: int,
     cost: list[Counters],
     began: float,
+    busy: float,
 ) -> Step:
+    total = (time.perf_counter() - began) * 1e3
     return Step(
         id=choice.id,
         text=text,
@@ -222,5 +225,6 @@ def _step(
         misses=sum(spent.misses for spent in cost),
         bytes_read=sum(spent.bytes_read for spent in cost),
         ms_read_wait=sum(spent.wait_ms for spent in cost),
-        ms_total=(time.perf_counter() - began) * 1e3,
+        ms_total=total,
+        ms_python=max(total - (busy_ms() - busy), 0.0),
     )

@@ -22,6 +22,7 @@ import numpy as np
 import xxhash
 
 from flashmoe.errors import CheckpointError, SessionError
+from flashmoe.options import KV_KINDS
 from flashmoe.quant import Array
 from flashmoe.store.layout import header
 from flashmoe.store.published_files import OpenFiles
@@ -112,11 +113,7 @@ def _read(files: OpenFiles, path: Path, model: str) -> Snapshot:
     about = _about(files, places.pop("about", None), path)
     if about.get("format") != FORMAT or "ids" not in places:
         raise SessionError(f"{path} was not saved by this version: start the session anew")
-    if about.get("model") != model:
-        raise SessionError(
-            f"{path} was saved with another store, dtype or number of experts a token: open it "
-            "with the same ones"
-        )
+    check_model(str(path), str(about.get("model")), model)
     stored = _Stored(files, places)
     position, ids = about.get("position"), stored["ids"].tolist()
     if about.get("checksum") != _checksum(model, position, stored):
@@ -124,6 +121,26 @@ def _read(files: OpenFiles, path: Path, model: str) -> Snapshot:
     assert isinstance(position, int)  # as the checksum vouches for
     del places["ids"]
     return Snapshot(model, tuple(ids), position, stored)
+
+
+def check_model(name: str, saved: str, own: str) -> None:
+    """Refuse a timeline that is not valid for the model ``own`` (``Engine.key``).
+
+    Raises:
+        SessionError: it belongs to another model, or holds keys and values in another form.
+    """
+    if saved == own:
+        return
+    (model, _, kind), (own_model, _, own_kind) = saved.partition("-"), own.partition("-")
+    if model == own_model and kind in KV_KINDS:
+        raise SessionError(
+            f"{name} holds keys and values as {kind} and this engine as {own_kind}: open it with "
+            f"--kv {kind} (Budget.kv)"
+        )
+    raise SessionError(
+        f"{name} belongs to another store, dtype or number of experts a token: open it with the "
+        "same ones"
+    )
 
 
 def _about(files: OpenFiles, place: Location | None, path: Path) -> dict[str, Any]:

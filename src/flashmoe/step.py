@@ -20,7 +20,8 @@ class Step:
     ``text`` may be empty (half a character, the start of a stop string, a stop token) and never
     ends inside a character. ``prompt_tokens`` passed before this token: the prompt at the first
     step, 0 later. ``hits`` and ``misses`` count distinct experts a layer and chunk; ``bytes_read``
-    came from disk; ``ms_read_wait`` of ``ms_total`` were spent waiting for them.
+    came from disk; ``ms_read_wait`` of ``ms_total`` were spent waiting for them, ``ms_python``
+    neither in native code nor waiting.
     """
 
     id: int
@@ -34,6 +35,7 @@ class Step:
     bytes_read: int
     ms_read_wait: float
     ms_total: float
+    ms_python: float = 0.0
 
     @property
     def ms_compute(self) -> float:
@@ -54,6 +56,7 @@ class Totals:
     ms_first: float
     ms_decode: float
     decode_bytes_read: int
+    decode_ms_python: float = 0.0
 
     @staticmethod
     def of(steps: Iterable[Step]) -> Totals:
@@ -70,6 +73,7 @@ class Totals:
             ms_first=steps[0].ms_total if steps else 0.0,
             ms_decode=sum(step.ms_total for step in rest),
             decode_bytes_read=sum(step.bytes_read for step in rest),
+            decode_ms_python=sum(step.ms_python for step in rest),
         )
 
     @property
@@ -86,6 +90,11 @@ class Totals:
     def bytes_per_token(self) -> float:
         """Bytes read for each token after the first."""
         return self.decode_bytes_read / (self.tokens - 1) if self.tokens > 1 else 0.0
+
+    @property
+    def python_share(self) -> float:
+        """Share of the time after the first token that is neither native work nor waiting."""
+        return self.decode_ms_python / self.ms_decode if self.ms_decode else 0.0
 
     @property
     def hit_rate(self) -> float:

@@ -87,9 +87,8 @@ def test_swiglu(forms, tokens):
     wanted = reference.swiglu(x.astype(np.float64), expert)
     got = kernels.choose("cpu", "float32", 2).swiglu(x, expert)
     assert got.dtype == np.float32 and close(got, wanted)
-    parts = [cpu._parts(matrix) for matrix in (expert.gate, expert.up, expert.down)]
     for kind in _native.instruction_sets():
-        _native.expert_swiglu(x, *parts, got, 2, kind)
+        _native.swiglu(x, cpu._expert(expert), None, got, 2, kind)
         assert close(got, wanted)
 
 
@@ -139,11 +138,11 @@ def test_an_expert_that_does_not_fit_is_refused():
             table.swiglu(x, expert)
     with pytest.raises(ValueError, match="do not fit"):
         table.swiglu(x[:, :96], good)
-    parts, y = cpu._parts(good.gate), np.empty((1, 192), np.float32)
+    parts = cpu._parts(good.gate)
     with pytest.raises(TypeError):
-        _native.expert_swiglu(x, (parts[0].view(np.int32), *parts[1:]), parts, parts, y, 1)
+        _native.Matrix((parts[0].view(np.int32), *parts[1:]), 192)
     with pytest.raises(ValueError):
-        _native.expert_swiglu(x, parts[:3], parts, parts, y, 1)
+        _native.Matrix(parts[:3], 192)
 
 
 def test_the_table_is_chosen_by_name_and_dtype():

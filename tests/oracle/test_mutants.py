@@ -18,8 +18,8 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from flashmoe import kernels
-from flashmoe.kernels import reference
-from flashmoe.model import attention, moe, recurrent, trunk
+from flashmoe.kernels import mixers, reference
+from flashmoe.model import attention, recurrent, trunk
 from flashmoe.quant import Array, Expert
 from tests.oracle import tiny
 from tests.oracle.test_parity import TOKENS, Checked, check
@@ -35,6 +35,12 @@ def _kernels(patch: Patch, **wrong: Any) -> None:
     """Put wrong functions into the table of kernels that the engine chooses."""
     choose = kernels.choose
     patch.setattr(kernels, "choose", lambda *given: replace(choose(*given), **wrong))
+
+
+def _mixers(patch: Patch, **wrong: Any) -> None:
+    """Put wrong steps into the mixers."""
+    for name, function in wrong.items():
+        patch.setattr(mixers, name, function)
 
 
 def _permuted_rows(patch: Patch, name: str, order: Callable[[Any], Array]) -> None:
@@ -66,7 +72,9 @@ def gated_norm_with_one(patch: Patch) -> None:
 
 def norm_without_eps(patch: Patch) -> None:
     """The root of the mean alone."""
-    _kernels(patch, rms_norm=lambda x, weight, eps: reference.rms_norm(x, weight, 0.0))
+    wrong = {"rms_norm": lambda x, weight, eps: reference.rms_norm(x, weight, 0.0)}
+    _kernels(patch, **wrong)
+    _mixers(patch, **wrong)
 
 
 def l2_eps_on_the_mean(patch: Patch) -> None:
@@ -75,7 +83,7 @@ def l2_eps_on_the_mean(patch: Patch) -> None:
     def l2_norm(x: Array) -> Array:
         return reference.rms_norm(x, x.dtype.type(x.shape[-1] ** -0.5), 1e-6)
 
-    patch.setattr(recurrent, "l2_norm", l2_norm)
+    _mixers(patch, l2_norm=l2_norm)
 
 
 def l2_largest_of_norm_and_eps(patch: Patch) -> None:
@@ -85,7 +93,7 @@ def l2_largest_of_norm_and_eps(patch: Patch) -> None:
         norm: Array = np.linalg.norm(x, axis=-1, keepdims=True)
         return x / np.maximum(norm, 1e-6)
 
-    patch.setattr(recurrent, "l2_norm", l2_norm)
+    _mixers(patch, l2_norm=l2_norm)
 
 
 def interleaved_rotary(patch: Patch) -> None:
@@ -97,17 +105,17 @@ def interleaved_rotary(patch: Patch) -> None:
         y[..., order] = reference.rotary(x[..., order], start, dims, theta)
         return y
 
-    _kernels(patch, rotary=rotary)
+    _mixers(patch, rotary=rotary)
 
 
 def no_rotary(patch: Patch) -> None:
     """Positions are not seen by the attention."""
-    _kernels(patch, rotary=lambda x, *_: x)
+    _mixers(patch, rotary=lambda x, *_: x)
 
 
 def rotary_on_all_dims(patch: Patch) -> None:
     """The whole head is rotated where only a part should be."""
-    _kernels(patch, rotary=lambda x, at, _, theta: reference.rotary(x, at, x.shape[-1], theta))
+    _mixers(patch, rotary=lambda x, at, _, theta: reference.rotary(x, at, x.shape[-1], theta))
 
 
 def rotary_one_late(patch: Patch) -> None:
@@ -116,7 +124,7 @@ def rotary_one_late(patch: Patch) -> None:
     def rotary(x: Array, start: int, dims: int, theta: float) -> Array:
         return reference.rotary(x, start + (start > 0), dims, theta)
 
-    _kernels(patch, rotary=rotary)
+    _mixers(patch, rotary=rotary)
 
 
 def tiled_query_heads(patch: Patch) -> None:
@@ -129,12 +137,12 @@ def tiled_query_heads(patch: Patch) -> None:
         y[:, order] = reference.attention(q[:, order], keys, values)
         return y
 
-    _kernels(patch, attention=tiled)
+    _mixers(patch, attention=tiled)
 
 
 def attention_unscaled(patch: Patch) -> None:
     """Scores without head_dim ** -0.5."""
-    _kernels(patch, attention=lambda q, k, v: reference.attention(q * q.shape[-1] ** 0.5, k, v))
+    _mixers(patch, attention=lambda q, k, v: reference.attention(q * q.shape[-1] ** 0.5, k, v))
 
 
 def query_and_gate_in_halves(patch: Patch) -> None:
@@ -160,17 +168,17 @@ def gate_before_query(patch: Patch) -> None:
 
 def ungated_attention(patch: Patch) -> None:
     """The output without its gate."""
-    patch.setattr(attention, "sigmoid", np.ones_like)
+    _mixers(patch, sigmoid=np.ones_like)
 
 
 def _split(patch: Patch, change: Callable[[Any, Array, Array], tuple[Array, Array]]) -> None:
-    right = recurrent.GatedDeltaNet._split
+    right = mixers.split
 
-    def split(self: Any, mixed: Array) -> tuple[Array, Array, Array]:
-        q, k, v = right(self, mixed)
-        return *change(self.shape, q, k), v
+    def split(mixed: Array, shape: Any) -> tuple[Array, Array, Array]:
+        q, k, v = right(mixed, shape)
+        return *change(shape, q, k), v
 
-    patch.setattr(recurrent.GatedDeltaNet, "_split", split)
+    _mixers(patch, split=split)
 
 
 def tiled_key_heads(patch: Patch) -> None:
@@ -194,28 +202,28 @@ def delta_key_scaled(patch: Patch) -> None:
     _split(patch, lambda shape, q, k: (q, k * shape.key_dim**-0.5))
 
 
-def _recurrent_numpy(patch: Patch, **wrong: Callable[..., Any]) -> None:
-    patch.setattr(recurrent, "np", SimpleNamespace(**(vars(np) | wrong)))
+def _numpy(patch: Patch, module: Any, **wrong: Callable[..., Any]) -> None:
+    patch.setattr(module, "np", SimpleNamespace(**(vars(np) | wrong)))
 
 
 def softplus_dropped(patch: Patch) -> None:
     """The step is a + dt_bias itself."""
-    _recurrent_numpy(patch, logaddexp=lambda x, _: np.abs(x))
+    _numpy(patch, mixers, logaddexp=lambda x, _: np.abs(x))
 
 
 def decay_not_exponential(patch: Patch) -> None:
     """A_log taken for A."""
-    _recurrent_numpy(patch, exp=lambda x: x)
+    _numpy(patch, recurrent, exp=lambda x: x)
 
 
 def beta_without_sigmoid(patch: Patch) -> None:
     """The write strength is always one."""
-    patch.setattr(recurrent, "sigmoid", np.ones_like)
+    _mixers(patch, sigmoid=np.ones_like)
 
 
 def delta_gate_sigmoid(patch: Patch) -> None:
     """The output gate is a sigmoid instead of silu."""
-    patch.setattr(recurrent, "silu", reference.sigmoid)
+    _mixers(patch, silu=reference.sigmoid)
 
 
 def no_correction(patch: Patch) -> None:
@@ -229,7 +237,7 @@ def no_correction(patch: Patch) -> None:
             rows.append(np.einsum("hkv,hk->hv", s, q[t]))
         return np.stack(rows), s
 
-    _kernels(patch, delta_rule=delta_rule)
+    _mixers(patch, delta_rule=delta_rule)
 
 
 def decay_after_writing(patch: Patch) -> None:
@@ -243,12 +251,12 @@ def decay_after_writing(patch: Patch) -> None:
             rows.append(np.einsum("hkv,hk->hv", s, q[t]))
         return np.stack(rows), s
 
-    _kernels(patch, delta_rule=delta_rule)
+    _mixers(patch, delta_rule=delta_rule)
 
 
 def conv_reversed(patch: Patch) -> None:
     """The first tap meets the current token."""
-    _kernels(
+    _mixers(
         patch,
         causal_conv=lambda x, state, w: reference.causal_conv(x, state, w[:, ::-1]),
     )
@@ -261,7 +269,7 @@ def conv_state_after_silu(patch: Patch) -> None:
         y, state = reference.causal_conv(x, state, weight)
         return y, np.concatenate([state * 0, y])[-len(state) :]
 
-    _kernels(patch, causal_conv=causal_conv)
+    _mixers(patch, causal_conv=causal_conv)
 
 
 def state_forgotten(patch: Patch) -> None:
@@ -270,7 +278,7 @@ def state_forgotten(patch: Patch) -> None:
     def delta_rule(q: Array, k: Array, v: Array, decay: Array, beta: Array, s: Array) -> Any:
         return reference.delta_rule(q, k, v, decay, beta, 0 * s)
 
-    _kernels(patch, delta_rule=delta_rule)
+    _mixers(patch, delta_rule=delta_rule)
 
 
 def router_not_renormalized(patch: Patch) -> None:
@@ -301,7 +309,7 @@ def one_expert_less(patch: Patch) -> None:
 
 def shared_expert_ungated(patch: Patch) -> None:
     """The shared expert counts in full."""
-    patch.setattr(moe, "sigmoid", np.ones_like)
+    _kernels(patch, swiglu=lambda x, expert, gate: reference.swiglu(x, expert))
 
 
 def gate_and_up_exchanged(patch: Patch) -> None:

@@ -15,10 +15,11 @@ import numpy as np
 
 from flashmoe.apps import bench_figures, ceilings, terminal
 from flashmoe.apps.bench_figures import Reply
+from flashmoe.apps.flags import LOSSY_KV
 from flashmoe.apps.plan import budget_of
 from flashmoe.engine import Engine
 from flashmoe.errors import InputError
-from flashmoe.options import Runtime, Sampling
+from flashmoe.options import Budget, Runtime, Sampling
 from flashmoe.step import Step
 from flashmoe.store.reader import Store
 from flashmoe.stream import memory
@@ -41,6 +42,7 @@ class Request:
     repeat: int
     kernels: str
     runtime: Runtime
+    kv: str = Budget.kv
 
 
 def bench(request: Request, *, as_json: bool) -> None:
@@ -56,11 +58,13 @@ def bench(request: Request, *, as_json: bool) -> None:
     experts = own if request.experts is None else request.experts
     if experts != own:
         terminal.note(f"lossy: {experts} of {own} experts a token")
+    if request.kv != Budget.kv:
+        terminal.note(f"lossy: {LOSSY_KV[request.kv]}")
     terminal.note("measuring what disk and memory allow")
     limits = ceilings.measure(store.path, request.runtime)
     with Engine.open(
         request.store,
-        budget=budget_of(request.ram, context, None, experts),
+        budget=budget_of(request.ram, context, None, experts, request.kv),
         kernels=request.kernels,
         experts_per_token=request.experts,
         runtime=request.runtime,

@@ -40,6 +40,7 @@ KEYS = {
     "hit_rate": "experts found in memory, of all those asked for after the first token; null with "
     "--io os",
     "ms_read_wait_per_token": "spent waiting for experts",
+    "python_share": "of a token after the first: neither native work nor waiting for reads",
     "disk_bytes_s": "ceiling: records of this store at the best depth, in random order",
     "disk_depth": "that depth",
     "io": "how experts were read and kept",
@@ -100,6 +101,7 @@ def figures(
         "hit_rate": statistics.median(one.hit_rate for one in decoded) if own else None,
         "ms_read_wait_per_token": statistics.median(o.ms_read_wait / o.tokens for o in decoded),
         "io": engine.runtime.io,
+        "python_share": statistics.median(one.python_share for one in whole),
         "touched_bytes_per_token": touched,
         "limit_tok_s": limit,
         "share_of_limit": speed / limit,
@@ -183,6 +185,7 @@ def table(found: dict[str, Any]) -> Table:
         ("from the device", *_device(found)),
         ("hits", *_hits(found)),
         ("read wait", f"{found['ms_read_wait_per_token']:.1f} ms", "a token"),
+        ("Python", f"{found['python_share']:.1%}", "of a token: neither native work nor waiting"),
         ("limit", f"{found['limit_tok_s']:.2f} tok/s", "what disk and memory allow"),
         ("of the limit", f"{found['share_of_limit']:.1%}", ""),
         ("peak memory", format_bytes(found["peak_rss_bytes"]), _given(found)),

@@ -18,7 +18,7 @@ from flashmoe import __version__
 from flashmoe.apps import flags, terminal
 from flashmoe.apps.footer import KEYS
 from flashmoe.errors import FlashMoeError, InputError
-from flashmoe.options import Runtime, Sampling
+from flashmoe.options import Budget, Runtime, Sampling
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 refused (the store, the budget, the machine, a saved session), or "
@@ -169,6 +169,7 @@ def run(
     ram: flags.Ram = None,
     context: flags.Context = None,
     slots: flags.Slots = None,
+    kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
     threads: flags.Threads = None,
     chunk_tokens: flags.ChunkTokens = Runtime.chunk_tokens,
     io_threads: flags.IoThreads = Runtime.io_threads,
@@ -200,6 +201,7 @@ def bench(
     gen_tokens: flags.GenTokens = flags.GEN_TOKENS,
     ram: flags.Ram = None,
     experts_per_token: flags.ExpertsPerToken = None,
+    kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
     cold: flags.Cold = False,
     repeat: flags.Repeat = flags.REPEAT,
     threads: flags.Threads = None,
@@ -222,7 +224,16 @@ def bench(
         threads, chunk_tokens, hints, io=io, io_threads=io_threads, device_cache=device_cache()
     )
     request = Request(
-        store, prompt_tokens, gen_tokens, ram, experts_per_token, cold, repeat, kernels, runtime
+        store,
+        prompt_tokens,
+        gen_tokens,
+        ram,
+        experts_per_token,
+        cold,
+        repeat,
+        kernels,
+        runtime,
+        kv,
     )
     bench(request, as_json=as_json)
 

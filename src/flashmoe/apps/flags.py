@@ -19,6 +19,12 @@ MAX_TOKENS = 512
 PROMPT_TOKENS, GEN_TOKENS, REPEAT = 512, 128, 3
 """What ``bench`` measures unless it is told otherwise."""
 
+LOSSY_KV = {
+    "bf16": "keys and values are rounded to bfloat16",
+    "int8": "keys and values are rounded to 8 bits, with a scale a token and head",
+}
+"""What is said at start of a form that changes the answer."""
+
 _OWN = "the store's own"
 
 
@@ -153,6 +159,15 @@ Context: TypeAlias = Annotated[
 Slots: TypeAlias = Annotated[
     int | None,
     _memory("Experts kept in memory at once.", "--slots", show_default="what the budget holds"),
+]
+
+Kv: TypeAlias = Annotated[
+    Literal["f32", "bf16", "int8"],
+    _memory(
+        "How keys and values are held: as computed (f32), or LOSSY: in a half (bf16) or a quarter "
+        "(int8) of the memory.",
+        "--kv",
+    ),
 ]
 
 # --- how the work is done

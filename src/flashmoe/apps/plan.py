@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 FLOOR, RECOMMENDED = "floor", "recommended"
 
 
-def budget_of(ram: str | None, context: int | None, slots: int | None, top_k: int) -> Budget:
+def budget_of(
+    ram: str | None,
+    context: int | None,
+    slots: int | None,
+    top_k: int,
+    kv: str = Budget.kv,
+) -> Budget:
     """The budget that the flags ask for.
 
     The floor depends on what the process weighs when it loads, so it cannot be given as a size:
@@ -33,12 +39,12 @@ def budget_of(ram: str | None, context: int | None, slots: int | None, top_k: in
         InputError: not a size, or flags that exclude each other.
     """
     if ram is None or ram == RECOMMENDED:
-        return Budget(context_tokens=context, slots=slots)
+        return Budget(context_tokens=context, slots=slots, kv=kv)
     if ram == FLOOR:
         if slots is not None:
             raise InputError("--ram floor is the least number of slots: leave out --slots")
-        return Budget(context_tokens=context, slots=top_k)
-    return Budget(ram_bytes=parse_bytes(ram), context_tokens=context, slots=slots)
+        return Budget(context_tokens=context, slots=top_k, kv=kv)
+    return Budget(parse_bytes(ram), context_tokens=context, slots=slots, kv=kv)
 
 
 def plan(name: str, ram: str | None, context: int | None, io: Io, *, as_json: bool) -> None:

@@ -13,17 +13,18 @@ from typing import Any
 from flashmoe.apps.conversation import Prompt, read_prompt, read_tools
 from flashmoe.apps.places import device_cache
 from flashmoe.errors import InputError
-from flashmoe.options import Runtime, Sampling
+from flashmoe.options import Budget, Runtime, Sampling
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What ``--ram --context --slots --experts-per-token`` said."""
+    """What ``--ram --context --slots --experts-per-token --kv`` said."""
 
     ram: str | None = None
     context: int | None = None
     slots: int | None = None
     experts: int | None = None
+    kv: str = Budget.kv
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,13 @@ def request_of(flags: Mapping[str, Any]) -> Request:
             tools=[] if tools is None else read_tools(tools),
             thinking=flags["think"],
         ),
-        limits=Limits(flags["ram"], flags["context"], flags["slots"], flags["experts_per_token"]),
+        limits=Limits(
+            flags["ram"],
+            flags["context"],
+            flags["slots"],
+            flags["experts_per_token"],
+            flags["kv"],
+        ),
         runtime=Runtime(**{field.name: given[field.name] for field in fields(Runtime)}),
         kernels=flags["kernels"],
         sampling={

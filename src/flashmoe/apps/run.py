@@ -14,6 +14,7 @@ from typing import Any
 
 from flashmoe.apps import timing
 from flashmoe.apps.conversation import next_turn, opening
+from flashmoe.apps.flags import LOSSY_KV
 from flashmoe.apps.footer import Footer
 from flashmoe.apps.plan import budget_of
 from flashmoe.apps.request import Request
@@ -22,6 +23,7 @@ from flashmoe.apps.terminal import end_line, note, show_aside, take_interrupts, 
 from flashmoe.engine import Engine
 from flashmoe.errors import FlashMoeError
 from flashmoe.model.observer import Observer, Phase
+from flashmoe.options import Budget
 from flashmoe.quant import Array
 from flashmoe.session import Session
 from flashmoe.snapshot import destination
@@ -112,7 +114,7 @@ def _open(request: Request, onlookers: Observer) -> Engine:
     wanted = own.top_k if limits.experts is None else limits.experts
     engine = Engine.open(
         request.store,
-        budget=budget_of(limits.ram, limits.context, limits.slots, wanted),
+        budget=budget_of(limits.ram, limits.context, limits.slots, wanted, limits.kv),
         kernels=request.kernels,
         experts_per_token=limits.experts,
         runtime=request.runtime,
@@ -123,6 +125,8 @@ def _open(request: Request, onlookers: Observer) -> Engine:
             "lossy: answers differ from the published model: "
             f"{wanted} of {own.top_k} experts a token"
         )
+    if limits.kv != Budget.kv:
+        note(f"lossy: {LOSSY_KV[limits.kv]}")
     return engine
 
 

@@ -65,8 +65,10 @@ def _caption(clock: ReplyClock, steps: Sequence[Step]) -> str:
     decode = Totals.of(steps[1:])
     tokens = max(decode.tokens, 1)
     spent = sum(step.ms_total for step in steps[1:])
+    decode_share = Totals.of(steps).python_share
     elsewhere = max(spent - sum(clock.ms.values()), 0.0)
     return (
         f"{decode.ms_read_wait / tokens:.2f} ms a token of experts is waiting for reads; sampling "
-        f"and text take {elsewhere / tokens:.2f} ms more; the row of the prompt is for all of it"
+        f"and text take {elsewhere / tokens:.2f} ms more; {decode_share:.1%} of a token is Python, "
+        "neither native work nor waiting; the row of the prompt is for all of it"
     )

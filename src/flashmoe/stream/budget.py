@@ -123,6 +123,7 @@ def plan(
         block_bytes=scratch_block_bytes,
         process_bytes=process_bytes,
         peak_bytes=peak_bytes,
+        kv=budget.kv,
     )
     bounds = _bounds(budget, memory, needs)
     if bounds.limit_bytes < needs.least_bytes or (budget.ram_bytes or peak_bytes) < peak_bytes:
@@ -145,6 +146,7 @@ class _Needs:
     block_bytes: int
     process_bytes: int
     peak_bytes: int
+    kv: str
 
     def parts(self) -> dict[str, int]:
         """Everything but the slots, by its name in :class:`Plan`."""
@@ -155,15 +157,16 @@ class _Needs:
             context_tokens=context,
             block_bytes=self.block_bytes,
             float_bytes=floats,
+            kv=self.kv,
         )
-        copied = sizes.array_bytes(shape, context, floats)
+        copied = sizes.array_bytes(shape, context, floats, self.kv)
         return {
             "process_bytes": self.process_bytes,
             "allowance_bytes": ALLOWANCE_BYTES,
             "trunk_bytes": sizes.trunk_bytes(self.store, floats),
-            # Once more: what the running pass began with is kept, so that it can be undone.
-            "state_bytes": (self.sessions + 1) * sizes.state_bytes(shape, floats),
-            "kv_bytes": self.sessions * sizes.kv_bytes(shape, context, floats),
+            # Twice: what the last pass began with is kept, to undo it and to write the next into.
+            "state_bytes": 2 * self.sessions * sizes.state_bytes(shape, floats),
+            "kv_bytes": self.sessions * sizes.kv_bytes(shape, context, floats, self.kv),
             # One session is saved between its passes, others may be while another has a pass.
             "scratch_bytes": max(scratch, copied) if self.sessions == 1 else scratch + copied,
         }

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flashmoe._native import Reader
+from flashmoe._native import Reader, busy_seconds
 from flashmoe.errors import ReadError
 from flashmoe.quant import Array
 from flashmoe.store.layout import ALIGNMENT
@@ -40,6 +40,11 @@ class _Request(NamedTuple):
     offset_bytes: int
     size_bytes: int
     checksum: int
+
+
+def busy_ms() -> float:
+    """Time this thread has spent in native code so far: arithmetic, and waiting for reads."""
+    return busy_seconds() * 1e3
 
 
 class DirectReader:

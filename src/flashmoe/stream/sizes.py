@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 
+from flashmoe.kernels.kv import row_bytes
 from flashmoe.kernels.reference import CHUNK, SCORE_BYTES
+from flashmoe.options import Budget
 from flashmoe.quant import Plain
 from flashmoe.shape import ModelShape
 from flashmoe.store.reader import Store
@@ -49,22 +51,28 @@ def state_bytes(shape: ModelShape, float_bytes: int) -> int:
     return shape.mixers.count("recurrent") * (recurrent + conv) * float_bytes
 
 
-def kv_bytes(shape: ModelShape, context_tokens: int, float_bytes: int) -> int:
+def kv_bytes(
+    shape: ModelShape, context_tokens: int, float_bytes: int, kind: str = Budget.kv
+) -> int:
     """Keys and values of one timeline of ``context_tokens`` tokens, over all attention layers."""
     if shape.attention is None:
         return 0
-    token = 2 * shape.attention.kv_heads * shape.attention.head_dim * float_bytes
+    row = row_bytes(kind, shape.attention.head_dim, float_bytes)
+    token = 2 * shape.attention.kv_heads * row
     return shape.mixers.count("attention") * context_tokens * token
 
 
-def array_bytes(shape: ModelShape, context_tokens: int, float_bytes: int) -> int:
+def array_bytes(
+    shape: ModelShape, context_tokens: int, float_bytes: int, kind: str = Budget.kv
+) -> int:
     """The largest single array of a timeline: what saving and loading copy at a time."""
     keys = delta = 0
-    if shape.attention is not None and "attention" in shape.mixers:
-        keys = shape.attention.kv_heads * shape.attention.head_dim * context_tokens
+    if (attention := shape.attention) is not None and "attention" in shape.mixers:
+        row = row_bytes(kind, attention.head_dim, float_bytes)
+        keys = attention.kv_heads * context_tokens * row
     if (net := shape.recurrent) is not None:
-        delta = net.value_heads * net.key_dim * net.value_dim
-    return max(keys, delta) * float_bytes
+        delta = net.value_heads * net.key_dim * net.value_dim * float_bytes
+    return max(keys, delta)
 
 
 def scratch_bytes(
@@ -74,6 +82,7 @@ def scratch_bytes(
     context_tokens: int,
     block_bytes: int,
     float_bytes: int,
+    kv: str = Budget.kv,
 ) -> int:
     """What one pass and the drawing of a token take, rounded up throughout.
 
@@ -83,7 +92,8 @@ def scratch_bytes(
     scores = SCORE_BYTES // float_bytes
     floats = 8 * chunk_tokens * shape.hidden + max(
         chunk_tokens * _experts_floats(shape),
-        _attention_floats(shape, chunk_tokens, context_tokens, scores),
+        _attention_floats(shape, chunk_tokens, context_tokens, scores)
+        + _decoded_floats(shape, context_tokens, kv),
         _recurrent_floats(shape, chunk_tokens),
     )
     words = shape.vocabulary * SAMPLER_FLOATS * 8
@@ -109,6 +119,13 @@ def _attention_floats(
     query_scores = attention.heads // attention.kv_heads * context_tokens
     block = min(chunk_tokens * query_scores, max(block_floats, query_scores))
     return 5 * chunk_tokens * (queries + keys) + 4 * block
+
+
+def _decoded_floats(shape: ModelShape, context_tokens: int, kv: str) -> int:
+    """Keys and values of one head as floats, and a copy on the way, where they are held smaller."""
+    if shape.attention is None or kv == Budget.kv:
+        return 0
+    return 3 * context_tokens * shape.attention.head_dim
 
 
 def _recurrent_floats(shape: ModelShape, chunk_tokens: int) -> int:

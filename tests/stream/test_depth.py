@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flashmoe.errors import ReadError
 from flashmoe.options import DEFAULT_IO_THREADS, Runtime
 from flashmoe.quant import Array
 from flashmoe.stream import depth, rate
 from flashmoe.stream.slots import Slots, State
+from flashmoe.stream.streamer import Streamer
 from tests.stream.conftest import EXPERTS, LAYERS, TinyStore
 
 
@@ -110,3 +112,9 @@ def test_a_sample_is_of_few_files_and_has_the_first(tiny, monkeypatch):
     monkeypatch.setattr(depth, "SAMPLE_FILES", 3)
     paths = dict.fromkeys(record.path.name for record in depth.sample(tiny.store))
     assert list(paths) == ["layer-000.safetensors", "layer-002.safetensors"]
+
+
+def test_a_file_that_is_gone_is_the_reader_s_to_refuse(own, large):
+    own.store.record(0, 0).path.unlink()
+    with pytest.raises(ReadError, match=r"cannot open .*layer-000"):
+        Streamer(own.store, 8, Runtime())

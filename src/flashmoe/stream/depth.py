@@ -51,8 +51,12 @@ def choose(store: Store, slots: Slots, runtime: Runtime) -> int:
     )
     if runtime.io != "direct" or experts_bytes <= SMALL_STORE_BYTES:
         return DEFAULT_IO_THREADS
+    try:
+        name = device.identity(records[0].path)
+    except OSError:  # gone since the store was opened: whoever reads it says so
+        return DEFAULT_IO_THREADS
     size_class = max(record.nbytes for record in records).bit_length()
-    key = f"{device.identity(records[0].path)}, records below {1 << size_class} bytes"
+    key = f"{name}, records below {1 << size_class} bytes"
     kept = device.Depths(runtime.device_cache)
     depth = kept.get(key)
     if depth is None:
@@ -103,8 +107,9 @@ def measure(records: Sequence[RecordAddress], places: Sequence[Array]) -> int:
     best = max(rates.values())
     depth = min(depth for depth, rate in rates.items() if rate >= ENOUGH * best)
     _log.info(
-        "measured %s GB/s, depth %d is enough",
-        ", ".join(f"{depth}: {rate / 1e9:.2f}" for depth, rate in rates.items()),
+        "this disk reads %s GB/s at %s reads at once: %d are enough",
+        ", ".join(f"{rate / 1e9:.2f}" for rate in rates.values()),
+        ", ".join(map(str, rates)),
         depth,
     )
     return depth

@@ -37,6 +37,9 @@ def identity(path: Path, root: Path = ROOT) -> str:
 
     The numbers alone may belong to another disk after a restart. Of a partition the whole disk
     is asked, where it has no answer of its own.
+
+    Raises:
+        OSError: the file is gone.
     """
     device = path.stat().st_dev
     numbers = f"{os.major(device)}:{os.minor(device)}"

@@ -81,6 +81,11 @@ def test_a_warm_cache_reads_nothing_and_a_cold_one_does(command: Command, store)
 
 
 @pytest.mark.usefixtures("ceilings_known")
+def test_smaller_keys_and_values_are_called_lossy(command: Command, store):
+    result = command("bench", store, *QUICK, "--kv", "int8")
+    assert "lossy: keys and values are rounded to 8 bits" in result.err
+
+
 def test_other_experts_a_token_are_called_lossy(command: Command, store):
     result = command("bench", store, *QUICK, "--experts-per-token", 2)
     assert "lossy: 2 of 3 experts a token" in result.err

@@ -86,6 +86,7 @@ def test_smaller_keys_and_values_are_called_lossy(command: Command, store):
     assert "lossy: keys and values are rounded to 8 bits" in result.err
 
 
+@pytest.mark.usefixtures("ceilings_known")
 def test_other_experts_a_token_are_called_lossy(command: Command, store):
     result = command("bench", store, *QUICK, "--experts-per-token", 2)
     assert "lossy: 2 of 3 experts a token" in result.err

@@ -45,7 +45,7 @@ def test_ready_means_that_the_next_comes_at_once_and_the_others_stay(tiny: TinyS
         assert told == [True] * (TOP_K - 1) + [False]
         assert not experts.ready()
         with streamer.hold(0, np.arange(EXPERTS)) as experts:
-            assert EXPERTS <= 2 * TOP_K or not any(experts.ready() for _ in experts)
+            assert not any(experts.ready() for _ in experts)  # more than may stay together
 
 
 @pytest.mark.parametrize("slots", [1, TOP_K, EXPERTS, ALL])

@@ -1,6 +1,7 @@
-"""Speed of the products, as a share of the memory rate seen in the same run.
+"""Speed of the products, as a share of the memory rate seen in the same run; decode kernels.
 
     .venv/bin/python bench/kernels.py [--rows 65536] [--columns 4096] [--threads 2] [--tokens 1]
+        [--steps]
 
 Weights are larger than the cache. For each format, the plain read of the same bytes and the
 product with every instruction set are timed in turn, several times over. Medians are printed,
@@ -10,17 +11,22 @@ the largest error relative to float64 beside them, and one JSON line at the end.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import results
 
 from flashmoe import _native
-from flashmoe.kernels import reference
+from flashmoe.kernels import cpu, mixers, reference
+from flashmoe.kernels.kv import KeyValues
 from flashmoe.quant import AFFINE_BITS, FLOATS, Affine, Array, Format, Matrix, Plain, parts
+from flashmoe.shape import AttentionShape, RecurrentShape
 
 REPEATS = 5
 TYPES = {"F32": 0, "F16": 1, "BF16": 2}
@@ -101,6 +107,104 @@ def small(threads: int) -> None:
             print(f"512 x 2048, {count} threads, {name:>8}: {spent * 1e6:6.1f} us, {rate:.1f} GB/s")
 
 
+def handles(form: Format, rows: int, columns: int, count: int) -> list[_native.Matrix]:
+    """So many matrices, as the native side knows them."""
+    many = [random_matrix(form, rows, columns) for _ in range(count)]
+    return [cpu._make_matrix(matrix) for matrix in many]
+
+
+def turns(works: dict[str, Callable[[], object]], laps: int = 60) -> None:
+    """Medians of several ways, called in turn, and what of each is Python."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    for _ in range(laps):
+        for name, work in works.items():
+            busy = _native.busy_seconds()
+            spent = seconds(work)
+            times[name].append((spent, spent - (_native.busy_seconds() - busy)))
+    for name, measured in times.items():
+        spent, python = (statistics.median(column) * 1e6 for column in zip(*measured, strict=True))
+        print(f"{name:>40}: {spent:8.1f} us, {python:5.1f} of it Python", flush=True)
+
+
+def steps(threads: int) -> None:
+    """The kernels of a decode step in the dimensions of Qwen3.5-35B-A3B, weights out of cache."""
+    form, rng = Affine(4, 64), np.random.default_rng(2)
+    x, y = rng.standard_normal((1, 2048), dtype=np.float32), np.empty((1, 2048), np.float32)
+    pools = (handles(form, *shape, 128) for shape in ((512, 2048), (512, 2048), (2048, 512)))
+    experts = itertools.cycle([_native.Expert(*three) for three in zip(*pools, strict=True)])
+    ids, outputs = np.arange(8)[None].copy(), np.empty((1, 8, 2048), np.float32)
+    rows = (8192, 4096, 32, 32)
+    inputs = itertools.cycle(
+        list(zip(*(handles(form, count, 2048, 16) for count in rows), strict=True))
+    )
+    flat = np.empty(sum(rows), np.float32)
+
+    def together() -> None:
+        _native.experts(x, ids, list(range(8)), list(islice(experts, 8)), outputs, threads)
+
+    def one_by_one() -> None:
+        for number in range(8):
+            _native.experts(x, ids, [number], [next(experts)], outputs, threads)
+
+    def at_once() -> None:
+        _native.project(x, list(next(inputs)), flat, threads)
+
+    def apart() -> None:
+        for count, matrix in zip(rows, next(inputs), strict=True):
+            _native.project(x, [matrix], flat[:count], threads)
+
+    turns({"8 experts together": together, "8 experts one by one": one_by_one})
+    turns({"delta net's 4 products in one call": at_once, "in four calls": apart})
+    mixers_of_a_step(threads)
+    weight, logits = (
+        rng.standard_normal(2048, np.float32),
+        rng.standard_normal((1, 256), np.float32),
+    )
+    turns({
+        "norm": lambda: cpu.rms_norm(x, weight, 1e-6),
+        "norm, numpy": lambda: reference.rms_norm(x, weight, 1e-6),
+        "router": lambda: cpu.route(logits, 8, True),
+        "router, numpy": lambda: reference.route(logits, 8, True),
+        "sum of 8 outputs": lambda: _native.combine(outputs, logits[:, :8].copy(), y),
+    })  # fmt: skip
+
+
+def mixers_of_a_step(threads: int) -> None:
+    """Both mixers between their projections, natively and in numpy."""
+    rng = np.random.default_rng(3)
+
+    def some(*shape: int) -> Array:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    net = RecurrentShape(16, 32, 128, 128, 4)
+    small = some(net.conv_channels, 4), -np.abs(some(32)), some(32), some(128)
+    weights = mixers.DeltaWeights(net, 1e-6, *small)
+    given = some(1, net.conv_channels), some(1, 4096), some(1, 32), some(1, 32)
+    shapes = (32, 128, 128), (3, net.conv_channels)
+    states = itertools.cycle([tuple(map(np.zeros, shapes, ("f4", "f4"))) for _ in range(30)])
+    room = next(states)
+    turns({
+        "gated delta net": lambda: cpu.gated_delta(
+            *given, weights, next(states), room, threads=threads),
+        "gated delta net, numpy": lambda: mixers.gated_delta(*given, weights, next(states)),
+    })  # fmt: skip
+    shape = AttentionShape(16, 2, 256, 64, 1e7, gated=True, qk_norm=True)
+    layer = mixers.AttentionWeights(shape, 1e-6, some(256), some(256))
+    token = some(1, 8192), some(1, 512), some(1, 512)
+    for length in (64, 1024, 4096):
+        works: dict[str, Callable[[], object]] = {}
+        for kind in ("f32", "bf16", "int8"):
+            kv = KeyValues(kind, (2, length + 200, 256), np.dtype(np.float32))
+            kv.extend(some(length, 2, 256), some(length, 2, 256))
+            works[f"attention over {length}, {kind}"] = partial(
+                cpu.attend, *token, layer, kv, threads=threads
+            )
+            works[f"attention over {length}, {kind}, numpy"] = partial(
+                mixers.attend, *token, layer, kv
+            )
+        turns(works, 20)
+
+
 def main() -> None:
     """Time every format and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -109,7 +213,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=1)
     results.add_arguments(parser)
+    parser.add_argument("--steps", action="store_true", help="the kernels of a decode step alone")
     given = parser.parse_args()
+    if given.steps:
+        return steps(given.threads)
     rng = np.random.default_rng(1)
     x = rng.standard_normal((given.tokens, given.columns), dtype=np.float32)
     forms: list[Format] = [Affine(bits, 64) for bits in AFFINE_BITS]
@@ -119,6 +226,7 @@ def main() -> None:
     for form in forms:
         rates |= compare(form, x, given.rows, given.threads)
     small(given.threads)
+    steps(given.threads)
     data = np.ones(1 << 26, np.float32)
     checked = statistics.median(seconds(lambda: _native.xxh3_64(data)) for _ in range(REPEATS))
     rates["xxh3"] = {"one thread": round(data.nbytes / checked / 1e9, 2)}

@@ -41,7 +41,7 @@ def refuse(kind, name, value, wanted=""):
 def test_every_field_is_of_a_kind_that_is_tested_here():
     named = {name for names in WHOLE.values() for name in names} | set(REAL)
     own = {field.name for kind in WHOLE for field in fields(kind)}
-    assert own - named == {"hints", "io", "device_cache", "stop"}
+    assert own - named == {"hints", "io", "device_cache", "stop", "kv"}
 
 
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k, names in WHOLE.items() for n in names])
@@ -53,6 +53,12 @@ def test_whole_numbers_are_neither_floats_nor_switches(kind, name):
         assert getattr(kind(**{name: None}), name) is None
     else:
         refuse(kind, name, None)
+
+
+def test_keys_and_values_are_held_in_a_known_form():
+    for value in ("f16", "F32", None, 8):
+        refuse(Budget, "kv", value, "f32, bf16, int8")
+    assert Budget(kv="int8").kv == "int8" and Budget().kv == "f32"
 
 
 @pytest.mark.parametrize("name", REAL)

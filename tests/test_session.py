@@ -8,6 +8,7 @@ import pytest
 from flashmoe.engine import Engine
 from flashmoe.errors import BudgetError, ContextError, InputError, ReadError, SessionError
 from flashmoe.options import Budget, Runtime, Sampling
+from flashmoe.step import Totals
 from tests.synthetic import DENSE, HYBRID, write_store
 
 IDS = [int(i) for i in np.random.default_rng(2).integers(0, 96, 70)]
@@ -86,6 +87,39 @@ def test_snapshots_are_bit_exact_in_memory_and_on_disk(engine, path, tmp_path):
         loaded.load(tmp_path / "kept")
         assert loaded.ids == kept.ids
         np.testing.assert_array_equal(loaded.logits(IDS[30:40]), wanted)
+
+
+@pytest.mark.parametrize("kernels", ["cpu", "reference"])
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+def test_lossy_keys_and_values_are_saved_exactly_and_refused_elsewhere(
+    engine, path, tmp_path, kv, kernels
+):
+    with Engine.open(path, budget=Budget(kv=kv), kernels=kernels) as other:
+        assert other.plan.kv_bytes < engine.plan.kv_bytes
+        session = other.session()
+        list(session.generate(IDS[:30], Sampling(temperature=0, max_tokens=4)))
+        kept = session.snapshot()
+        session.save(tmp_path / "kept")
+        wanted = session.logits(IDS[30:40])
+        loaded = other.session()
+        loaded.load(tmp_path / "kept")
+        np.testing.assert_array_equal(loaded.logits(IDS[30:40]), wanted)
+        whole = engine.session()
+        whole.logits(session.ids[:-10])
+        exact = whole.logits(IDS[30:40])
+        assert 0 < np.abs(exact - wanted).max() < np.abs(exact).max() / 4
+    with pytest.raises(SessionError, match=f"as {kv} and this engine as f32.*--kv {kv}"):
+        engine.session().load(tmp_path / "kept")
+    with pytest.raises(SessionError, match=f"--kv {kv}"):
+        engine.session().restore(kept)
+
+
+def test_a_step_tells_how_much_of_it_was_python(engine):
+    steps = list(engine.session().generate(IDS[:9], GREEDY))
+    assert all(0 < step.ms_python < step.ms_total for step in steps)
+    totals = Totals.of(steps)
+    assert 0 < totals.python_share < 1
+    assert totals.decode_ms_python == sum(step.ms_python for step in steps[1:])
 
 
 def test_a_saved_session_of_another_kind_or_damaged_is_refused(engine, path, tmp_path):

@@ -37,3 +37,22 @@ AFFINE_PRODUCT = 1e-5
 The instruction sets' kernels sum ``q x`` and ``x`` apart, and hold activations as 23-bit fixed
 point (native/kernels.h): groups that cancel and outliers bring it near, typical ones stay at 1e-6.
 """
+NORM = 1e-6
+"""Error of a native norm, routing weight or combination, relative to the largest result.
+
+Sums of up to some thousand float32 terms in vectors of 4 to 16, and an exp within 3 * 2^-24.
+"""
+
+MIXER = 2e-5
+"""Error of a native mixer step in float32 against float64, relative to the largest result.
+
+Norms, exponentials and sums over a state of up to 128 rows or some hundred keys, one after
+another. Seen: 2e-6. A mistake makes parts of one.
+"""
+
+HALF = 2.0**-8
+"""Largest relative error of a number rounded to bfloat16: it keeps 8 bits."""
+
+CODE = 1.01 / 254
+"""Largest error of a number held in 8 bits, relative to the largest of its row: half a code, and
+float32 rounding."""

@@ -134,6 +134,12 @@ def test_bytes_from_the_device_are_counted(tmp_path, store):
 
 
 @pytest.mark.usefixtures("ceilings_known")
+def test_smaller_keys_and_values_are_called_lossy(command: Command, store):
+    result = command("bench", store, *QUICK, "--kv", "int8")
+    assert "lossy: keys and values are rounded to 8 bits" in result.err
+
+
+@pytest.mark.usefixtures("ceilings_known")
 def test_other_experts_a_token_are_called_lossy(command: Command, store):
     result = command("bench", store, *QUICK, "--experts-per-token", 2)
     assert "lossy: 2 of 3 experts a token" in result.err

@@ -126,6 +126,89 @@ def test_experts_are_taken_as_they_arrive():
     assert close(answers[0], reference.experts(*wide, list(enumerate(many))))
 
 
+class Held:
+    """Experts in an order, of which some are there before they are asked for."""
+
+    def __init__(self, many, order, waiting):
+        self.left, self.many, self.waiting = list(order), many, waiting
+
+    def ready(self):
+        return bool(self.left) and self.left[0] not in self.waiting
+
+    def __iter__(self):
+        while self.left:
+            number = self.left.pop(0)
+            yield number, self.many[number]
+
+
+@pytest.mark.parametrize("tokens", (1, 7))
+def test_neither_arrival_nor_grouping_nor_threads_change_a_bit(tokens):
+    """Experts of several formats, some wanted by several tokens, one by none."""
+    rng = np.random.default_rng(13)
+    many = [an_expert(rng, forms) for forms in NETWORKS.values() for _ in range(2)]
+    x = rng.standard_normal((tokens, 192)).astype(np.float32)
+    ids = np.stack([rng.permutation(9)[:4] for _ in range(tokens)])
+    weights = rng.random(ids.shape).astype(np.float32)
+    wide = x.astype(np.float64), ids, weights.astype(np.float64)
+    wanted = reference.experts(*wide, list(enumerate(many)))
+    answers = []
+    for threads in (1, 2, 3):
+        table = kernels.choose("cpu", "float32", threads)
+        for waiting in ((), range(10), (3, 4)):
+            held = Held(many, rng.permutation(10).tolist(), waiting)
+            answers.append(table.experts(x, ids, weights, held))
+        alone = [table.swiglu(x[t : t + 1], many[ids[t, 2]]) for t in range(tokens)]
+        outputs = np.zeros((*ids.shape, 192), np.float32)
+        handles = [cpu._expert(each) for each in many]
+        _native.experts(x, ids.astype(np.int64), list(range(10)), handles, outputs, threads)
+        np.testing.assert_array_equal(outputs[:, 2], np.concatenate(alone))
+    for answer in answers:
+        np.testing.assert_array_equal(answer, answers[0])
+    assert close(answers[0], wanted)
+
+
+@pytest.mark.parametrize("kind", _native.instruction_sets())
+def test_products_of_one_input_are_those_of_each(kind):
+    rng = np.random.default_rng(14)
+    many = [
+        stored(rng, form, rows, 256) for rows, form in zip(range(1, 99, 7), FORMS, strict=False)
+    ]
+    for tokens in (1, 3):
+        x = rng.standard_normal((tokens, 256)).astype(np.float32)
+        y = np.empty(tokens * sum(each.shape[0] for each in many), np.float32)
+        _native.project(x, [cpu._matrix(each) for each in many], y, 2, kind)
+        start = 0
+        for each in many:
+            alone = np.empty((tokens, each.shape[0]), np.float32)
+            _native.project(x, [cpu._matrix(each)], alone, 1, kind)
+            np.testing.assert_array_equal(y[start : start + alone.size], alone.ravel())
+            wanted = reference.matmul(x.astype(np.float64), each)
+            assert np.abs(alone - wanted).max() <= RELATIVE * np.abs(wanted).max()
+            start += alone.size
+    parts = kernels.choose("cpu", "float32", 2).project(x, many[:3])
+    assert [part.shape for part in parts] == [(3, 1), (3, 8), (3, 15)]
+    with pytest.raises(ValueError, match="room"):
+        _native.project(x, [cpu._matrix(many[0])], y, 1, kind)
+
+
+def test_the_gate_of_a_resident_expert_is_a_sigmoid():
+    rng = np.random.default_rng(15)
+    expert, x = an_expert(rng, [Affine(4, 32)] * 3), rng.standard_normal((3, 192), np.float32)
+    gate = np.array([[-90.0], [0.0], [2.0]], np.float32)
+    got = kernels.choose("cpu", "float32", 2).swiglu(x, expert, gate)
+    wanted = reference.swiglu(x.astype(np.float64), expert, gate.astype(np.float64))
+    assert close(got, wanted) and np.abs(got[0]).max() < 1e-30
+
+
+def test_a_handle_goes_with_its_matrix():
+    weights = stored(np.random.default_rng(16), Affine(4, 32), 16, 128)
+    before = len(cpu._matrix)
+    assert cpu._matrix(weights) is cpu._matrix(weights)
+    assert len(cpu._matrix) == before + 1
+    del weights
+    assert len(cpu._matrix) == before
+
+
 def test_an_expert_that_does_not_fit_is_refused():
     rng = np.random.default_rng(12)
     good = an_expert(rng, [Affine(4, 32)] * 3)

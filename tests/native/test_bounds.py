@@ -52,6 +52,36 @@ def run_every_product() -> None:
                 _native.matmul_plain(x, weight, scalar, y, 1, kind)
 
 
+def run_every_step() -> None:
+    def walled(*shape: int, kind: npt.DTypeLike = np.float32) -> npt.NDArray[np.generic]:
+        return before_a_wall(np.ones(shape, kind))
+
+    for kind in _native.instruction_sets():
+        for width in (1, 5, 16, 23, 33, 80):
+            x, y = walled(3, width), walled(3, width)
+            _native.rms_norm(x, walled(width), 1e-6, y, kind)
+            top = min(4, width)
+            _native.route(x, True, walled(3, top, kind=np.int64), walled(3, top), kind)
+            _native.combine(walled(3, 2, width), walled(3, 2), y, kind)
+            channels = 2 * width + 2 * 2 * width
+            small = walled(channels, 4), walled(2), walled(2), walled(2 * width)
+            net = _native.DeltaNet(1, 2, width, 2 * width, *small, 1e-6)
+            conv, delta = (3, channels), (2, width, 2 * width)
+            net.step(walled(channels), walled(4 * width), walled(2), walled(2), walled(*conv),
+                     walled(*delta), walled(*conv), walled(*delta), walled(4 * width), 1,
+                     kind)  # fmt: skip
+            heads, dim = 13, width + width % 2
+            norm = walled(dim)
+            attention = _native.Attention(heads, 1, dim, dim, True, norm, norm, 1e-6)
+            for form, element in enumerate((np.float32, np.uint16, np.int8)):
+                scales = walled(1, 300) if form == 2 else None
+                rows = walled(1, 300, dim, kind=element), walled(1, 300, dim, kind=element)
+                kv = _native.KeyValues(form, *rows, scales, scales)
+                turn = walled(dim // 2)
+                attention.step(walled(2 * heads * dim), norm, norm, turn, turn, kv, 299,
+                               walled(heads * dim), 1, kind)  # fmt: skip
+
+
 def in_a_process(code: str) -> int:
     call = f"import runpy; m = runpy.run_path({__file__!r}); {code}"
     return subprocess.run([sys.executable, "-c", call], check=False).returncode
@@ -60,6 +90,10 @@ def in_a_process(code: str) -> int:
 def test_the_wall_is_felt() -> None:
     beyond = "ctypes.string_at(m['before_a_wall'](a).ctypes.data, 65)"
     assert in_a_process(f"import ctypes; a = m['np'].zeros(64, 'u1'); {beyond}") < 0
+
+
+def test_no_step_reads_or_writes_outside_its_arrays() -> None:
+    assert in_a_process("m['run_every_step']()") == 0
 
 
 def test_no_product_reads_outside_its_arrays() -> None:

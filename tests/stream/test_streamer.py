@@ -38,6 +38,17 @@ def streamed(tiny: TinyStore, streamer: Streamer, layer: int, ids: list[int]) ->
     return order
 
 
+def test_ready_means_that_the_next_comes_at_once_and_the_others_stay(tiny: TinyStore) -> None:
+    with closing(Streamer(tiny.store, ALL, ON)) as streamer:
+        streamed(tiny, streamer, 0, list(range(TOP_K)))
+        with streamer.hold(0, np.arange(TOP_K)) as experts:
+            told = [experts.ready() for _ in experts]
+        assert told == [True] * (TOP_K - 1) + [False]
+        assert not experts.ready()
+        with streamer.hold(0, np.arange(EXPERTS)) as experts:
+            assert not any(experts.ready() for _ in experts)  # more than may stay together
+
+
 @pytest.mark.parametrize("slots", [1, TOP_K, EXPERTS, ALL])
 @pytest.mark.parametrize("hints", [True, False])
 @pytest.mark.parametrize("direct", [True, False])

@@ -47,12 +47,12 @@ def _parts(weights: Matrix) -> tuple[Any, ...]:
     return *arrays, form.bits, form.group, _TYPES[form.scales]
 
 
+def _make_matrix(weights: Matrix) -> _native.Matrix:
+    return _native.Matrix(_parts(weights), weights.shape[1])
+
+
 def _make_expert(expert: Expert) -> _native.Expert:
-    gate, up, down = (
-        _native.Matrix(_parts(each), each.shape[1])
-        for each in (expert.gate, expert.up, expert.down)
-    )
-    return _native.Expert(gate, up, down)
+    return _native.Expert(*map(_make_matrix, (expert.gate, expert.up, expert.down)))
 
 
 def _make_attention(weights: AttentionWeights) -> _native.Attention:
@@ -83,7 +83,7 @@ def _make_kv(kv: KeyValues) -> _native.KeyValues:
     return _native.KeyValues(_KINDS[kv.kind], keys, values, *scales)
 
 
-_matrix = Handles[Matrix, _native.Matrix](lambda each: _native.Matrix(_parts(each), each.shape[1]))
+_matrix = Handles[Matrix, _native.Matrix](_make_matrix)
 _expert = Handles[Expert, _native.Expert](_make_expert)
 _attention = Handles[AttentionWeights, _native.Attention](_make_attention)
 _delta = Handles[DeltaWeights, _native.DeltaNet](_make_delta)

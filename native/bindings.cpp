@@ -232,6 +232,14 @@ public:
         return ticket;
     }
 
+    Ticket submit_idle(int file, std::uint64_t offset, const Destination& destination,
+                       std::uint64_t checksum) {
+        const Ticket ticket = reader_->submit_idle(
+            file, offset, {destination.data(), destination.size()}, checksum);
+        destinations_.emplace(ticket, destination);
+        return ticket;
+    }
+
     void promote(Ticket ticket) { reader_->promote(ticket); }
 
     bool cancel(Ticket ticket) {
@@ -305,6 +313,8 @@ NB_MODULE(_native, module) {
         .def("is_direct", &PythonReader::is_direct, "file"_a)
         .def("submit", &PythonReader::submit, "file"_a, "offset"_a, "destination"_a.noconvert(),
              "checksum"_a, "demand"_a)
+        .def("submit_idle", &PythonReader::submit_idle, "file"_a, "offset"_a,
+             "destination"_a.noconvert(), "checksum"_a)
         .def("promote", &PythonReader::promote, "ticket"_a)
         .def("cancel", &PythonReader::cancel, "ticket"_a)
         .def("done", &PythonReader::done, "ticket"_a)

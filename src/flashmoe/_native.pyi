@@ -99,8 +99,13 @@ class Reader:
         RuntimeError once the reader is closed.
         """
 
+    def submit_idle(
+        self, file: int, offset: int, destination: npt.NDArray[np.uint8], checksum: int
+    ) -> int:
+        """The same for a read that is started only while no other is queued or under way."""
+
     def promote(self, ticket: int) -> None:
-        """Move a hinted read that has not started to the demand queue."""
+        """Move a hinted or idle read that has not started to the demand queue."""
 
     def cancel(self, ticket: int) -> bool:
         """Whether it had not started; then the ticket is forgotten. Else it must be waited for."""

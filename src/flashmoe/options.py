@@ -77,6 +77,8 @@ class Runtime:
     ``chunk_tokens`` prompt tokens pass a layer together. ``hints`` starts expert reads as soon
     as the router has chosen, before the shared expert is computed. ``direct_io`` bypasses the
     page cache where the file system allows it. ``io_threads`` is the depth of the disk queue.
+    ``profile`` keeps beside the store how often each expert is chosen, and at the next start reads
+    the likeliest ones ahead, while the disk is idle.
     """
 
     threads: int | None = None
@@ -84,6 +86,7 @@ class Runtime:
     hints: bool = True
     direct_io: bool = True
     io_threads: int = 4
+    profile: bool = True
 
     def __post_init__(self) -> None:
         if self.threads is not None:
@@ -92,6 +95,7 @@ class Runtime:
         _whole("io_threads", self.io_threads, "from 1 to 64", 1, 64)
         _flag("hints", self.hints)
         _flag("direct_io", self.direct_io)
+        _flag("profile", self.profile)
 
     @property
     def resolved_threads(self) -> int:

@@ -23,7 +23,7 @@ from flashmoe.quant import Array
 from flashmoe.sampler import Choice, Sampler
 from flashmoe.snapshot import Snapshot
 from flashmoe.step import Finish, Step
-from flashmoe.stream.streamer import Counters
+from flashmoe.stream.counters import Counters
 from flashmoe.text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:

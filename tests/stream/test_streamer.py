@@ -18,7 +18,8 @@ from flashmoe.errors import ReadError
 from flashmoe.options import Runtime
 from flashmoe.store.layout import layer_file
 from flashmoe.stream.cache import Cache
-from flashmoe.stream.streamer import Counters, Streamer
+from flashmoe.stream.counters import Counters
+from flashmoe.stream.streamer import Streamer
 from tests.stream.conftest import EXPERTS, LAYERS, TOP_K, ScriptedReader, TinyStore, record_of
 
 ALL = LAYERS * EXPERTS

@@ -173,6 +173,7 @@ def run(
     io_threads: flags.IoThreads = Runtime.io_threads,
     hints: flags.Hints = Runtime.hints,
     direct_io: flags.DirectIo = Runtime.direct_io,
+    profile: flags.Profile = Runtime.profile,
     kernels: flags.Kernels = "auto",
     timing: flags.Timing = False,
     trace_out: flags.TraceOut = None,
@@ -212,11 +213,12 @@ def bench(
     """Measure prompt and decode speed, and the share of what disk and memory allow.
 
     Reads the store's own files and an array in memory first, then replies to random prompts.
-    The last line is a JSON object.
+    The usage profile is neither used nor kept. The last line is a JSON object.
     """
     from flashmoe.apps.bench import Request, bench
 
-    runtime = Runtime(threads, chunk_tokens, hints, direct_io, io_threads)
+    # Random prompts say nothing about a user's, and what is measured should not depend on them.
+    runtime = Runtime(threads, chunk_tokens, hints, direct_io, io_threads, profile=False)
     request = Request(
         store, prompt_tokens, gen_tokens, ram, experts_per_token, cold, repeat, kernels, runtime
     )

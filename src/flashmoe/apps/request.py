@@ -74,6 +74,8 @@ def request_of(flags: Mapping[str, Any]) -> Request:
     """
     tools = flags["tools"]
     given = {**flags, "stop": tuple(flags["stop"] or ())}
+    # A log replays to the run's own misses, so nothing but its routings may fill the cache.
+    given["profile"] = flags["profile"] and flags["trace_out"] is None
     return Request(
         store=flags["store"],
         prompt=Prompt(
@@ -84,7 +86,7 @@ def request_of(flags: Mapping[str, Any]) -> Request:
             thinking=flags["think"],
         ),
         limits=Limits(flags["ram"], flags["context"], flags["slots"], flags["experts_per_token"]),
-        runtime=Runtime(**{field.name: flags[field.name] for field in fields(Runtime)}),
+        runtime=Runtime(**{field.name: given[field.name] for field in fields(Runtime)}),
         kernels=flags["kernels"],
         sampling={
             field.name: given[field.name]

@@ -166,7 +166,8 @@ def _tell(engine: Engine, request: Request, reply: _Reply, clock: timing.ReplyCl
         load_ms=reply.load_ms,
         peak_bytes=memory.peak_resident_bytes(),
         budget_bytes=engine.plan.budget_bytes,
-        slots=engine.plan.slots,
+        slots=engine.streamer.slots,
+        planned_slots=engine.plan.slots,
         experts_per_token=engine.shape.experts.top_k,
         finish_reason=reply.finish,
     )

@@ -59,6 +59,7 @@ class Slots:
         self.count = count
         self.slot_bytes = slot_bytes
         mapping = _map_anonymous(count * slot_bytes)
+        self._mapping: mmap.mmap | None = mapping
         self._arena: Array | None = np.frombuffer(mapping, np.uint8)
         self._frozen: Array | None = np.frombuffer(memoryview(mapping).toreadonly(), np.uint8)
         self._states = [State.FREE] * count
@@ -106,13 +107,21 @@ class Slots:
             raise RuntimeError(f"slot {slot} cannot go from {before.value} to {state.value}")
         self._states[slot] = state
 
+    def discard(self, slot: int) -> None:
+        """Give the memory of a free slot back to the system until it is written again."""
+        if self._states[slot] != State.FREE:
+            raise RuntimeError(f"slot {slot} is {self._states[slot].value}: it is in use")
+        if self._mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            start = slot * self.slot_bytes
+            self._mapping.madvise(mmap.MADV_DONTNEED, start, self.slot_bytes)
+
     def clear(self) -> None:
         """Forget what is in every slot; only while nothing is read into any and none is in use."""
         self._states = [State.FREE] * self.count
 
     def close(self) -> None:
         """Let go of the memory: freed at once, or with its last view. Repeating it is fine."""
-        self._arena = self._frozen = None
+        self._arena = self._frozen = self._mapping = None
         self._experts = [None] * self.count
 
 

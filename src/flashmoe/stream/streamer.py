@@ -20,67 +20,26 @@ from __future__ import annotations
 
 import logging
 import time
-from array import array
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from flashmoe.errors import ReadError
 from flashmoe.options import Runtime
 from flashmoe.quant import Array, Expert
-from flashmoe.store.layout import RecordLayout
 from flashmoe.store.reader import Store
 from flashmoe.stream.cache import Cache, Key
+from flashmoe.stream.counters import Counters
 from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.records import Records
 from flashmoe.stream.slots import Slots, State
+from flashmoe.stream.usage import Usage
+from flashmoe.stream.warmup import Warmup, worth_reading
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class Counters:
-    """What streaming has cost since the start.
-
-    Each hold counts each of its distinct experts once: a *hit* was in memory, or on its way, when
-    this routing first asked, be it by its hint or its hold; a *miss* had to be read because of
-    it. A hold takes the last hint for its layer for its own. So hits and misses do not depend on
-    whether hints are on, and hints that no hold follows count nothing. ``bytes_read`` were
-    delivered by the system, failed reads included; ``wait_ms`` is the time in which hold had
-    nothing to yield.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    bytes_read: int = 0
-    wait_ms: float = 0.0
-
-    def snapshot(self) -> Counters:
-        """A copy that stays as it is."""
-        return replace(self)
-
-    def since(self, earlier: Counters) -> Counters:
-        """What was added after an earlier snapshot."""
-        return Counters(
-            self.hits - earlier.hits,
-            self.misses - earlier.misses,
-            self.bytes_read - earlier.bytes_read,
-            self.wait_ms - earlier.wait_ms,
-        )
-
-
-class _Layer(NamedTuple):
-    """What a read from a layer's file needs, looked up once."""
-
-    file: int
-    layout: RecordLayout  # the same object for equal layouts, as Slots.expert likes it
-    record_bytes: int
-    offset: int  # of the first record
-    checksums: array[int]
 
 
 @dataclass(eq=False)
@@ -115,18 +74,12 @@ class Streamer:
         self._slots = Slots(slots, max(entry.layout.record_bytes for entry in entries))
         # What the cache lets one routing displace at any time, so that all of it can stay.
         self._lasting = min(slots, 2 * store.shape.experts.top_k)
+        self._given_back: list[int] = []  # slots
+        self.usage = Usage(len(entries), store.shape.experts.count)
         self._open = True
         self._reader = DirectReader(runtime.io_threads)
-        self._layers: list[_Layer] = []
-        layouts: dict[RecordLayout, RecordLayout] = {}
         try:
-            for entry in entries:
-                file = self._reader.open(store.path / entry.file, direct=runtime.direct_io)
-                layout = layouts.setdefault(entry.layout, entry.layout)
-                sums = array("Q", (int(checksum, 16) for checksum in entry.checksums))
-                self._layers.append(
-                    _Layer(file, layout, layout.record_bytes, entry.data_offset, sums)
-                )
+            self._records = Records(store, self._reader, direct=runtime.direct_io)
         except ReadError:
             self._reader.close()
             raise
@@ -135,8 +88,10 @@ class Streamer:
     def _forget(self) -> None:
         """Every slot is free, nothing is asked or read, no hold is open."""
         experts = self._store.shape.experts
-        self._cache = Cache(self._slots.count, len(self._layers), experts.top_k)
+        self._cache = Cache(self._slots.count, len(self._records), experts.top_k)
         self._slots.clear()
+        self._given_back.clear()
+        self._warmup = Warmup(self._cache, self._slots, self._records, self._reader)
         self._reads: dict[Key, int] = {}  # tickets of reads under way; their slots are pinned
         # By layer: the experts of its last hint, unless held since, and which had a slot then.
         self._asked: dict[int, dict[Key, bool]] = {}
@@ -157,6 +112,7 @@ class Streamer:
         if wanted:
             keys = [key for key in keys if key not in wanted]
         self._sound = False
+        self._warmup.precede(keys, self._reads)
         if self._reads:
             others = (key for key in self._reads if key not in wanted)
             self._settle([key for key in others if self._reader.done(self._reads[key])])
@@ -193,6 +149,8 @@ class Streamer:
         if self._hold is not None:  # nested, or an interrupt came before its block began
             self._reset()
         self._sound = False
+        self._warmup.precede(keys, self._reads)
+        self.usage.note(layer, ids)
         hold = self._hold = self._claim(layer, keys)
         self._start_absent(hold)
         self._sound = True
@@ -203,6 +161,51 @@ class Streamer:
             raise
         if not self._end(hold):
             raise RuntimeError("this hold was ended by another; holds do not nest")
+
+    @property
+    def slots(self) -> int:
+        """Experts that can be in memory at once, for the moment."""
+        return self._cache.slots
+
+    @property
+    def least_slots(self) -> int:
+        """Slots that make every hold of one token last; it never shrinks below."""
+        return self._lasting
+
+    def warm(self, shares: Array) -> None:
+        """Fill free slots with the experts that were chosen most, while the disk is idle.
+
+        ``shares`` (layers, experts) of the tokens chose each one before. Returns at once.
+        """
+        self._sound = False
+        self._cache.seed(shares)
+        self._warmup.start(worth_reading(shares))
+        self._sound = True
+
+    def shrink(self, count: int) -> int:
+        """Give the memory of ``count`` experts back, and that of every free slot.
+
+        What is in use stays, and always as many slots as make a hold last. Ends a warm-up.
+        Returns the number of slots that there are no more.
+        """
+        if not self._open or not self._sound or self._hold is not None:
+            return 0
+        self._sound = False
+        self._warmup.stop()
+        taken = self._cache.retire(count, self._lasting)
+        for slot in taken:
+            if self._slots.state(slot) != State.FREE:
+                self._slots.move(slot, State.FREE)
+            self._slots.discard(slot)
+        self._given_back += taken
+        self._sound = True
+        return len(taken)
+
+    def grow(self, count: int) -> int:
+        """Take up to ``count`` slots again that were given back; returns how many."""
+        again = [self._given_back.pop() for _ in range(min(count, len(self._given_back)))]
+        self._cache.restore(again)
+        return len(again)
 
     def close(self) -> None:
         """End all reads and give the memory back, repeatedly if need be.
@@ -218,7 +221,7 @@ class Streamer:
         if not self._open:
             raise RuntimeError("the streamer is closed: open the store again")
         distinct = sorted(set(np.ravel(ids).tolist()))
-        count = len(self._layers[layer].checksums)
+        count = self._records.count(layer)
         if distinct and not 0 <= distinct[0] <= distinct[-1] < count:
             raise ValueError(f"experts {distinct} of layer {layer} are not all below {count}")
         if not self._sound:
@@ -266,7 +269,7 @@ class Streamer:
                 self._sound = True  # the read that failed is put away
                 raise
             hold.yielded.append(key)
-            expert = self._slots.expert(self._cache.slot(key), self._layers[key[0]].layout)
+            expert = self._slots.expert(self._cache.slot(key), self._records.layout(key[0]))
             self._sound = True
             yield key[1], expert
 
@@ -292,6 +295,7 @@ class Streamer:
         """Start reads from the front of ``absent`` until no slot can be had; their tickets."""
         started: dict[int, Key] = {}
         while absent:
+            self._warmup.give_way()
             admission = self._cache.admit(absent[0])
             if admission is None:
                 break
@@ -300,21 +304,11 @@ class Streamer:
                 self._slots.move(slot, State.FREE)
             self._slots.move(slot, State.LOADING)
             self._cache.pin(key)
-            layer = self._layers[key[0]]
-            ticket = self._reader.submit(
-                layer.file,
-                layer.offset + key[1] * layer.record_bytes,
-                self._slots.view(slot, layer.record_bytes),
-                layer.checksums[key[1]],
-                label=partial(self._label, key),
-                demand=demand,
-            )
+            view = self._slots.view(slot, self._records.record_bytes(key[0]))
+            (ticket,) = self._records.submit([key], [view], demand=demand)
             self._reads[key] = ticket
             started[ticket] = key
         return started
-
-    def _label(self, key: Key) -> str:
-        return self._store.record(*key).label
 
     def _arrival(self, coming: dict[int, Key]) -> Key:
         """Wait for the first of some reads, and take its expert."""
@@ -329,7 +323,9 @@ class Streamer:
         return key
 
     def _make_room(self) -> None:
-        """Every slot is taken by reads hinted for others: drop one, or wait for one to end."""
+        """Every slot is taken by reads for others: drop one, or wait for one to end."""
+        if self._warmup.end_one():
+            return
         for key in reversed(self._reads):
             if self._cancel(key):
                 return

@@ -1,0 +1,37 @@
+"""What streaming has cost: the figures of which every face tells.
+
+Owns the record and its differences. Who counts, and when, is the ``streamer``'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+
+@dataclass
+class Counters:
+    """What streaming has cost since the start.
+
+    Each hold counts each of its distinct experts once: a *hit* was in memory, or on its way, when
+    this routing first asked, be it by its hint or its hold; a *miss* had to be read because of
+    it. A hold takes the last hint for its layer for its own. So hits and misses do not depend on
+    whether hints are on, and hints that no hold follows count nothing. An expert that a warm-up
+    has read, or is reading, is a hit; one that it would only have read later is a miss.
+
+    ``bytes_read`` were delivered by the system, those of a warm-up and failed ones included;
+    ``wait_ms`` is the time in which hold had nothing to yield.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+    wait_ms: float = 0.0
+
+    def snapshot(self) -> Counters:
+        """A copy that stays as it is."""
+        return replace(self)
+
+    def since(self, earlier: Counters) -> Counters:
+        """What was added after an earlier snapshot."""
+        names = [field.name for field in fields(self)]
+        return Counters(*(getattr(self, name) - getattr(earlier, name) for name in names))

@@ -234,8 +234,8 @@ public:
 
     Ticket submit_idle(int file, std::uint64_t offset, const Destination& destination,
                        std::uint64_t checksum) {
-        const Ticket ticket = reader_->submit_idle(
-            file, offset, {destination.data(), destination.size()}, checksum);
+        const Ticket ticket =
+            reader_->submit_idle(file, offset, {destination.data(), destination.size()}, checksum);
         destinations_.emplace(ticket, destination);
         return ticket;
     }

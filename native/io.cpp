@@ -90,7 +90,7 @@ int open_direct(const std::string& path) {
 
 }  // namespace
 
-Reader::Reader(int threads) : process_(::getpid()) {
+Reader::Reader(int threads) : process_(::getpid()), most_idle_((threads + 1) / 2) {
     try {
         for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
     } catch (...) {
@@ -298,7 +298,7 @@ Reader::Request* Reader::next() {
 }
 
 Reader::Request* Reader::next_idle() {
-    if (reading_ > 0 || (reading_idle_ > 0 && Clock::now() < calm_at_)) return nullptr;
+    if (reading_ > 0 || reading_idle_ >= most_idle_ || Clock::now() < calm_at_) return nullptr;
     while (!idle_.empty()) {
         const auto found = requests_.find(idle_.front());
         idle_.pop_front();
@@ -308,8 +308,9 @@ Reader::Request* Reader::next_idle() {
 }
 
 void Reader::wait_for_work(std::unique_lock<std::mutex>& lock) {
-    // While something else is read, its end moves calm_at_ and wakes all.
-    if (idle_.empty() || reading_ > 0)
+    // While another request is read, its end moves calm_at_ and wakes all; and who ends an idle
+    // one takes the next.
+    if (idle_.empty() || reading_ > 0 || reading_idle_ >= most_idle_)
         wake_.wait(lock);
     else
         wake_.wait_until(lock, calm_at_);

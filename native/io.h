@@ -28,9 +28,10 @@
 // A request that is not waited for keeps its ticket, and its caller its destination, until
 // close() or drain().
 //
-// Idle requests (submit_idle) wait in a queue of their own, and may be thousands. One is started
-// only while nothing else is queued or being read; and until nothing else has been for kCalm,
-// only one at a time, so that a request which comes now finds at most one in its way. promote()
+// Idle requests (submit_idle) wait in a queue of their own, and may be thousands. They are started
+// only once nothing else has been queued or read for kCalm, so never between two layers that
+// read; and half as many at once as there are threads, since a request that comes then has those
+// which were started before it in its way. promote()
 // and cancel() leave its ticket in that queue, where whoever meets it passes over it: both are
 // O(1) in the idle ones.
 //
@@ -60,7 +61,7 @@ namespace flashmoe {
 // everywhere, so that a store which works through the page cache works without it.
 constexpr std::size_t kAlignmentBytes = 4096;
 
-// After the last other request, idle ones may take all threads; longer than a layer of decoding.
+// After the last other request, idle ones wait so long; longer than a layer of decoding.
 constexpr std::chrono::milliseconds kCalm{50};
 
 enum class ReadCode : int { ok = 0, os_error = 1, short_read = 2, checksum_mismatch = 3 };
@@ -143,11 +144,12 @@ private:
     void finish(Request& request, ReadStatus status);
 
     const pid_t process_;
+    const int most_idle_;       // idle requests that may be read at once
     mutable std::mutex mutex_;  // guards everything down to closed_
     std::condition_variable wake_, finished_;
     std::deque<Ticket> demand_, hint_, idle_;  // idle_ also has tickets that have left it
     int reading_ = 0, reading_idle_ = 0;       // requests being read; the idle ones apart
-    Clock::time_point calm_at_{};              // from then on, idle requests may take all threads
+    Clock::time_point calm_at_{};              // from then on, idle requests may be read
     std::unordered_map<Ticket, Request> requests_;
     std::vector<File> files_;
     Ticket next_ticket_ = 1;

@@ -102,7 +102,7 @@ class Reader:
     def submit_idle(
         self, file: int, offset: int, destination: npt.NDArray[np.uint8], checksum: int
     ) -> int:
-        """The same for a read that is started only while no other is queued or under way."""
+        """The same for a read that is started only once there has been no other for 50 ms."""
 
     def promote(self, ticket: int) -> None:
         """Move a hinted or idle read that has not started to the demand queue."""

@@ -33,7 +33,6 @@ from flashmoe.store.reader import Store
 from flashmoe.stream import budget as budgets
 from flashmoe.stream import memory, usage
 from flashmoe.stream.counters import Counters
-from flashmoe.stream.pressure import Relief
 from flashmoe.stream.streamer import Streamer
 from flashmoe.text.detokenizer import Detokenizer
 from flashmoe.text.template import ChatTemplate
@@ -77,7 +76,6 @@ class Engine:
         identity = f"{manifest}{kernels.dtype}{shape.experts.top_k}"
         self.key = xxhash.xxh3_64_hexdigest(identity.encode())
         """Names store, dtype and experts a token: what a saved timeline is valid for."""
-        self._relief = Relief(plan.slots, self.streamer.least_slots, plan.slot_bytes)
         self._profile: str | None = None  # names the store in its usage profile, where one is kept
         if runtime.profile:
             self._profile = xxhash.xxh3_64_hexdigest(manifest.encode())
@@ -153,7 +151,7 @@ class Engine:
             except BaseException:
                 state.rewind(mark)
                 raise
-            self._relief.tend(self.streamer)
+            self.streamer.relieve()
             return hidden, self.streamer.counters.since(before)
 
     def head(self, hidden: Array) -> Array:

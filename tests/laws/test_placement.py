@@ -100,7 +100,10 @@ def test_a_cache_that_shrinks_and_grows_in_between(path, reference):
                 else:
                     changes.append(-streamer.shrink(4))
 
-        engine._relief = Restless()
+            def note(self, streamer, nbytes):
+                self.tend(streamer)
+
+        streamer._relief = Restless()
         assert same(answer(engine), reference)
         can = streamer.least_slots < engine.plan.slots  # a dense layer always uses all it has
         assert (min(changes) < 0 < max(changes)) == can

@@ -7,7 +7,7 @@ A cache that has grown too large does not fail, it makes the system reclaim memo
 is dropped and read again, other processes fight for their pages, tokens come several times more
 slowly; or, where nothing can be reclaimed, the system kills a process, most likely this one,
 the largest. The plan leaves a margin for that at start; what other processes take later
-it cannot know. So between passes:
+it cannot know. So between passes, and while free slots are being filled:
 
 - *headroom* below RESERVE_BYTES: give back what is missing of one and a half times that, at
   once: where nothing can be reclaimed there is no slowness to wait for as evidence.
@@ -30,10 +30,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from flashmoe.stream import memory
 from flashmoe.stream.memory import Strain
-from flashmoe.stream.streamer import Streamer
 from flashmoe.stream.units import format_bytes
 
 _log = logging.getLogger(__name__)
@@ -42,6 +42,10 @@ MIB = 1 << 20
 
 INTERVAL_S = 0.1
 """Between two samples, of which each takes about 0.2 ms."""
+
+GROWTH_BYTES = 32 * MIB
+"""Read into slots that were free, so that resident memory has grown: look at once. A disk
+brings more than RESERVE_BYTES within INTERVAL_S, and a prompt's pass takes many of those."""
 
 RESERVE_BYTES = 64 * MIB
 """Least headroom; a quarter of the least margin of a recommended budget."""
@@ -117,8 +121,22 @@ class Judge:
         return stalled > STALLED * elapsed or faults > FAULTS * elapsed
 
 
+class Resizable(Protocol):
+    """A cache of experts, as far as this module knows it."""
+
+    @property
+    def slots(self) -> int:
+        """Experts that can be in memory."""
+
+    def shrink(self, count: int) -> int:
+        """Give back the memory of ``count`` experts; how many slots that took."""
+
+    def grow(self, count: int) -> int:
+        """Take slots again; how many."""
+
+
 class Relief:
-    """Samples between passes, and changes the cache as the judge says."""
+    """Samples when it is time to, and changes the cache as the judge says."""
 
     def __init__(
         self,
@@ -133,17 +151,27 @@ class Relief:
         self._sample = sample
         self._clock = clock
         self._next_s = float("-inf")
+        self._grown_bytes = 0
         self._level = logging.INFO  # once; what follows is of less interest
 
-    def tend(self, streamer: Streamer) -> None:
-        """Look, if it is time to, and act."""
-        if self._clock() < self._next_s:
-            return
-        change = self._judge.judge(self._sample(), streamer.slots)
+    def tend(self, cache: Resizable) -> None:
+        """Look, if some time has passed, and act."""
+        if self._clock() >= self._next_s:
+            self._act(cache)
+
+    def note(self, cache: Resizable, nbytes: int) -> None:
+        """Resident memory is about to grow; look, if it has by much, and act."""
+        self._grown_bytes += nbytes
+        if self._grown_bytes >= GROWTH_BYTES:
+            self._act(cache)
+
+    def _act(self, cache: Resizable) -> None:
+        self._grown_bytes = 0
+        change = self._judge.judge(self._sample(), cache.slots)
         if change < 0:
-            self._tell("memory is short", -streamer.shrink(-change), streamer.slots)
+            self._tell("memory is short", -cache.shrink(-change), cache.slots)
         elif change > 0:
-            self._tell("memory is there again", streamer.grow(change), streamer.slots)
+            self._tell("memory is there again", cache.grow(change), cache.slots)
         self._next_s = self._clock() + INTERVAL_S
 
     def _tell(self, why: str, change: int, slots: int) -> None:

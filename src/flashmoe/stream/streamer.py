@@ -34,6 +34,7 @@ from flashmoe.store.reader import Store
 from flashmoe.stream.cache import Cache, Key
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.pressure import Relief
 from flashmoe.stream.records import Records
 from flashmoe.stream.slots import Slots, State
 from flashmoe.stream.usage import Usage
@@ -75,6 +76,7 @@ class Streamer:
         # What the cache lets one routing displace at any time, so that all of it can stay.
         self._lasting = min(slots, 2 * store.shape.experts.top_k)
         self._given_back: list[int] = []  # slots
+        self._relief = Relief(slots, self._lasting, self._slots.slot_bytes)
         self.usage = Usage(len(entries), store.shape.experts.count)
         self._open = True
         self._reader = DirectReader(runtime.io_threads)
@@ -90,7 +92,9 @@ class Streamer:
         experts = self._store.shape.experts
         self._cache = Cache(self._slots.count, len(self._records), experts.top_k)
         self._slots.clear()
-        self._given_back.clear()
+        self._given_back = self._cache.retire(0, self._slots.count - len(self._given_back))
+        for slot in self._given_back:
+            self._slots.discard(slot)
         self._warmup = Warmup(self._cache, self._slots, self._records, self._reader)
         self._reads: dict[Key, int] = {}  # tickets of reads under way; their slots are pinned
         # By layer: the experts of its last hint, unless held since, and which had a slot then.
@@ -182,15 +186,19 @@ class Streamer:
         self._warmup.start(worth_reading(shares))
         self._sound = True
 
+    def relieve(self) -> None:
+        """Between passes: give memory back if it has become short, or take some again."""
+        self._relief.tend(self)
+
     def shrink(self, count: int) -> int:
         """Give the memory of ``count`` experts back, and that of every free slot.
 
         What is in use stays, and always as many slots as make a hold last. Ends a warm-up.
-        Returns the number of slots that there are no more.
+        Returns the number of slots that there are no more. Not after a pass that failed.
         """
-        if not self._open or not self._sound or self._hold is not None:
+        if not self._open:
             return 0
-        self._sound = False
+        sound, self._sound = self._sound, False
         self._warmup.stop()
         taken = self._cache.retire(count, self._lasting)
         for slot in taken:
@@ -198,7 +206,7 @@ class Streamer:
                 self._slots.move(slot, State.FREE)
             self._slots.discard(slot)
         self._given_back += taken
-        self._sound = True
+        self._sound = sound
         return len(taken)
 
     def grow(self, count: int) -> int:
@@ -296,6 +304,7 @@ class Streamer:
         started: dict[int, Key] = {}
         while absent:
             self._warmup.give_way()
+            self._relief.note(self, self._slots.slot_bytes if self._cache.free else 0)
             admission = self._cache.admit(absent[0])
             if admission is None:
                 break

@@ -105,6 +105,14 @@ public:
         return tickets;
     }
 
+    Ticket submit_idle(int file, std::uint64_t offset, const Destination& destination,
+                       std::uint64_t checksum) {
+        const Ticket ticket =
+            reader_->submit_idle(file, offset, {destination.data(), destination.size()}, checksum);
+        destinations_.emplace(ticket, destination);
+        return ticket;
+    }
+
     void promote(Ticket ticket) { reader_->promote(ticket); }
 
     void promote_all(const std::vector<Ticket>& tickets) {
@@ -198,6 +206,8 @@ NB_MODULE(_native, module) {
              "checksum"_a, "demand"_a)
         .def("submit_all", &PythonReader::submit_all, "file"_a, "offsets"_a, "destinations"_a,
              "checksums"_a, "demand"_a)
+        .def("submit_idle", &PythonReader::submit_idle, "file"_a, "offset"_a,
+             "destination"_a.noconvert(), "checksum"_a)
         .def("promote", &PythonReader::promote, "ticket"_a)
         .def("promote_all", &PythonReader::promote_all, "tickets"_a)
         .def("cancel", &PythonReader::cancel, "ticket"_a)

@@ -90,7 +90,7 @@ int open_direct(const std::string& path) {
 
 }  // namespace
 
-Reader::Reader(int threads) : process_(::getpid()) {
+Reader::Reader(int threads) : process_(::getpid()), most_idle_((threads + 1) / 2) {
     try {
         for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
     } catch (...) {
@@ -121,6 +121,16 @@ bool Reader::is_direct(int file) const {
 
 Ticket Reader::submit(int file, std::uint64_t offset, std::span<unsigned char> destination,
                       std::uint64_t checksum, bool demand) {
+    return enqueue(file, offset, destination, checksum, demand ? State::demanded : State::hinted);
+}
+
+Ticket Reader::submit_idle(int file, std::uint64_t offset, std::span<unsigned char> destination,
+                           std::uint64_t checksum) {
+    return enqueue(file, offset, destination, checksum, State::idle);
+}
+
+Ticket Reader::enqueue(int file, std::uint64_t offset, std::span<unsigned char> destination,
+                       std::uint64_t checksum, State state) {
     const auto address = reinterpret_cast<std::uintptr_t>(destination.data());
     if (address % kAlignmentBytes != 0 || offset % kAlignmentBytes != 0 ||
         destination.size() % kAlignmentBytes != 0 || destination.empty())
@@ -132,7 +142,6 @@ Ticket Reader::submit(int file, std::uint64_t offset, std::span<unsigned char> d
     {
         const auto lock = this->lock();
         if (closed_) throw std::runtime_error("the reader is closed");
-        const State state = demand ? State::demanded : State::hinted;
         const Request request{file_at(file), offset, destination, checksum, state, {}};
         ticket = next_ticket_++;
         requests_.emplace(ticket, request);
@@ -145,17 +154,18 @@ Ticket Reader::submit(int file, std::uint64_t offset, std::span<unsigned char> d
 void Reader::promote(Ticket ticket) {
     const auto lock = this->lock();
     Request& request = find(ticket);
-    if (request.state != State::hinted) return;
-    std::erase(hint_, ticket);
+    if (request.state != State::hinted && request.state != State::idle) return;
+    if (request.state == State::hinted) std::erase(hint_, ticket);
     demand_.push_back(ticket);
     request.state = State::demanded;
+    wake_.notify_one();  // an idle one may have had to wait while threads slept
 }
 
 bool Reader::cancel(Ticket ticket) {
     const auto lock = this->lock();
     const State state = find(ticket).state;
     if (state == State::reading || state == State::finished) return false;
-    std::erase(queue_of(state), ticket);
+    if (state != State::idle) std::erase(queue_of(state), ticket);
     requests_.erase(ticket);
     // A thread that waits for this ticket must learn that it is gone.
     finished_.notify_all();
@@ -197,10 +207,11 @@ Ticket Reader::drain() {
     auto lock = this->lock();
     finished_.wait(lock, [this] {
         // In here, so that a request that comes while this waits is dropped too.
-        for (std::deque<Ticket>* queue : {&demand_, &hint_}) {
-            for (const Ticket ticket : *queue) requests_.erase(ticket);
-            queue->clear();
-        }
+        for (std::deque<Ticket>* queue : {&demand_, &hint_, &idle_}) queue->clear();
+        std::erase_if(requests_, [](const auto& entry) {
+            const State state = entry.second.state;
+            return state != State::reading && state != State::finished;
+        });
         return std::ranges::none_of(
             requests_, [](const auto& entry) { return entry.second.state == State::reading; });
     });
@@ -219,11 +230,10 @@ void Reader::close() {
     {
         const std::lock_guard lock(mutex_);
         closed_ = true;
-        for (std::deque<Ticket>* queue : {&demand_, &hint_}) {
-            for (const Ticket ticket : *queue)
-                finish(requests_.at(ticket), {ReadCode::os_error, ECANCELED});
-            queue->clear();
-        }
+        for (std::deque<Ticket>* queue : {&demand_, &hint_, &idle_}) queue->clear();
+        for (auto& [ticket, request] : requests_)
+            if (request.state != State::reading && request.state != State::finished)
+                finish(request, {ReadCode::os_error, ECANCELED});
     }
     wake_.notify_all();
     const std::lock_guard lock(joining_);
@@ -244,32 +254,70 @@ std::unique_lock<std::mutex> Reader::lock() const {
 void Reader::work() {
     std::unique_lock lock(mutex_);
     for (;;) {
-        wake_.wait(lock, [this] { return closed_ || !demand_.empty() || !hint_.empty(); });
-        if (demand_.empty() && hint_.empty()) return;  // closed
-        std::deque<Ticket>& queue = demand_.empty() ? hint_ : demand_;
+        Request* const found = next();
+        if (found == nullptr) {
+            if (closed_) return;
+            wait_for_work(lock);
+            continue;
+        }
         // References into an unordered_map survive insertions, and a ticket that is being read
         // is never erased: the request stays put while the lock is away.
-        Request& request = find(queue.front());
-        queue.pop_front();
+        Request& request = *found;
+        const bool idle = request.state == State::idle;
         request.state = State::reading;
+        ++(idle ? reading_idle_ : reading_);
         lock.unlock();
 
         Outcome outcome =
             read_fully(request.file.descriptor, request.file.direct ? kAlignmentBytes : 1,
                        request.offset, request.destination);
         if (outcome.status.code == ReadCode::ok) {
-            const std::uint64_t found =
+            const std::uint64_t sum =
                 xxh3_64(request.destination.data(), request.destination.size());
-            if (found != request.checksum) outcome.status = {ReadCode::checksum_mismatch, found};
+            if (sum != request.checksum) outcome.status = {ReadCode::checksum_mismatch, sum};
         }
 
         lock.lock();
         bytes_read_ += outcome.bytes;
+        --(idle ? reading_idle_ : reading_);
+        if (!idle) {
+            calm_at_ = Clock::now() + kCalm;
+            if (reading_ == 0 && !idle_.empty()) wake_.notify_all();  // to wait for the calm
+        }
         finish(request, outcome.status);
     }
 }
 
+// What a thread may read now, out of its queue, or nothing.
+Reader::Request* Reader::next() {
+    if (demand_.empty() && hint_.empty()) return next_idle();
+    std::deque<Ticket>& queue = demand_.empty() ? hint_ : demand_;
+    Request& request = find(queue.front());
+    queue.pop_front();
+    return &request;
+}
+
+Reader::Request* Reader::next_idle() {
+    if (reading_ > 0 || reading_idle_ >= most_idle_ || Clock::now() < calm_at_) return nullptr;
+    while (!idle_.empty()) {
+        const auto found = requests_.find(idle_.front());
+        idle_.pop_front();
+        if (found != requests_.end() && found->second.state == State::idle) return &found->second;
+    }
+    return nullptr;
+}
+
+void Reader::wait_for_work(std::unique_lock<std::mutex>& lock) {
+    // While another request is read, its end moves calm_at_ and wakes all; and who ends an idle
+    // one takes the next.
+    if (idle_.empty() || reading_ > 0 || reading_idle_ >= most_idle_)
+        wake_.wait(lock);
+    else
+        wake_.wait_until(lock, calm_at_);
+}
+
 std::deque<Ticket>& Reader::queue_of(State state) {
+    if (state == State::idle) return idle_;
     return state == State::demanded ? demand_ : hint_;
 }
 

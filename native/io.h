@@ -28,6 +28,13 @@
 // A request that is not waited for keeps its ticket, and its caller its destination, until
 // close() or drain().
 //
+// Idle requests (submit_idle) wait in a queue of their own, and may be thousands. They are started
+// only once nothing else has been queued or read for kCalm, so never between two layers that
+// read; and half as many at once as there are threads, since a request that comes then has those
+// which were started before it in its way. promote()
+// and cancel() leave its ticket in that queue, where whoever meets it passes over it: both are
+// O(1) in the idle ones.
+//
 // Threads do not survive a fork, and mutex_ may have been held at that moment: in the child every
 // call but close() throws std::runtime_error before it touches mutex_, close() does nothing, and
 // the destructor must not run (is_foreign() tells).
@@ -36,6 +43,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -52,6 +60,9 @@ namespace flashmoe {
 // What O_DIRECT asks of offsets, sizes and addresses on every file system met so far. Asked for
 // everywhere, so that a store which works through the page cache works without it.
 constexpr std::size_t kAlignmentBytes = 4096;
+
+// After the last other request, idle ones wait so long; longer than a layer of decoding.
+constexpr std::chrono::milliseconds kCalm{50};
 
 enum class ReadCode : int { ok = 0, os_error = 1, short_read = 2, checksum_mismatch = 3 };
 
@@ -81,7 +92,11 @@ public:
     Ticket submit(int file, std::uint64_t offset, std::span<unsigned char> destination,
                   std::uint64_t checksum, bool demand);
 
-    void promote(Ticket ticket);     // hint queue -> end of demand queue; else nothing
+    // The same into the idle queue: a read for the time in which the disk has nothing else to do.
+    Ticket submit_idle(int file, std::uint64_t offset, std::span<unsigned char> destination,
+                       std::uint64_t checksum);
+
+    void promote(Ticket ticket);     // hint or idle queue -> end of demand queue; else nothing
     bool cancel(Ticket ticket);      // true: it had not started, and is forgotten
     bool done(Ticket ticket) const;  // finished: wait() will not block
     ReadStatus wait(Ticket ticket);  // blocks until finished, then forgets the ticket
@@ -97,7 +112,8 @@ public:
     bool is_foreign() const;           // this process was forked after the reader was made
 
 private:
-    enum class State { hinted, demanded, reading, finished };
+    enum class State { idle, hinted, demanded, reading, finished };
+    using Clock = std::chrono::steady_clock;
 
     struct File {
         int descriptor;
@@ -114,7 +130,12 @@ private:
         std::uint64_t finished_as = 0;  // order of finishing, from 1
     };
 
+    Ticket enqueue(int file, std::uint64_t offset, std::span<unsigned char> destination,
+                   std::uint64_t checksum, State state);
     void work();
+    Request* next();
+    void wait_for_work(std::unique_lock<std::mutex>& lock);
+    Request* next_idle();
     std::unique_lock<std::mutex> lock() const;
     std::deque<Ticket>& queue_of(State state);
     Request& find(Ticket ticket);
@@ -123,9 +144,12 @@ private:
     void finish(Request& request, ReadStatus status);
 
     const pid_t process_;
+    const int most_idle_;       // idle requests that may be read at once
     mutable std::mutex mutex_;  // guards everything down to closed_
     std::condition_variable wake_, finished_;
-    std::deque<Ticket> demand_, hint_;
+    std::deque<Ticket> demand_, hint_, idle_;  // idle_ also has tickets that have left it
+    int reading_ = 0, reading_idle_ = 0;       // requests being read; the idle ones apart
+    Clock::time_point calm_at_{};              // from then on, idle requests may be read
     std::unordered_map<Ticket, Request> requests_;
     std::vector<File> files_;
     Ticket next_ticket_ = 1;

@@ -41,7 +41,7 @@ def refuse(kind, name, value, wanted=""):
 def test_every_field_is_of_a_kind_that_is_tested_here():
     named = {name for names in WHOLE.values() for name in names} | set(REAL)
     own = {field.name for kind in WHOLE for field in fields(kind)}
-    assert own - named == {"hints", "io", "device_cache", "stop", "kv"}
+    assert own - named == {"hints", "io", "device_cache", "stop", "kv", "profile"}
 
 
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k, names in WHOLE.items() for n in names])

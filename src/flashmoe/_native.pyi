@@ -245,8 +245,13 @@ class Reader:
     ) -> list[int]:
         """``submit`` for each; where one is refused, those before it are under way."""
 
+    def submit_idle(
+        self, file: int, offset: int, destination: npt.NDArray[np.uint8], checksum: int
+    ) -> int:
+        """The same for a read that is started only once there has been no other for 50 ms."""
+
     def promote(self, ticket: int) -> None:
-        """Move a hinted read that has not started to the demand queue."""
+        """Move a hinted or idle read that has not started to the demand queue."""
 
     def promote_all(self, tickets: Sequence[int]) -> None:
         """``promote`` for each, in this order."""

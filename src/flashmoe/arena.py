@@ -36,3 +36,13 @@ def arena(nbytes: int, *, large_pages: bool = True) -> memoryview:
         with suppress(OSError):  # a kernel without them
             mapping.madvise(mmap.MADV_HUGEPAGE, start, inside)
     return memoryview(mapping)[start : start + nbytes]
+
+
+def discard(memory: memoryview, start: int, nbytes: int) -> None:
+    """Give a part of an arena, in whole pages, back to the system until it is written again."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapping = memory.obj
+        assert isinstance(mapping, mmap.mmap)
+        begin = np.frombuffer(memory, np.uint8).ctypes.data
+        offset = begin - np.frombuffer(mapping, np.uint8).ctypes.data
+        mapping.madvise(mmap.MADV_DONTNEED, offset + start, nbytes)

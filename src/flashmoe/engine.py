@@ -31,7 +31,7 @@ from flashmoe.session import Session
 from flashmoe.shape import ModelShape
 from flashmoe.store.reader import Store
 from flashmoe.stream import budget as budgets
-from flashmoe.stream import memory
+from flashmoe.stream import memory, usage
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.streamer import Streamer
 from flashmoe.text.detokenizer import Detokenizer
@@ -75,10 +75,21 @@ class Engine:
         self.streamer = Streamer(store, plan.slots, runtime)
         # An emptied cache is read into at the same depth, without measuring once more.
         self.runtime = replace(runtime, io_threads=self.streamer.io_threads)
-        identity = f"{store.manifest.to_json()}{kernels.dtype}{shape.experts.top_k}"
+        manifest = store.manifest.to_json()
+        identity = f"{manifest}{kernels.dtype}{shape.experts.top_k}"
         self.key = f"{xxhash.xxh3_64_hexdigest(identity.encode())}-{kv}"
         """Names store, dtype, experts a token and, behind the dash, how keys and values are held:
         what a saved timeline is valid for."""
+        self._profile: str | None = None  # names the store in its usage profile, where one is kept
+        if runtime.profile:
+            self._profile = xxhash.xxh3_64_hexdigest(manifest.encode())
+            self._warm(self._profile)
+
+    def _warm(self, identity: str) -> None:
+        """Have the experts that were chosen most in earlier runs read ahead."""
+        found = usage.load(self.store.path, identity, self.shape.layers, self.shape.experts.count)
+        if found is not None:
+            self.streamer.warm(found.shares())
 
     @classmethod
     def open(
@@ -146,6 +157,7 @@ class Engine:
             except BaseException:
                 state.rewind(mark)
                 raise
+            self.streamer.relieve()
             return hidden, self.streamer.counters.since(before)
 
     def head(self, hidden: Array) -> Array:
@@ -217,16 +229,24 @@ class Engine:
     def empty_cache(self) -> None:
         """Forget every expert in memory and count from zero: the next token finds it all cold.
 
-        The answer does not change; this is for measurements.
+        The answer does not change; this is for measurements. From here on no usage profile is
+        kept.
         """
         with self._lock:
+            self._profile = None
             self.streamer.close()
             self.streamer = Streamer(self.store, self.plan.slots, self.runtime)
 
     def close(self) -> None:
-        """End the reading threads and give the slots back, once a running pass has ended."""
+        """End the reading threads and give the slots back, once a running pass has ended.
+
+        Keeps the usage profile (see :class:`flashmoe.options.Runtime`).
+        """
         with self._lock:
             self.streamer.close()
+            identity, self._profile = self._profile, None
+            if identity is not None:
+                usage.save(self.store.path, identity, self.streamer.usage)
 
     def __enter__(self) -> Engine:
         return self

@@ -99,6 +99,8 @@ class Runtime:
     depth of the disk queue; None measures which is best, for half a second at most, unless
     ``device_cache``, the file in which measurements are kept, knows this disk; None keeps them
     nowhere.
+    ``profile`` keeps beside the store how often each expert is chosen, and at the next start reads
+    the likeliest ones ahead, while the disk is idle.
     """
 
     threads: int | None = None
@@ -107,6 +109,7 @@ class Runtime:
     io: Io = "direct"
     io_threads: int | None = None
     device_cache: Path | None = None
+    profile: bool = True
 
     def __post_init__(self) -> None:
         if self.threads is not None:
@@ -118,6 +121,7 @@ class Runtime:
         _check(known, "device_cache", self.device_cache, "the path of a file, or None")
         _flag("hints", self.hints)
         _check(self.io in get_args(Io), "io", self.io, f"one of {', '.join(get_args(Io))}")
+        _flag("profile", self.profile)
 
     @property
     def resolved_threads(self) -> int:

@@ -109,7 +109,7 @@ def test_defaults_are_those_of_the_options():
     found = flag_defaults("run")
     for name in ("presence_penalty", "frequency_penalty"):
         assert found[name] == getattr(Sampling(), name)
-    for name in ("chunk_tokens", "io_threads", "hints", "io"):
+    for name in ("chunk_tokens", "io_threads", "hints", "io", "profile"):
         assert found[name] == getattr(Runtime(), name)
     for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
         assert found[name] is None, "the store decides"

@@ -98,11 +98,12 @@ def test_the_last_line_has_the_figures(command: Command, store):
 
 
 def test_statistics_as_json(command: Command, store):
-    found = stats(command("run", store, "Hello", *SHORT, "--stats", "json"))
+    found = stats(command("run", store, "Hello", *SHORT, "--no-profile", "--stats", "json"))
     assert list(found) == list(KEYS)
     assert (found["prompt_tokens"], found["tokens"]) == (30, 12)
     assert found["finish_reason"] == "length"
-    assert found["experts_per_token"] == 3 and found["slots"] == 32
+    assert found["experts_per_token"] == 3
+    assert found["slots"] == found["planned_slots"] == 32
     assert found["hit_rate"] == found["hits"] / (found["hits"] + found["misses"])
     assert found["bytes_read"] == found["misses"] * 4096
     assert found["ttft_ms"] > 0 and found["load_ms"] > 0
@@ -376,6 +377,8 @@ def test_slots_and_context(command: Command, store, opened):
         (("--io", "direct"), "io", "direct"),
         (("--io", "buffered"), "io", "buffered"),
         (("--io", "os"), "io", "os"),
+        (("--profile",), "profile", True),
+        (("--no-profile",), "profile", False),
     ],
 )
 def test_runtime_flags_never_change_the_reply(command, store, opened, arguments, field, wanted):

@@ -95,3 +95,44 @@ def test_another_session_in_between_does_not_matter(path, reference):
             if other.logits([step.id]) is not None
         ]
         assert steps == reference[2]
+
+
+def test_a_cache_that_shrinks_and_grows_in_between(path, reference):
+    with Engine.open(path) as engine:
+        streamer, changes = engine.streamer, []
+
+        class Restless:
+            def tend(self, streamer):
+                if len(changes) % 3 == 2:
+                    changes.append(streamer.grow(5))
+                else:
+                    changes.append(-streamer.shrink(4))
+
+            def note(self, streamer, nbytes):
+                self.tend(streamer)
+
+        streamer._relief = Restless()
+        assert same(answer(engine), reference)
+        can = streamer.least_slots < engine.plan.slots  # a dense layer always uses all it has
+        assert (min(changes) < 0 < max(changes)) == can
+        assert (streamer.least_slots <= streamer.slots < engine.plan.slots) == can
+
+
+def test_a_second_start_is_warm_and_says_the_same(path, reference):
+    (path / "usage.json").unlink(missing_ok=True)
+    with Engine.open(path, runtime=Runtime(profile=False)) as engine:
+        slots = engine.plan.experts_total * 3 // 4
+    found = []
+    for number in range(3):
+        runtime = Runtime(profile=number < 2)
+        with Engine.open(path, budget=Budget(slots=slots), runtime=runtime) as engine:
+            while engine.streamer._warmup:  # what is not there yet would be a miss
+                engine.streamer._warmup.land()
+            assert (engine.streamer._warmup.landed > 0) == (number == 1)
+            session = engine.session()
+            next(iter(session.generate(IDS[:1], Sampling(temperature=0))))
+            found.append(engine.counters)
+            assert same(answer(engine), reference)
+    first, second, third = found
+    assert first.hits == third.hits == 0 < second.hits
+    (path / "usage.json").unlink()

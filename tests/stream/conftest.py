@@ -151,12 +151,26 @@ class ScriptedReader:
         label: Callable[[], str],
         demand: bool,
     ) -> int:
+        return self._submit(file, offset, destination, label(), "demand" if demand else "hint")
+
+    def submit_idle(
+        self,
+        file: int,
+        offset: int,
+        destination: Array,
+        checksum: int,
+        *,
+        label: Callable[[], str],
+    ) -> int:
+        return self._submit(file, offset, destination, label(), "idle")
+
+    def _submit(self, file: int, offset: int, destination: Array, label: str, call: str) -> int:
         for read in self.reads.values():
             assert not np.shares_memory(read.destination, destination), "a slot is read into twice"
         destination[:] = 0xEE
         self._last += 1
-        self.reads[self._last] = _Read(label(), self._paths[file], offset, destination, "queued")
-        self.calls.append(("demand" if demand else "hint", label()))
+        self.reads[self._last] = _Read(label, self._paths[file], offset, destination, "queued")
+        self.calls.append((call, label))
         self._progress()
         return self._last
 

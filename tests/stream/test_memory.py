@@ -171,3 +171,42 @@ def test_bytes_from_devices_are_those_that_the_system_tells(tmp_path, text, foun
     assert memory.device_read_bytes(root) == found
     (root / "proc/self/io").unlink()
     assert memory.device_read_bytes(root) is None
+
+
+PRESSURE = "some avg10=0.00 avg60=1.00 avg300=0.00 total={}\nfull avg10=0.00 total=7\n"
+
+
+def test_strain_is_that_of_the_tightest_group_and_of_our_own_stalls(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "0::/user/app\n",
+        **group("/user/app", {"memory.max": f"{4 * GIB}\n"}, current=3 * GIB, cache=2 * GIB),
+        "sys/fs/cgroup/user/app/memory.pressure": PRESSURE.format(123),
+        "proc/pressure/memory": PRESSURE.format(999),
+    }
+    found = memory.strain(machine(tmp_path, files))
+    assert (found.headroom_bytes, found.free_bytes) == (3 * GIB, 5 << 10)
+    assert (found.stalled_us, found.swapped_bytes) == (123, 0)
+
+
+def test_strain_of_a_v1_group_takes_the_machine_s_stalls(tmp_path: Path) -> None:
+    at = "sys/fs/cgroup/memory/job"
+    files = {
+        "proc/self/cgroup": "4:memory:/job\n0::/\n",
+        "proc/meminfo": f"MemTotal: 64 kB\nMemFree: {9 << 20} kB\nMemAvailable: {32 << 20} kB\n",
+        "proc/self/status": "VmSwap:\t 12 kB\n",
+        f"{at}/memory.limit_in_bytes": f"{2 * GIB}\n",
+        f"{at}/memory.usage_in_bytes": f"{2 * GIB - 5}\n",
+        f"{at}/memory.stat": f"total_inactive_file {GIB}\n",
+        "proc/pressure/memory": PRESSURE.format(999),
+    }
+    found = memory.strain(machine(tmp_path, files))
+    assert (found.headroom_bytes, found.free_bytes) == (GIB + 5, 5)
+    assert (found.stalled_us, found.swapped_bytes) == (999, 12 << 10)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "some", "some total=", "some total=x", "full total=3", "\xff"]
+)
+def test_a_system_without_stall_information_never_stalls(tmp_path: Path, text: str) -> None:
+    found = memory.strain(machine(tmp_path, {"proc/pressure/memory": text}))
+    assert found.stalled_us == 0 and found.headroom_bytes == 32 * GIB

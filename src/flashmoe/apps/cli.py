@@ -175,6 +175,7 @@ def run(
     io_threads: flags.IoThreads = Runtime.io_threads,
     hints: flags.Hints = Runtime.hints,
     io: flags.HowRead = Runtime.io,
+    profile: flags.Profile = Runtime.profile,
     kernels: flags.Kernels = "auto",
     timing: flags.Timing = False,
     trace_out: flags.TraceOut = None,
@@ -215,13 +216,20 @@ def bench(
     """Measure prompt and decode speed, and the share of what disk and memory allow.
 
     Reads the store's own files and an array in memory first, then replies to random prompts.
-    The last line is a JSON object.
+    The usage profile is neither used nor kept. The last line is a JSON object.
     """
     from flashmoe.apps.bench import Request, bench
     from flashmoe.apps.places import device_cache
 
+    # Random prompts say nothing about a user's, and what is measured should not depend on them.
     runtime = Runtime(
-        threads, chunk_tokens, hints, io=io, io_threads=io_threads, device_cache=device_cache()
+        threads,
+        chunk_tokens,
+        hints,
+        io=io,
+        io_threads=io_threads,
+        device_cache=device_cache(),
+        profile=False,
     )
     request = Request(
         store,

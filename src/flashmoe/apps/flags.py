@@ -199,6 +199,14 @@ HowRead: TypeAlias = Annotated[
         "--io",
     ),
 ]
+Profile: TypeAlias = Annotated[
+    bool,
+    _work(
+        "Keep beside the store (usage.json) how often each expert is chosen, and read the "
+        "likeliest ones ahead at the next start.",
+        "--profile/--no-profile",
+    ),
+]
 Kernels: TypeAlias = Annotated[
     Literal["auto", "cpu", "reference"],
     _work("The arithmetic: native (cpu), or numpy (reference).", "--kernels"),
@@ -225,7 +233,10 @@ Timing: TypeAlias = Annotated[
     bool, _output("Print where the time went, a row a layer, a column a phase.", "--timing")
 ]
 TraceOut: TypeAlias = Annotated[
-    Path | None, _output("Write the routing log here (see `flashmoe trace`).", "--trace-out")
+    Path | None,
+    _output(
+        "Write the routing log here (see `flashmoe trace`); implies --no-profile.", "--trace-out"
+    ),
 ]
 Save: TypeAlias = Annotated[Path | None, _output("Keep the conversation in this file.", "--save")]
 Load: TypeAlias = Annotated[

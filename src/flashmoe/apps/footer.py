@@ -27,7 +27,8 @@ KEYS = {
     "bytes_per_token": "read for each token after the first",
     "peak_bytes": "largest resident memory of the process",
     "budget_bytes": "the memory it was given",
-    "slots": "experts that fit in memory at once",
+    "slots": "experts that fit in memory at once, at the end",
+    "planned_slots": "the same at the start; more where memory became short",
     "experts_per_token": "chosen in each layer",
     "io": "how experts were read and kept",
     "finish_reason": "stop, length, or interrupt",
@@ -44,6 +45,7 @@ class Footer:
     peak_bytes: int
     budget_bytes: int
     slots: int
+    planned_slots: int
     experts_per_token: int
     finish_reason: str
     io: str
@@ -51,7 +53,7 @@ class Footer:
     def line(self) -> str:
         """One line for a person."""
         totals = self.totals
-        parts = (
+        parts = [
             f"{totals.prompt_tokens} prompt tokens",
             f"{totals.tokens} tokens",
             f"{totals.tokens_per_second:.1f} tok/s",
@@ -59,7 +61,9 @@ class Footer:
             *self._found(),
             f"{_gigabytes(totals.bytes_per_token)} GB read a token",
             f"peak memory {format_bytes(self.peak_bytes)}",
-        )
+        ]
+        if self.slots < self.planned_slots:
+            parts.append(f"{self.slots} of {self.planned_slots} slots left (memory is short)")
         return ", ".join(parts)
 
     def _found(self) -> tuple[str, ...]:

@@ -76,6 +76,8 @@ def request_of(flags: Mapping[str, Any]) -> Request:
     """
     tools = flags["tools"]
     given = {**flags, "stop": tuple(flags["stop"] or ()), "device_cache": device_cache()}
+    # A log replays to the run's own misses, so nothing but its routings may fill the cache.
+    given["profile"] = flags["profile"] and flags["trace_out"] is None
     return Request(
         store=flags["store"],
         prompt=Prompt(

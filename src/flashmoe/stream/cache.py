@@ -176,6 +176,54 @@ class Cache:
             self._stale.add(key[0])
         return Admission(slot, evicted)
 
+    @property
+    def free(self) -> int:
+        """Slots that hold nothing and are reserved for nobody."""
+        return len(self._free)
+
+    def reserve(self) -> int:
+        """Take a free slot for an expert that is to come; :meth:`place` or ``unreserve`` it."""
+        return self._free.pop()
+
+    def unreserve(self, slot: int) -> None:
+        """A reserved slot is free again."""
+        self._free.append(slot)
+
+    def place(self, key: Key, slot: int) -> None:
+        """An absent expert is in a reserved slot; does not count as a use."""
+        if key in self._slot:
+            raise RuntimeError(f"expert {key} already has slot {self._slot[key]}")
+        self._check(key[0])
+        self._slot[key] = slot
+        self._layers[key[0]].place(key[1])
+        self._stale.add(key[0])
+
+    def seed(self, shares: Array) -> None:
+        """How often each expert was chosen before all this, (layers, experts), 0 to 1."""
+        for layer, row in enumerate(shares):
+            self._layers[layer].forecast.seed(row)
+            self._stale.add(layer)
+
+    def retire(self, count: int, least: int) -> list[int]:
+        """Take ``count`` experts and every free slot away, as far as ``least`` slots remain.
+
+        Returns the slots. Pinned experts stay, so it may be fewer.
+        """
+        most = max(self.slots - least, 0)
+        for _ in range(min(count, most)):
+            victim = self._farthest() or self._sheltered()
+            if victim is None:
+                break
+            self._remove(victim)
+        taken = [self._free.pop() for _ in range(min(most, len(self._free)))]
+        self.slots -= len(taken)
+        return taken
+
+    def restore(self, slots: Collection[int]) -> None:
+        """Give retired slots back."""
+        self._free.extend(slots)
+        self.slots += len(slots)
+
     def pin(self, key: Key) -> None:
         """Keep an expert in its slot until as many :meth:`unpin` calls; pins add up."""
         if key not in self._slot:

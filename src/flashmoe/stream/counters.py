@@ -16,12 +16,14 @@ class Counters:
     this routing first asked, be it by its hint or its hold; a *miss* had to be read because of
     it. A hold takes the last hint for its layer for its own. So hits and misses do not depend on
     whether hints are on, and hints that no hold follows count nothing. An expert that is there
-    because it was guessed is a miss when first asked for: the hit rate is the cache's alone.
+    because it was guessed is a miss when first asked for: the hit rate is the cache's alone. One
+    that a warm-up has read, or is reading, is a hit; one that it would only have read later is a
+    miss.
 
-    ``bytes_read`` were delivered by the system, failed reads and wrong guesses included;
-    ``wait_ms`` is the time in which hold had nothing to yield. ``guessed`` reads were started
-    before their routing was known, ``guessed_right`` of them for experts that were asked for
-    before they had to leave.
+    ``bytes_read`` were delivered by the system, those of a warm-up, of failed reads and of wrong
+    guesses included; ``wait_ms`` is the time in which hold had nothing to yield. ``guessed`` reads
+    were started before their routing was known, ``guessed_right`` of them for experts that were
+    asked for before they had to leave.
     """
 
     hits: int = 0

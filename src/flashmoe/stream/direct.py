@@ -142,8 +142,25 @@ class DirectReader:
             requests[ticket] = _Request(file, label, offset, destination.nbytes, checksum)
         return tickets
 
+    def submit_idle(
+        self,
+        file: int,
+        offset_bytes: int,
+        destination: Array,
+        checksum: int,
+        *,
+        label: Callable[[], str],
+    ) -> int:
+        """The same for a read that waits until the disk has nothing else to do.
+
+        Thousands may wait; promoting or cancelling one of them costs no more for that.
+        """
+        ticket = self._reader.submit_idle(file, offset_bytes, destination, checksum)
+        self._requests[ticket] = _Request(file, label, offset_bytes, destination.nbytes, checksum)
+        return ticket
+
     def promote(self, ticket: int) -> None:
-        """Let a hinted read that has not started go before every other hinted read."""
+        """Let a hinted or idle read that has not started go before every hinted one."""
         self._reader.promote(ticket)
 
     def promote_all(self, tickets: Sequence[int]) -> None:

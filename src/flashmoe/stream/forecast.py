@@ -87,6 +87,13 @@ class Forecast:
         self._followed = np.pad(self._followed, (0, more))
         self._follows = np.pad(self._follows, ((0, more), (0, more)))
 
+    def seed(self, shares: Array) -> None:
+        """Begin as if experts had been chosen in these shares of the visits for long, (n,)."""
+        self.cover(len(shares) - 1)
+        self._visits = 1 / (1 - _DECAY)
+        self._frequency[:, : len(shares)] = np.maximum(shares, _RARE) * self._visits
+        self._forget_chances()
+
     def begin(self) -> None:
         """The layer comes round: what it chose last is followed by what :meth:`add` tells."""
         self._before = self._routing[:0] if self._wide else self._routing

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -52,10 +53,31 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Strain:
+    """How short of memory this process is, and what it has met of that since it began.
+
+    ``headroom_bytes`` can still be had without swapping, the page cache that would be dropped
+    for it included; ``free_bytes`` without dropping anything. ``stalled_us`` is the time in which
+    some task of our control group (where it has none of its own: of the machine) waited for
+    memory, by Linux's pressure stall information; it stands still where there is none, as the
+    other figures do where a system does not tell. Faults that had to read a file, and what of
+    this process lies in swap, are our own.
+    """
+
+    seconds: float
+    headroom_bytes: int
+    free_bytes: int
+    stalled_us: int
+    major_faults: int
+    swapped_bytes: int
+
+
+@dataclass(frozen=True)
 class _Limit:
     name: str
     limit_bytes: int
     current_bytes: int
+    cached_bytes: int  # not in current_bytes, but charged all the same
 
     @property
     def headroom_bytes(self) -> int:
@@ -72,6 +94,45 @@ def available(root: Path = ROOT) -> Memory:
         return Memory(total, free, None, None, source, own)
     binding = tightest.name if tightest.headroom_bytes < free else source
     return Memory(total, free, tightest.limit_bytes, tightest.current_bytes, binding, own)
+
+
+def strain(root: Path = ROOT) -> Strain:
+    """A sample; takes about 0.2 ms."""
+    import resource  # as in _peak_from_rusage
+
+    info = _kibibyte_fields(root / "proc/meminfo")
+    _, available, _ = _machine(root)
+    limits = list(_limits(root))
+    charged = (limit.headroom_bytes - limit.cached_bytes for limit in limits)
+    return Strain(
+        seconds=time.monotonic(),
+        headroom_bytes=min([available, *(limit.headroom_bytes for limit in limits)]),
+        free_bytes=min([info.get("MemFree", available), *charged]),
+        stalled_us=_stalled_us(root),
+        major_faults=resource.getrusage(resource.RUSAGE_SELF).ru_majflt,
+        swapped_bytes=_status_bytes(root, "VmSwap") or 0,
+    )
+
+
+def _stalled_us(root: Path) -> int:
+    """The total of the line ``some avg10=0.00 avg60=0.00 avg300=0.00 total=191280``."""
+    for path in _pressure_files(root):
+        for line in _text(path).splitlines():
+            kind, *fields = line.split() or [""]
+            for name, _, number in (field.partition("=") for field in fields):
+                if kind == "some" and name == "total" and _is_number(number):
+                    return int(number)
+    return 0
+
+
+def _pressure_files(root: Path) -> Iterator[Path]:
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        match line.split(":", 2):
+            case ["0", "", path] if path != "/":
+                for mount in ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
+                    for group, _ in _ancestry(root / mount, path):
+                        yield group / "memory.pressure"
+    yield root / "proc/pressure/memory"
 
 
 def resident_bytes(root: Path = ROOT) -> int:
@@ -145,11 +206,11 @@ def _limits_v2(mount: Path, path: str) -> Iterator[_Limit]:
         current = _number(group / "memory.current")
         if current is None:
             continue
-        current -= _page_cache_bytes(group, "")
+        cached = min(_page_cache_bytes(group, ""), current)
         for file in ("memory.max", "memory.high"):
             limit = _number(group / file)
             if limit is not None:
-                yield _Limit(f"cgroup {file} of {name}", limit, max(current, 0))
+                yield _Limit(f"cgroup {file} of {name}", limit, current - cached, cached)
 
 
 def _limits_v1(mount: Path, path: str) -> Iterator[_Limit]:
@@ -157,8 +218,9 @@ def _limits_v1(mount: Path, path: str) -> Iterator[_Limit]:
         current = _number(group / "memory.usage_in_bytes")
         limit = _number(group / "memory.limit_in_bytes")
         if current is not None and limit is not None and limit < _UNLIMITED_BYTES:
-            current -= _page_cache_bytes(group, "total_")
-            yield _Limit(f"cgroup memory.limit_in_bytes of {name}", limit, max(current, 0))
+            cached = min(_page_cache_bytes(group, "total_"), current)
+            name = f"cgroup memory.limit_in_bytes of {name}"
+            yield _Limit(name, limit, current - cached, cached)
 
 
 def _ancestry(mount: Path, path: str) -> Iterator[tuple[Path, str]]:

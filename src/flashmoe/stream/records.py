@@ -75,5 +75,16 @@ class Records:
             demand=demand,
         )
 
+    def submit_idle(self, key: Key, destination: Array) -> int:
+        """Read an expert when the disk has nothing else to do; the ticket."""
+        layer = self._layers[key[0]]
+        return self._reader.submit_idle(
+            layer.file,
+            layer.offset + key[1] * layer.record_bytes,
+            destination,
+            layer.checksums[key[1]],
+            label=partial(self._label, key),
+        )
+
     def _label(self, key: Key) -> str:
         return self._store.record(*key).label

@@ -21,7 +21,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from flashmoe.arena import arena
+from flashmoe.arena import arena, discard
 from flashmoe.errors import BudgetError
 from flashmoe.quant import Array, Expert
 from flashmoe.store.layout import ALIGNMENT, RecordLayout
@@ -59,6 +59,7 @@ class Slots:
         self.count = count
         self.slot_bytes = slot_bytes
         memory = _memory(count * slot_bytes)
+        self._memory: memoryview | None = memory
         self._arena: Array | None = np.frombuffer(memory, np.uint8)
         self._frozen: Array | None = np.frombuffer(memory.toreadonly(), np.uint8)
         self._states = [State.FREE] * count
@@ -106,13 +107,20 @@ class Slots:
             raise RuntimeError(f"slot {slot} cannot go from {before.value} to {state.value}")
         self._states[slot] = state
 
+    def discard(self, slot: int) -> None:
+        """Give the memory of a free slot back to the system until it is written again."""
+        if self._states[slot] != State.FREE:
+            raise RuntimeError(f"slot {slot} is {self._states[slot].value}: it is in use")
+        if self._memory is not None:
+            discard(self._memory, slot * self.slot_bytes, self.slot_bytes)
+
     def clear(self) -> None:
         """Forget what is in every slot; only while nothing is read into any and none is in use."""
         self._states = [State.FREE] * self.count
 
     def close(self) -> None:
         """Let go of the memory: freed at once, or with its last view. Repeating it is fine."""
-        self._arena = self._frozen = None
+        self._arena = self._frozen = self._memory = None
         self._experts = [None] * self.count
 
 

@@ -39,8 +39,11 @@ from flashmoe.stream.direct import DirectReader
 from flashmoe.stream.guesses import Guesses
 from flashmoe.stream.holding import Hold
 from flashmoe.stream.prefetch import Prefetch
+from flashmoe.stream.pressure import Relief
 from flashmoe.stream.records import Records
 from flashmoe.stream.slots import Slots, State
+from flashmoe.stream.usage import Usage
+from flashmoe.stream.warmup import Warmup, worth_reading
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +64,9 @@ class Streamer:
         self._slots = Slots(slots, max(entry.layout.record_bytes for entry in entries))
         # What the cache lets one routing displace at any time, so that all of it can stay.
         self._lasting = min(slots, 2 * store.shape.experts.top_k)
+        self._given_back: list[int] = []  # slots
+        self._relief = Relief(slots, self._lasting, self._slots.slot_bytes)
+        self.usage = Usage(len(entries), store.shape.experts.count)
         self._open = True
         self.io_threads = depth.choose(store, self._slots, runtime)
         self._reader = DirectReader(self.io_threads)
@@ -78,6 +84,10 @@ class Streamer:
         policy = Prefetch(len(self._records), experts.top_k)
         self._guesses = Guesses(policy, self._cache, self.counters)
         self._slots.clear()
+        self._given_back = self._cache.retire(0, self._slots.count - len(self._given_back))
+        for slot in self._given_back:
+            self._slots.discard(slot)
+        self._warmup = Warmup(self._cache, self._slots, self._records, self._reader)
         self._reads: dict[Key, int] = {}  # tickets of reads under way; their slots are pinned
         # By layer: the experts of its last hint, unless held since, and which had a slot then.
         self._asked: dict[int, dict[Key, bool]] = {}
@@ -98,6 +108,7 @@ class Streamer:
         if wanted:
             keys = [key for key in keys if key not in wanted]
         self._sound = False
+        self._warmup.precede(keys, self._reads)
         self._tidy(wanted)
         asked = self._asked[layer] = self._ask(layer, keys)
         absent = deque(key for key in keys if key not in self._cache)
@@ -148,6 +159,8 @@ class Streamer:
         if self._hold is not None:  # nested, or an interrupt came before its block began
             self._reset()
         self._sound = False
+        self._warmup.precede(keys, self._reads)
+        self.usage.note(layer, ids)
         hold = self._hold = self._claim(layer, keys)
         self._start_absent(hold)
         if not hold.reading:
@@ -160,6 +173,57 @@ class Streamer:
             raise
         if not self._end(hold):
             raise RuntimeError("this hold was ended by another; holds do not nest")
+
+    @property
+    def slots(self) -> int:
+        """Experts that can be in memory at once, for the moment."""
+        return self._cache.slots
+
+    @property
+    def least_slots(self) -> int:
+        """Slots that make every hold of one token last; it never shrinks below."""
+        return self._lasting
+
+    def warm(self, shares: Array) -> None:
+        """Fill free slots with the experts that were chosen most, while the disk is idle.
+
+        ``shares`` (layers, experts) of the tokens chose each one before. Returns at once.
+        """
+        self._sound = False
+        self._cache.seed(shares)
+        self._warmup.start(worth_reading(shares))
+        self._sound = True
+
+    def relieve(self) -> None:
+        """Between passes: give memory back if it has become short, or take some again."""
+        self._relief.tend(self)
+
+    def shrink(self, count: int) -> int:
+        """Give the memory of ``count`` experts back, and that of every free slot.
+
+        What is in use stays, and always as many slots as make a hold last. Ends a warm-up.
+        Returns the number of slots that there are no more. Not after a pass that failed.
+        """
+        if not self._open:
+            return 0
+        sound, self._sound = self._sound, False
+        self._warmup.stop()
+        taken = self._cache.retire(count, self._lasting)
+        for slot in taken:
+            if self._slots.state(slot) != State.FREE:
+                self._slots.move(slot, State.FREE)
+            self._slots.discard(slot)
+        for key in [key for key in self._guesses.unasked if key not in self._cache]:
+            self._guesses.gone(key)
+        self._given_back += taken
+        self._sound = sound
+        return len(taken)
+
+    def grow(self, count: int) -> int:
+        """Take up to ``count`` slots again that were given back; returns how many."""
+        again = [self._given_back.pop() for _ in range(min(count, len(self._given_back)))]
+        self._cache.restore(again)
+        return len(again)
 
     def close(self) -> None:
         """End all reads and give the memory back, repeatedly if need be.
@@ -285,6 +349,8 @@ class Streamer:
         keys, views = list[Key](), list[Array]()
         cache, slots = self._cache, self._slots
         while absent:
+            self._warmup.give_way()
+            self._relief.note(self, slots.slot_bytes if cache.free else 0)
             key = absent[0]
             admission = cache.admit(key, self._guesses.chance(key) if guess else None)
             if admission is None:
@@ -341,7 +407,9 @@ class Streamer:
         self.counters.bytes_read = self._reader.bytes_read
 
     def _make_room(self) -> None:
-        """Every slot is taken by reads hinted for others: drop one, or wait for one to end."""
+        """Every slot is taken by reads for others: drop one, or wait for one to end."""
+        if self._warmup.end_one():
+            return
         for key in reversed(self._reads):
             if self._cancel(key):
                 return

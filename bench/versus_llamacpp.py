@@ -28,7 +28,7 @@ import results
 import versus_cases
 from synthetic_gguf import write_gguf
 from versus_cases import Case, Peer
-from versus_runs import HERE, Sides, agreement, run_ours, run_peer
+from versus_runs import HERE, Sides, agreement, check_weights, run_ours, run_peer
 
 from flashmoe import __version__
 from flashmoe.store.layout import MANIFEST
@@ -52,7 +52,7 @@ def arguments() -> tuple[argparse.Namespace, Case]:
     parser.add_argument("--work", type=Path, default=BUILD / "versus", help="where weights are")
     parser.add_argument("--store", type=Path, help="a store that is there")
     parser.add_argument("--gguf", type=Path, help="the GGUF of the same weights")
-    parser.add_argument("--no-check", action="store_true", help="do not compare logits first")
+    parser.add_argument("--no-check", action="store_true", help="do not compare weights and logits")
     results.add_arguments(parser)
     given = parser.parse_args()
     if (given.store is None) != (given.gguf is None):
@@ -190,8 +190,9 @@ def main() -> None:
     store, gguf = weights(given, case)
     sides = Sides(case, store, gguf, python)
     agreed = None
-    if case.peers and not given.no_check:
-        tell("comparing logits")
+    if gguf is not None and not given.no_check:
+        tell("comparing weights and logits")
+        tell(f"  {check_weights(store, gguf)} matrices are equal, every bit")
         agreed = agreement(sides)
         tell(f"  {agreed}")
     runs = turns(sides)

@@ -1,4 +1,4 @@
-"""Modules of bench/ import one another by their plain names, as scripts do."""
+"""Modules of bench/ by their plain names, as they import one another (pytest's pythonpath)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ class Load(Protocol):
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Load:
+def load() -> Load:
     """A module of bench/ by name."""
-    monkeypatch.syspath_prepend(str(BENCH))
     return importlib.import_module

@@ -78,11 +78,26 @@ def test_logits_of_two_models_are_told_apart(load: Load) -> None:
     runs = load("versus_runs")
     ours = np.random.default_rng(0).standard_normal((12, 500))
     near = ours + 0.01 * np.random.default_rng(1).standard_normal(ours.shape)
-    found = runs.likeness(ours, near)
+    found = runs.likeness(ours, near, 0.9)
     assert found["correlation"] > 0.999 and found["least_error"] == pytest.approx(0.01, abs=0.002)
     for other in (ours[::-1], np.roll(ours, 1, axis=1), np.full_like(ours, np.nan)):
         with pytest.raises(SystemExit, match="different functions"), np.errstate(all="ignore"):
-            runs.likeness(ours, other)
+            runs.likeness(ours, other, 0.9)
+
+
+def test_weights_are_compared_bit_by_bit(load: Load, tmp_path: Path) -> None:
+    store, gguf = tmp_path / "store", tmp_path / "model.gguf"
+    script = [sys.executable, BENCH / "synthetic.py", "tiny", "--out", store, "--gguf", gguf]
+    assert subprocess.run(script, capture_output=True).returncode == 0
+    runs = load("versus_runs")
+    assert runs.check_weights(store, gguf) == 12
+    place = store / "layer-002.safetensors"
+    at = runs.Store.open(store).record(2, 74 % 16)
+    data = bytearray(place.read_bytes())
+    data[at.offset] ^= 1
+    place.write_bytes(data)
+    with pytest.raises(SystemExit, match="gate of expert 10 in layer 2 differs"):
+        runs.check_weights(store, gguf)
 
 
 def test_read_ahead_is_set_on_the_disk_and_put_back(load: Load, tmp_path: Path) -> None:

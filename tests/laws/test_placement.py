@@ -69,7 +69,7 @@ def test_leaving_the_experts_to_the_page_cache_does_not_change_a_bit(path, refer
     with Engine.open(path, runtime=Runtime(io="os", hints=hints)) as engine:
         assert engine.plan.slots == engine.plan.floor_slots
         assert same(answer(engine), reference)
-        assert engine.counters.hits == 0
+        assert engine.counters.misses > engine.counters.hits  # hardly anything is kept
 
 
 def test_cold_and_warm_are_the_same(path, reference):

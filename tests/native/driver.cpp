@@ -19,6 +19,7 @@
 #include <cstring>
 #include <iostream>
 #include <list>
+#include <numeric>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -148,7 +149,10 @@ void expert(Call& call) {
     const std::size_t bytes = rows * out_of(down) * sizeof(float);
     const float* x = call.array(bytes).floats();
     const Walled& y = call.room(bytes);
-    expert_swiglu(set, x, rows, {gate, up, down}, y.floats(), threads);
+    const Expert expert{gate, up, down};
+    std::vector<std::size_t> wanted(rows);
+    std::iota(wanted.begin(), wanted.end(), std::size_t{0});
+    experts(set, x, 1, {{&expert, wanted}}, y.floats(), threads);
     call.give(y.data(), y.size());
 }
 

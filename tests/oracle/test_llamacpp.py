@@ -27,9 +27,8 @@ pytestmark = [
 
 
 @pytest.fixture
-def sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def sides(tmp_path: Path) -> Any:
     """A tiny store, the same weights as GGUF, and both engines."""
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
     import synthetic_gguf
     import synthetic_shapes
     import synthetic_store

@@ -191,6 +191,15 @@ class ScriptedReader:
             self._advance(self.dice.choice(list(self.reads)))
         return [self._landed(ticket) for ticket in self.order.copy() if ticket in tickets]
 
+    def done(self, ticket: int) -> bool:
+        self._progress()
+        return ticket in self.order
+
+    def wait(self, ticket: int) -> None:
+        error = self.collect([ticket], block=True)[0].error
+        if error is not None:
+            raise error
+
     def _landed(self, ticket: int) -> Landed:
         self.order.remove(ticket)
         read = self.reads.pop(ticket)

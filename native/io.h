@@ -81,6 +81,15 @@ public:
     Ticket submit(int file, std::uint64_t offset, std::span<unsigned char> destination,
                   std::uint64_t checksum, bool demand);
 
+    struct Read {
+        std::uint64_t offset;
+        std::span<unsigned char> destination;
+        std::uint64_t checksum;
+    };
+    // submit() for each, under one lock: a thread that wakes for the first does not make the
+    // others wait. All are checked before any is queued.
+    std::vector<Ticket> submit_all(int file, std::span<const Read> reads, bool demand);
+
     void promote(Ticket ticket);     // hint queue -> end of demand queue; else nothing
     bool cancel(Ticket ticket);      // true: it had not started, and is forgotten
     bool done(Ticket ticket) const;  // finished: wait() will not block

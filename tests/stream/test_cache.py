@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -262,13 +263,15 @@ def test_calls_that_only_a_bug_makes_are_errors() -> None:
     cache = Cache(slots=2, layers=1)
     cache.admit((0, 1))
     cache.pin((0, 1))
-    for call in (cache.admit, cache.drop):
+    calls: tuple[Callable[[Key], object], ...] = (cache.admit, cache.drop)
+    for call in calls:
         with pytest.raises(RuntimeError, match=r"\(0, 1\)"):
             call((0, 1))
     for call in (cache.pin, cache.unpin, cache.drop):
         with pytest.raises(RuntimeError, match=r"\(0, 9\)"):
             call((0, 9))
-    for call in (cache.admit, cache.lookup):
+    calls = (cache.admit, cache.lookup)
+    for call in calls:
         with pytest.raises(RuntimeError, match="outside the 1 layers"):
             call((1, 0))
     for slots, layers in ((0, 1), (1, 0)):

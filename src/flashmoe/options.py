@@ -75,7 +75,8 @@ class Runtime:
 
     ``threads`` compute; None takes one a processor that this process may run on.
     ``chunk_tokens`` prompt tokens pass a layer together. ``hints`` starts expert reads as soon
-    as the router has chosen, before the shared expert is computed. ``direct_io`` bypasses the
+    as the router has chosen, before the shared expert is computed, and lets the disk read what
+    the next layer is likely to choose while it would be idle. ``direct_io`` bypasses the
     page cache where the file system allows it. ``io_threads`` is the depth of the disk queue.
     """
 

@@ -165,7 +165,7 @@ ChunkTokens: TypeAlias = Annotated[
 ]
 IoThreads: TypeAlias = Annotated[int, _work("Reads under way at once.", "--io-threads")]
 Hints: TypeAlias = Annotated[
-    bool, _work("Start reads as soon as the router has chosen.", "--hints/--no-hints")
+    bool, _work("Start reads before they are waited for, some on a guess.", "--hints/--no-hints")
 ]
 DirectIo: TypeAlias = Annotated[
     bool,

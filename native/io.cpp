@@ -144,8 +144,8 @@ std::vector<Ticket> Reader::submit_all(int file, std::span<const Read> reads, bo
         const File source = file_at(file);
         for (const Read& read : reads) {
             const Ticket ticket = next_ticket_++;
-            requests_.emplace(ticket, Request{source, read.offset, read.destination,
-                                              read.checksum, state, {}});
+            requests_.emplace(
+                ticket, Request{source, read.offset, read.destination, read.checksum, state, {}});
             queue_of(state).push_back(ticket);
             tickets.push_back(ticket);
         }

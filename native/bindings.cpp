@@ -98,10 +98,13 @@ public:
                                    const std::vector<std::uint64_t>& checksums, bool demand) {
         require(offsets.size() == destinations.size() && offsets.size() == checksums.size(),
                 "a batch needs an offset, a destination and a checksum a read");
-        std::vector<Ticket> tickets;
-        tickets.reserve(offsets.size());
+        std::vector<Reader::Read> reads;
         for (std::size_t i = 0; i < offsets.size(); ++i)
-            tickets.push_back(submit(file, offsets[i], destinations[i], checksums[i], demand));
+            reads.push_back(
+                {offsets[i], {destinations[i].data(), destinations[i].size()}, checksums[i]});
+        const std::vector<Ticket> tickets = reader_->submit_all(file, reads, demand);
+        for (std::size_t i = 0; i < tickets.size(); ++i)
+            destinations_.emplace(tickets[i], destinations[i]);
         return tickets;
     }
 

@@ -121,34 +121,46 @@ bool Reader::is_direct(int file) const {
 
 Ticket Reader::submit(int file, std::uint64_t offset, std::span<unsigned char> destination,
                       std::uint64_t checksum, bool demand) {
-    return enqueue(file, offset, destination, checksum, demand ? State::demanded : State::hinted);
+    const Read read{offset, destination, checksum};
+    return submit_all(file, {&read, 1}, demand).front();
+}
+
+std::vector<Ticket> Reader::submit_all(int file, std::span<const Read> reads, bool demand) {
+    return enqueue(file, reads, demand ? State::demanded : State::hinted);
 }
 
 Ticket Reader::submit_idle(int file, std::uint64_t offset, std::span<unsigned char> destination,
                            std::uint64_t checksum) {
-    return enqueue(file, offset, destination, checksum, State::idle);
+    const Read read{offset, destination, checksum};
+    return enqueue(file, {&read, 1}, State::idle).front();
 }
 
-Ticket Reader::enqueue(int file, std::uint64_t offset, std::span<unsigned char> destination,
-                       std::uint64_t checksum, State state) {
-    const auto address = reinterpret_cast<std::uintptr_t>(destination.data());
-    if (address % kAlignmentBytes != 0 || offset % kAlignmentBytes != 0 ||
-        destination.size() % kAlignmentBytes != 0 || destination.empty())
-        throw std::invalid_argument(
-            "address, offset and size of a read must be multiples of 4096 bytes");
-    if (offset > static_cast<std::uint64_t>(INT64_MAX) - destination.size())
-        throw std::invalid_argument("a read ends beyond the largest file offset");
-    Ticket ticket;
+std::vector<Ticket> Reader::enqueue(int file, std::span<const Read> reads, State state) {
+    for (const Read& read : reads) {
+        const auto address = reinterpret_cast<std::uintptr_t>(read.destination.data());
+        if (address % kAlignmentBytes != 0 || read.offset % kAlignmentBytes != 0 ||
+            read.destination.size() % kAlignmentBytes != 0 || read.destination.empty())
+            throw std::invalid_argument(
+                "address, offset and size of a read must be multiples of 4096 bytes");
+        if (read.offset > static_cast<std::uint64_t>(INT64_MAX) - read.destination.size())
+            throw std::invalid_argument("a read ends beyond the largest file offset");
+    }
+    std::vector<Ticket> tickets;
+    tickets.reserve(reads.size());
     {
         const auto lock = this->lock();
         if (closed_) throw std::runtime_error("the reader is closed");
-        const Request request{file_at(file), offset, destination, checksum, state, {}};
-        ticket = next_ticket_++;
-        requests_.emplace(ticket, request);
-        queue_of(state).push_back(ticket);
+        const File source = file_at(file);
+        for (const Read& read : reads) {
+            const Ticket ticket = next_ticket_++;
+            requests_.emplace(
+                ticket, Request{source, read.offset, read.destination, read.checksum, state, {}});
+            queue_of(state).push_back(ticket);
+            tickets.push_back(ticket);
+        }
     }
-    wake_.notify_one();
-    return ticket;
+    for (std::size_t i = 0; i < tickets.size(); ++i) wake_.notify_one();
+    return tickets;
 }
 
 void Reader::promote(Ticket ticket) {

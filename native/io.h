@@ -92,6 +92,15 @@ public:
     Ticket submit(int file, std::uint64_t offset, std::span<unsigned char> destination,
                   std::uint64_t checksum, bool demand);
 
+    struct Read {
+        std::uint64_t offset;
+        std::span<unsigned char> destination;
+        std::uint64_t checksum;
+    };
+    // submit() for each, under one lock: a thread that wakes for the first does not make the
+    // others wait. All are checked before any is queued.
+    std::vector<Ticket> submit_all(int file, std::span<const Read> reads, bool demand);
+
     // The same into the idle queue: a read for the time in which the disk has nothing else to do.
     Ticket submit_idle(int file, std::uint64_t offset, std::span<unsigned char> destination,
                        std::uint64_t checksum);
@@ -130,8 +139,7 @@ private:
         std::uint64_t finished_as = 0;  // order of finishing, from 1
     };
 
-    Ticket enqueue(int file, std::uint64_t offset, std::span<unsigned char> destination,
-                   std::uint64_t checksum, State state);
+    std::vector<Ticket> enqueue(int file, std::span<const Read> reads, State state);
     void work();
     Request* next();
     void wait_for_work(std::unique_lock<std::mutex>& lock);

@@ -92,8 +92,9 @@ class Runtime:
 
     ``threads`` compute; None takes one a processor that this process may run on.
     ``chunk_tokens`` prompt tokens pass a layer together. ``hints`` starts expert reads as soon
-    as the router has chosen, before the shared expert is computed. ``io`` is how experts are read
-    and kept: ``direct`` into slots past the page cache, where the file system allows it;
+    as the router has chosen, before the shared expert is computed, and lets the disk read what
+    the next layer is likely to choose while it would be idle. ``io`` is how experts are read and
+    kept: ``direct`` into slots past the page cache, where the file system allows it;
     ``buffered`` into slots through the page cache; ``os`` leaves the keeping to the page cache:
     there are as few slots as work, and each layer reads its experts anew. ``io_threads`` is the
     depth of the disk queue; None measures which is best, for half a second at most, unless

@@ -55,13 +55,17 @@ def test_slots_hints_threads_and_io_do_not_change_a_bit(path, reference):
         Runtime(hints=hints, threads=threads, io=io, io_threads=depth, chunk_tokens=128)
         for hints, threads, io, depth in ((True, 1, "direct", 4), (False, 2, "buffered", 1))
     ]
-    misses = set()
+    misses, guessed = set(), 0
     for slots, runtime in itertools.product(sizes, runtimes):
         with Engine.open(path, budget=Budget(slots=slots), runtime=runtime) as engine:
             assert engine.plan.slots == slots
             assert same(answer(engine), reference), f"{slots} slots, {runtime}"
             misses.add(engine.counters.misses)
+            guessed += engine.counters.guessed
+            assert runtime.hints or not engine.counters.guessed
     assert len(misses) > 1  # the placements did differ
+    # A dense model's floor is a whole layer, beside which half of all has no room for guesses.
+    assert guessed or DENSE.experts == engine.shape.experts
 
 
 @pytest.mark.parametrize("hints", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -262,15 +263,36 @@ def test_calls_that_only_a_bug_makes_are_errors() -> None:
     cache = Cache(slots=2, layers=1)
     cache.admit((0, 1))
     cache.pin((0, 1))
-    for call in (cache.admit, cache.drop):
+    calls: tuple[Callable[[Key], object], ...] = (cache.admit, cache.drop)
+    for call in calls:
         with pytest.raises(RuntimeError, match=r"\(0, 1\)"):
             call((0, 1))
     for call in (cache.pin, cache.unpin, cache.drop):
         with pytest.raises(RuntimeError, match=r"\(0, 9\)"):
             call((0, 9))
-    for call in (cache.admit, cache.lookup):
+    calls = (cache.admit, cache.lookup)
+    for call in calls:
         with pytest.raises(RuntimeError, match="outside the 1 layers"):
             call((1, 0))
     for slots, layers in ((0, 1), (1, 0)):
         with pytest.raises(ValueError, match="holds nothing"):
             Cache(slots, layers)
+
+
+def test_a_guess_displaces_only_what_is_less_likely_and_can_leave_again() -> None:
+    cache = Cache(slots=3, layers=3, top_k=1)
+    for token in range(20):  # layer 1 always chooses 0, layer 2 never the same twice
+        ask(cache, [(0, 0)])
+        ask(cache, [(1, 0)])
+        ask(cache, [(2, token)])
+    assert cache.resident(1) == 1
+    cache.lookup((0, 0))
+    assert cache.admit((1, 7), 1e-6) is None
+    found = cache.admit((1, 7), 0.5)
+    assert found is not None and found.evicted == (2, 19)
+    cache.pin((1, 7))
+    assert cache.admit((1, 8), 0.5) is None  # the others are likely, or of this visit
+    cache.unpin((1, 7))
+    cache.lookup((2, 20))
+    found = cache.admit((2, 20))
+    assert found is not None and found.evicted == (1, 7)

@@ -166,3 +166,48 @@ def test_arguments_no_correct_caller_passes(store: Path, reader: DirectReader) -
     for offset in (-PAGE, 100):  # the mistake is named, and so is the record
         with pytest.raises(ValueError, match="layer 0 expert 3: offset"):
             submit(reader, file, room, offset_bytes=offset)
+
+
+def test_a_batch_is_read_and_collected_whatever_becomes_of_each(
+    store: Path, reader: DirectReader
+) -> None:
+    file = reader.open(store, direct=True)
+    into = [pages(PAGE) for _ in range(3)]
+    parts = [DATA[place * PAGE : (place + 1) * PAGE] for place in range(3)]
+    sums = [xxhash.xxh3_64_intdigest(part) for part in parts]
+    sums[1] ^= 1
+    labels = [lambda place=place: f"expert {place}" for place in range(3)]
+    offsets = [0, PAGE, 2 * PAGE]
+    tickets = reader.submit_all(file, offsets, into, sums, labels=labels, demand=False)
+    reader.promote_all(tickets)
+    landed = {}
+    while len(landed) < 3:
+        left = [ticket for ticket in tickets if ticket not in landed]
+        landed |= dict(reader.collect(left, block=True))
+    assert [landed[ticket] is None for ticket in tickets] == [True, False, True]
+    assert "expert 1" in str(landed[tickets[1]])
+    assert [into[place].tobytes() for place in (0, 2)] == [parts[0], parts[2]]
+    for ticket in tickets:
+        with pytest.raises(IndexError, match="forgotten"):
+            reader.done(ticket)
+
+
+def test_nothing_of_a_batch_is_read_where_one_place_is_wrong(
+    store: Path, reader: DirectReader
+) -> None:
+    file = reader.open(store, direct=True)
+    into = [pages(PAGE), pages(PAGE)]
+    labels = [lambda: "expert 0", lambda: "expert 1"]
+    with pytest.raises(ValueError, match="expert 1: offset 7"):
+        reader.submit_all(file, [0, 7], into, [0, 0], labels=labels, demand=True)
+    assert reader.bytes_read == 0
+
+
+def test_collecting_without_waiting_may_bring_nothing(store: Path, reader: DirectReader) -> None:
+    assert reader.collect([], block=False) == []
+    file = reader.open(store, direct=True)
+    ticket = submit(reader, file, pages(4 * PAGE))
+    found: list[int] = []
+    while not found:
+        found = [landed.ticket for landed in reader.collect([ticket], block=False)]
+    assert found == [ticket]

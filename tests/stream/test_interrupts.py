@@ -70,6 +70,7 @@ def use(tiny: TinyStore, streamer: Streamer) -> None:
     streamer.hint(0, np.array([0, 1]))
     check(tiny, streamer, 0, [0, 1])
     streamer.hint(1, np.array([4, 5]))  # read, but not asked for next
+    streamer.foresee(2, lambda: np.array([3, 6, 1, 7]))
     check(tiny, streamer, 0, [1, 2])
     check(tiny, streamer, 2, [0, 3, 5, 6])
     with streamer.hold(3, np.arange(4)) as experts:

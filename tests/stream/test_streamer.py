@@ -349,6 +349,7 @@ def test_no_schedule_of_the_disk_mixes_up_the_bytes(
         for _ in range(8):
             layer, ids = dice.randrange(LAYERS), some_ids()
             wanted = {f"expert {expert} of layer {layer}" for expert in ids}
+            streamer.foresee((layer + 1) % LAYERS, lambda: np.array(some_ids()))
             if dice.random() < 0.6:
                 streamer.hint(layer, np.array(ids if dice.random() < 0.7 else some_ids()))
             taken, leave = [], dice.random() < 0.2

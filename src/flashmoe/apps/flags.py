@@ -188,7 +188,7 @@ IoThreads: TypeAlias = Annotated[
     ),
 ]
 Hints: TypeAlias = Annotated[
-    bool, _work("Start reads as soon as the router has chosen.", "--hints/--no-hints")
+    bool, _work("Start reads before they are waited for, some on a guess.", "--hints/--no-hints")
 ]
 HowRead: TypeAlias = Annotated[
     Io,

@@ -155,7 +155,7 @@ class Cache:
         None when it may displace nobody now: every slot is pinned, or those are which a wide
         routing may have. An expert that nobody has asked for yet, and that is only guessed to be
         used next, with a ``chance``, displaces neither experts of this visit nor one that is
-        likelier to be used when its own layer comes round.
+        likelier to be used when its own layer comes round; pin it at once.
         """
         if key in self._slot:
             raise RuntimeError(f"expert {key} already has slot {self._slot[key]}")
@@ -174,6 +174,8 @@ class Cache:
                 self._displacing[key] = None
         elif chance is None:
             self._stale.add(key[0])
+        else:
+            self._passed.add(key)  # ranked once it is unpinned; before, its layer need not be
         return Admission(slot, evicted)
 
     @property

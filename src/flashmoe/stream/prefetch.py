@@ -20,11 +20,12 @@ WIDTH = 2
 """So many times what one token chooses are candidates."""
 
 LEAST = 0.3
-"""Chance of being chosen below which no read pays: it takes a slot and may wear the disk."""
+"""Chance of being chosen below which no read pays: it takes a slot and the processor's time."""
 
 RATE = 0.05
 """Share of each new measurement in a running mean."""
 
+_FIRST = 2  # reads a layer before anything has been measured
 _GAIN = 2.0  # what guessing could save must exceed its own time so many times
 
 
@@ -33,7 +34,7 @@ class Prefetch:
 
     def __init__(self, layers: int, top_k: int) -> None:
         self.width = WIDTH * top_k
-        self._chosen = [0.5 ** (1 + 2 * rank // max(top_k, 1)) for rank in range(self.width)]
+        self._chosen = [0.5 if rank < top_k else 0.1 for rank in range(self.width)]  # how often
         self._idle_ms: list[float | None] = [None] * layers
         self._waited_ms: list[float | None] = [None] * layers
         self._read_ms: float | None = None
@@ -56,17 +57,17 @@ class Prefetch:
             for rank, expert in enumerate(ranked[: self.width])
             if not present(expert)
         ]
-        return [
-            expert
-            for place, (rank, expert) in enumerate(self._candidates)
-            if self._chosen[rank] > self._least(layer, place)
-        ]
+        chosen: list[int] = []
+        for rank, expert in self._candidates:
+            if self._chosen[rank] > self._least(layer, len(chosen)):
+                chosen.append(expert)
+        return chosen
 
     def _least(self, layer: int, place: int) -> float:
         """The chance that makes the guess in this place worth its read."""
         idle, read = self._idle_ms[layer], self._read_ms
         if idle is None or not read:
-            return LEAST if place < 2 else 1.0
+            return LEAST if place < _FIRST else 1.0
         share = min(idle / read - place, 1.0)
         return max(1.0 - share, LEAST) if share > 0 else 1.0
 

@@ -110,17 +110,17 @@ class Streamer:
         self._sound = False
         self._warmup.precede(keys, self._reads)
         self._tidy(wanted)
-        asked = self._asked[layer] = self._ask(layer, keys)
-        absent = deque(key for key in keys if key not in self._cache)
-        if absent:
+        asked, present = self._ask(layer, keys)
+        self._asked[layer] = asked
+        if len(present) < len(keys):
             self._guesses.busy()
-            present = [key for key in keys if key in self._cache]
+            absent = deque(keys if not present else [key for key in keys if key not in present])
             for key in present:
                 self._cache.pin(key)
             self._start(absent, demand=False)
             for key in present:
                 self._cache.unpin(key)
-        elif not self._hold and not any(key in self._reads for key in asked):
+        elif not self._hold and self._reads.keys().isdisjoint(keys):
             self._guess()
         self._sound = True
 
@@ -260,7 +260,7 @@ class Streamer:
         cache, reads = self._cache, self._reads
         new = [key for key in keys if key not in asked]
         if new:
-            asked = asked | self._ask(layer, new)
+            asked = asked | self._ask(layer, new)[0]
         hits = sum(asked[key] for key in keys)
         for key in keys:
             if key in reads:
@@ -276,16 +276,18 @@ class Streamer:
         self.counters.misses += len(keys) - hits
         return hold
 
-    def _ask(self, layer: int, keys: list[Key]) -> dict[Key, bool]:
-        """Which experts were in memory, and not because of a guess; a use of each.
+    def _ask(self, layer: int, keys: list[Key]) -> tuple[dict[Key, bool], list[Key]]:
+        """Which experts were in memory, and not because of a guess, and all that have slots.
 
-        Wrong guesses whose reads have not started are dropped.
+        A use of each. Wrong guesses whose reads have not started are dropped.
         """
         guessed, lookup = self._guesses.asked(layer, keys), self._cache.lookup
-        asked = {key: lookup(key) is not None and key not in guessed for key in keys}
+        present = [key for key in keys if lookup(key) is not None]
+        asked = dict.fromkeys(keys, False)
+        asked.update((key, key not in guessed) for key in present)
         for key in self._guesses.unasked.intersection(self._reads):
             self._cancel(key)
-        return asked
+        return asked, present
 
     def _guess(self) -> None:
         """The disk is idle from here to the next routing: read what that is likely to be."""
@@ -404,7 +406,6 @@ class Streamer:
             return
         for ticket, error in self._reader.collect(list(others), block=False):
             self._landed(others[ticket], error)
-        self.counters.bytes_read = self._reader.bytes_read
 
     def _make_room(self) -> None:
         """Every slot is taken by reads for others: drop one, or wait for one to end."""
@@ -417,7 +418,6 @@ class Streamer:
         keys = {ticket: key for key, ticket in self._reads.items()}
         for ticket, error in self._reader.collect(list(keys), block=True):
             self._landed(keys[ticket], error)
-        self.counters.bytes_read = self._reader.bytes_read
         self.counters.wait_ms += (time.perf_counter() - began) * 1e3
 
     def _end(self, hold: Hold) -> bool:
@@ -440,7 +440,6 @@ class Streamer:
         for key in [key for key in list(keys) if not self._cancel(key)]:
             for _, error in self._reader.collect([self._reads[key]], block=True):
                 self._landed(key, error)
-        self.counters.bytes_read = self._reader.bytes_read
 
     def _cancel(self, key: Key) -> bool:
         cancelled = self._reader.cancel(self._reads[key])
@@ -451,6 +450,7 @@ class Streamer:
 
     def _landed(self, key: Key, error: ReadError | None) -> None:
         """Open the slot of a read that nobody waits for, or free it where the read failed."""
+        self.counters.bytes_read = self._reader.bytes_read
         if error is not None:
             _log.debug("an expert read in advance is not used: %s", error)
             self._abandon(key)

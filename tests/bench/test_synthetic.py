@@ -15,6 +15,7 @@ import pytest
 
 from flashmoe import quant
 from flashmoe.engine import Engine
+from flashmoe.options import Runtime
 from flashmoe.quant import Affine
 from flashmoe.store.reader import Store
 from flashmoe.store.verify import verify
@@ -67,7 +68,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_opens_verifies_and_computes(made):
     report = verify(made / "store")
     assert report.records_checked == 64 and not report.faults
-    with Engine.open(made / "store") as engine:
+    with Engine.open(made / "store", runtime=Runtime(profile=False)) as engine:
         logits = engine.session().logits(list(range(100, 180)))
         assert np.isfinite(logits).all() and 0.3 < logits.std() < 3
         assert len(set(logits.argmax(axis=1).tolist())) > 40  # tokens differ in what they say

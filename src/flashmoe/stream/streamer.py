@@ -292,6 +292,8 @@ class Streamer:
     def _guess(self) -> None:
         """The disk is idle from here to the next routing: read what that is likely to be."""
         keys, present = self._guesses.choose()
+        self._warmup.precede(keys, self._reads)
+        keys = [key for key in keys if key not in self._cache]
         if keys:
             for key in present:
                 self._cache.pin(key)

@@ -3,7 +3,8 @@
 Owns the map from experts to slots, who leaves, and the pins that keep an expert in place while
 it is read or used. Does not own the slots' bytes (``slots``), the reads (``streamer``) or the
 chance that an expert is chosen (``forecast``). The same calls in the same order always give the
-same answers, so that a routing log replays to the hit rate of the run that wrote it.
+same answers, so that a routing log replays to the hit rate of the run that wrote it; nearly so
+where experts were guessed, since a wrong guess takes a slot and depends on the disk's timing.
 
 A token visits the layers in turn, so an expert can be used again only when its layer comes
 round. Who leaves is the expert whose use is expected farthest ahead, in visits of layers:

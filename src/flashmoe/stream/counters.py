@@ -15,10 +15,10 @@ class Counters:
     Each hold counts each of its distinct experts once: a *hit* was in memory, or on its way, when
     this routing first asked, be it by its hint or its hold; a *miss* had to be read because of
     it. A hold takes the last hint for its layer for its own. So hits and misses do not depend on
-    whether hints are on, and hints that no hold follows count nothing. An expert that is there
-    because it was guessed is a miss when first asked for: the hit rate is the cache's alone. One
-    that a warm-up has read, or is reading, is a hit; one that it would only have read later is a
-    miss.
+    whether that was hinted, and hints that no hold follows count nothing. An expert that is there
+    because it was guessed is a miss when first asked for: guesses earn no hits, and cost some
+    where a wrong one has taken the slot of another. One that a warm-up has read, or is reading,
+    is a hit; one that it would only have read later is a miss.
 
     ``bytes_read`` were delivered by the system, those of a warm-up, of failed reads and of wrong
     guesses included; ``wait_ms`` is the time in which hold had nothing to yield. ``guessed`` reads

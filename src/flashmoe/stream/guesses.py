@@ -39,6 +39,7 @@ class Guesses:
         self._ahead: _Ahead | None = None
         self._started: tuple[int, float] | None = None  # the layer guessed for, and when
         self._busy_since: float | None = None  # definite reads under way, since then
+        self._began, self._spent_ms = 0.0, 0.0  # of the last guess
         self._spared = 0  # reads of the open hold that guesses have done
 
     def foresee(self, layer: int, rank: Callable[[], Array]) -> None:
@@ -65,15 +66,13 @@ class Guesses:
         ahead = self._ahead
         if ahead is None:
             return [], []
-        began = time.perf_counter()
+        self._began = time.perf_counter()
         self.rank()
         self._ahead = None
         layer, ranked, cache = ahead.layer, ahead.ranked or [], self._cache
         chosen = self._policy.choose(layer, ranked, lambda expert: (layer, expert) in cache)
         present = [key for key in ((layer, expert) for expert in ranked) if key in cache]
-        now = time.perf_counter()
-        self._started = layer, now
-        self._policy.cost((now - began) * 1e3)
+        self._started = layer, self._spent()
         return [(layer, expert) for expert in chosen], present if chosen else []
 
     def chance(self, key: Key) -> float:
@@ -84,6 +83,13 @@ class Guesses:
         """The reads of these have started."""
         self.unasked.update(keys)
         self._counters.guessed += len(keys)
+        self._spent()
+
+    def _spent(self) -> float:
+        """Note what this guess has cost so far, and return the moment."""
+        now = time.perf_counter()
+        self._spent_ms = (now - self._began) * 1e3
+        return now
 
     def dropped(self, key: Key) -> None:
         """The read of an expert has not started, and never will."""
@@ -97,6 +103,7 @@ class Guesses:
     def asked(self, layer: int, keys: Sequence[Key]) -> set[Key]:
         """A routing asks for these experts; which of them are there because of a guess."""
         if self._started is not None:
+            self._policy.cost(self._spent_ms)
             if self._started[0] == layer:
                 self._policy.idle(layer, (time.perf_counter() - self._started[1]) * 1e3)
                 self._policy.learn(layer, [key[1] for key in keys])

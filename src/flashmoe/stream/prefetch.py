@@ -26,7 +26,7 @@ RATE = 0.05
 """Share of each new measurement in a running mean."""
 
 _FIRST = 2  # reads a layer before anything has been measured
-_GAIN = 2.0  # what guessing could save must exceed its own time so many times
+_GAIN = 1.5  # what guessing could save must exceed its own time so many times
 
 
 class Prefetch:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from flashmoe.errors import InputError
 
@@ -76,7 +77,9 @@ class Runtime:
     ``threads`` compute; None takes one a processor that this process may run on.
     ``chunk_tokens`` prompt tokens pass a layer together. ``hints`` starts expert reads as soon
     as the router has chosen, before the shared expert is computed. ``direct_io`` bypasses the
-    page cache where the file system allows it. ``io_threads`` is the depth of the disk queue.
+    page cache where the file system allows it. ``io_threads`` is the depth of the disk queue, of
+    each drive's where there are several. ``store_dirs`` are directories beside the store's own
+    that hold parts or copies of it (what ``flashmoe spread`` writes); all are read at once.
     """
 
     threads: int | None = None
@@ -84,6 +87,7 @@ class Runtime:
     hints: bool = True
     direct_io: bool = True
     io_threads: int = 4
+    store_dirs: tuple[str | Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.threads is not None:
@@ -92,6 +96,10 @@ class Runtime:
         _whole("io_threads", self.io_threads, "from 1 to 64", 1, 64)
         _flag("hints", self.hints)
         _flag("direct_io", self.direct_io)
+        places = isinstance(self.store_dirs, tuple) and all(
+            isinstance(place, str | Path) and str(place) for place in self.store_dirs
+        )
+        _check(places, "store_dirs", self.store_dirs, "a tuple of directories")
 
     @property
     def resolved_threads(self) -> int:

@@ -24,6 +24,7 @@ from flashmoe.options import Runtime
 from flashmoe.quant import Array
 from flashmoe.store.reader import RecordAddress, Store
 from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.drives import Drives
 from flashmoe.stream.slots import Slots
 
 DEPTHS = (1, 2, 4, 8, 16)
@@ -54,12 +55,15 @@ class Ceilings:
 def measure(path: Path, runtime: Runtime) -> Ceilings:
     """Both ceilings, measured in another process, which ends with this one's interrupt.
 
+    The disk's is that of all drives together where the store lies on several.
+
     Raises:
         StoreError: the store does not open, or a record is damaged.
         BudgetError: the process was ended from outside.
     """
     threads = runtime.resolved_threads
     command = [sys.executable, "-m", __name__, str(path), str(threads), str(int(runtime.direct_io))]
+    command += map(str, runtime.store_dirs)
     # In a session of its own Ctrl-C reaches this process alone, and run() then ends the other.
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     if done.returncode:
@@ -73,10 +77,10 @@ def measure(path: Path, runtime: Runtime) -> Ceilings:
     return Ceilings(**found)
 
 
-def main(path: str, threads: str, direct: str) -> None:
+def main(path: str, threads: str, direct: str, *store_dirs: str) -> None:
     """Measure in this process and write the ceilings, or the refusal, as a JSON object."""
     try:
-        rate, depth, bypassed = disk_rate(Store.open(path), direct=direct == "1")
+        rate, depth, bypassed = disk_rate(Store.open(path, store_dirs), direct=direct == "1")
         found = vars(Ceilings(rate, depth, bypassed, memory_rate(int(threads))))
     except FlashMoeError as error:
         found = {"refusal": str(error)}
@@ -95,9 +99,9 @@ def disk_rate(store: Store, *, direct: bool) -> tuple[float, int, bool]:
     for _ in range(ROUNDS):
         for depth in DEPTHS:
             sample = sampled(records, rng)
-            drop_pages({record.path for record in sample})
+            drop_pages(store.weight_files())
             began = time.perf_counter()
-            bypassed &= read_all(sample, depth, direct=direct)
+            bypassed &= read_all(store, sample, depth, direct=direct)
             nbytes = sum(record.nbytes for record in sample)
             rates[depth].append(nbytes / (time.perf_counter() - began))
     medians = {depth: statistics.median(found) for depth, found in rates.items()}
@@ -107,17 +111,19 @@ def disk_rate(store: Store, *, direct: bool) -> tuple[float, int, bool]:
 
 def distinct_records(store: Store) -> list[RecordAddress]:
     """Every record; of layer files that are links to one another only one's."""
-    files: dict[tuple[int, int], int] = {}
-    for layer, entry in enumerate(store.manifest.layers):
-        status = (store.path / entry.file).stat()
-        files.setdefault((status.st_dev, status.st_ino), layer)
     count = store.shape.experts.count
-    return [store.record(layer, expert) for layer in files.values() for expert in range(count)]
+    return [
+        store.record(layer, expert) for layer in distinct_layers(store) for expert in range(count)
+    ]
 
 
-def distinct_files(store: Store) -> int:
-    """How many layer files there are that are not links to one another."""
-    return len({record.path for record in distinct_records(store)})
+def distinct_layers(store: Store) -> list[int]:
+    """The layers whose files are not links to those of one before."""
+    files: dict[tuple[int, int], int] = {}
+    for layer, sources in enumerate(store.sources):
+        status = sources[0].path.stat()
+        files.setdefault((status.st_dev, status.st_ino), layer)
+    return list(files.values())
 
 
 def sampled(records: list[RecordAddress], rng: np.random.Generator) -> list[RecordAddress]:
@@ -127,13 +133,14 @@ def sampled(records: list[RecordAddress], rng: np.random.Generator) -> list[Reco
     return [records[index] for index in order.tolist()]
 
 
-def read_all(records: list[RecordAddress], depth: int, *, direct: bool) -> bool:
-    """Read and check records, ``depth`` at a time; whether all reads bypassed the page cache."""
-    slots = Slots(depth, max(record.nbytes for record in records))
-    free, pending = list(range(depth)), dict[int, int]()
+def read_all(store: Store, records: list[RecordAddress], depth: int, *, direct: bool) -> bool:
+    """Read and check records, ``depth`` at a time from each drive; whether all reads bypassed the
+    page cache."""
+    waiting = depth * len(store.directories)
+    slots = Slots(waiting, max(record.nbytes for record in records))
+    free, pending = list(range(waiting)), dict[int, int]()
     with DirectReader(depth) as reader:
-        paths = {record.path for record in records}
-        files = {path: reader.open(path, direct=direct) for path in paths}
+        files = Drives(reader, store, depth, direct=direct).files
         for record in records:
             if not free:
                 ticket = reader.wait_any(list(pending))
@@ -141,8 +148,8 @@ def read_all(records: list[RecordAddress], depth: int, *, direct: bool) -> bool:
                 free.append(pending.pop(ticket))
             slot = free.pop()
             ticket = reader.submit(
-                files[record.path],
-                record.offset,
+                files[record.layer],
+                store.manifest.layers[record.layer].offset(record.expert),
                 slots.view(slot, record.nbytes),
                 int(record.checksum, 16),
                 label=partial(str, record.label),
@@ -151,7 +158,7 @@ def read_all(records: list[RecordAddress], depth: int, *, direct: bool) -> bool:
             pending[ticket] = slot
         for ticket in pending:
             reader.wait(ticket)
-        return all(reader.is_direct(file) for file in files.values())
+        return all(reader.is_direct(file) for file in files)
 
 
 def drop_pages(paths: set[Path]) -> None:

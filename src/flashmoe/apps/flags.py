@@ -171,6 +171,15 @@ DirectIo: TypeAlias = Annotated[
     bool,
     _work("Bypass the page cache where the file system can.", "--direct-io/--no-direct-io"),
 ]
+StoreDirs: TypeAlias = Annotated[
+    list[Path] | None,
+    _work(
+        "A directory, on another drive perhaps, with a part or a copy of the store (see `flashmoe "
+        "spread`); may be given again. All are read at once.",
+        "--store-dir",
+        metavar="DIR",
+    ),
+]
 Kernels: TypeAlias = Annotated[
     Literal["auto", "cpu", "reference"],
     _work("The arithmetic: native (cpu), or numpy (reference).", "--kernels"),

@@ -6,6 +6,7 @@ Owns the meaning of ``--ram`` and the table; every number is :mod:`flashmoe.stre
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashmoe import kernels
@@ -41,9 +42,16 @@ def budget_of(ram: str | None, context: int | None, slots: int | None, top_k: in
     return Budget(ram_bytes=parse_bytes(ram), context_tokens=context, slots=slots)
 
 
-def plan(name: str, ram: str | None, context: int | None, *, as_json: bool) -> None:
+def plan(
+    name: str,
+    ram: str | None,
+    context: int | None,
+    store_dirs: tuple[Path, ...],
+    *,
+    as_json: bool,
+) -> None:
     """Print the plan of a store, as ``run`` with the same flags would make it."""
-    store, runtime = Store.open(name), Runtime()
+    store, runtime = Store.open(name, store_dirs), Runtime()
     chosen = kernels.choose("auto", "float32", runtime.resolved_threads)
     words = Words(store)  # what it weighs counts
     budget = budget_of(ram, context, None, store.shape.experts.top_k)

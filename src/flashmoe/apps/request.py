@@ -73,7 +73,7 @@ def request_of(flags: Mapping[str, Any]) -> Request:
         InputError: values that are out of range, exclude each other, or name no file.
     """
     tools = flags["tools"]
-    given = {**flags, "stop": tuple(flags["stop"] or ())}
+    given = {**flags, **{name: tuple(flags[name] or ()) for name in ("stop", "store_dirs")}}
     return Request(
         store=flags["store"],
         prompt=Prompt(
@@ -84,7 +84,7 @@ def request_of(flags: Mapping[str, Any]) -> Request:
             thinking=flags["think"],
         ),
         limits=Limits(flags["ram"], flags["context"], flags["slots"], flags["experts_per_token"]),
-        runtime=Runtime(**{field.name: flags[field.name] for field in fields(Runtime)}),
+        runtime=Runtime(**{field.name: given[field.name] for field in fields(Runtime)}),
         kernels=flags["kernels"],
         sampling={
             field.name: given[field.name]

@@ -37,6 +37,7 @@ from flashmoe.store.layout import RecordLayout
 from flashmoe.store.reader import Store
 from flashmoe.stream.cache import Cache, Key
 from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.drives import Drives
 from flashmoe.stream.slots import Slots, State
 
 _log = logging.getLogger(__name__)
@@ -120,8 +121,9 @@ class Streamer:
         self._layers: list[_Layer] = []
         layouts: dict[RecordLayout, RecordLayout] = {}
         try:
-            for entry in entries:
-                file = self._reader.open(store.path / entry.file, direct=runtime.direct_io)
+            depth, direct = runtime.io_threads, runtime.direct_io
+            self.drives = Drives(self._reader, store, depth, direct=direct)
+            for entry, file in zip(entries, self.drives.files, strict=True):
                 layout = layouts.setdefault(entry.layout, entry.layout)
                 sums = array("Q", (int(checksum, 16) for checksum in entry.checksums))
                 self._layers.append(

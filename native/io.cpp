@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <stdexcept>
@@ -147,7 +148,7 @@ Ticket Reader::submit(int file, std::uint64_t offset, std::span<unsigned char> d
     const Ticket ticket = next_ticket_++;
     const auto entry =
         requests_.emplace(ticket, Request{places, within, destination, checksum, state, {}}).first;
-    enqueue(ticket, entry->second);
+    enqueue(ticket, entry->second, state);
     return ticket;
 }
 
@@ -155,14 +156,15 @@ void Reader::promote(Ticket ticket) {
     const auto lock = this->lock();
     Request& request = find(ticket);
     if (request.state != State::hinted) return;
-    request.state = State::demanded;
-    enqueue(ticket, request);
+    leave(request);
+    enqueue(ticket, request, State::demanded);
 }
 
 bool Reader::cancel(Ticket ticket) {
     const auto lock = this->lock();
-    const State state = find(ticket).state;
-    if (state == State::reading || state == State::finished) return false;
+    const Request& request = find(ticket);
+    if (request.state == State::reading || request.state == State::finished) return false;
+    leave(request);
     requests_.erase(ticket);
     // A thread that waits for this ticket must learn that it is gone.
     finished_.notify_all();
@@ -204,8 +206,11 @@ Ticket Reader::drain() {
     auto lock = this->lock();
     finished_.wait(lock, [this] {
         // In here, so that a request that comes while this waits is dropped too.
-        std::erase_if(requests_,
-                      [](const auto& entry) { return entry.second.state < State::reading; });
+        std::erase_if(requests_, [this](const auto& entry) {
+            const bool queued = entry.second.state < State::reading;
+            if (queued) leave(entry.second);
+            return queued;
+        });
         return std::ranges::none_of(
             requests_, [](const auto& entry) { return entry.second.state == State::reading; });
     });
@@ -227,7 +232,10 @@ void Reader::close() {
         const std::lock_guard lock(mutex_);
         closed_ = true;
         for (auto& [ticket, request] : requests_)
-            if (request.state < State::reading) finish(request, {ReadCode::os_error, ECANCELED});
+            if (request.state < State::reading) {
+                leave(request);
+                finish(request, {ReadCode::os_error, ECANCELED});
+            }
         for (Lane& lane : lanes_) lane.wake.notify_all();
     }
     const std::lock_guard lock(joining_);
@@ -250,17 +258,19 @@ void Reader::work(int number) {
     Lane& lane = lanes_[static_cast<std::size_t>(number)];
     for (;;) {
         Ticket ticket = 0;
-        lane.wake.wait(lock, [&] { return closed_ || (ticket = next(number)) != 0; });
+        lane.wake.wait(lock, [&] { return closed_ || (ticket = next(lane)) != 0; });
         if (ticket == 0) return;  // closed
         // References into an unordered_map survive insertions, and a ticket that is being read
         // is never erased: the request stays put while the lock is away.
         Request& request = find(ticket);
-        request.state = State::reading;
-        const std::size_t place = place_in(number, request);
-        const Source& file = source_at(request.places[place].file);
-        const std::uint64_t offset = request.places[place].offset + request.within;
+        leave(request);
+        enter(request, State::reading);
+        const Place& place = request.places[request.place];
+        const Source& file = source_at(place.file);
+        const std::uint64_t offset = place.offset + request.within;
         lock.unlock();
 
+        const auto began = std::chrono::steady_clock::now();
         Outcome outcome = read_fully(file.descriptor, file.direct ? kAlignmentBytes : 1, offset,
                                      request.destination);
         if (outcome.status.code == ReadCode::ok) {
@@ -268,16 +278,18 @@ void Reader::work(int number) {
                 xxh3_64(request.destination.data(), request.destination.size());
             if (found != request.checksum) outcome.status = {ReadCode::checksum_mismatch, found};
         }
+        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
 
         lock.lock();
         bytes_read_ += outcome.bytes;
+        leave(request);
+        lane.learn(took.count() / static_cast<double>(request.destination.size()));
         lane.use.bytes += outcome.bytes;
         ++lane.use.reads;
         if (outcome.status.code != ReadCode::ok) {
             ++lane.use.failed;
-            if (give_way(ticket, request, place, outcome.status)) {
-                request.state = State::demanded;
-                enqueue(ticket, request);
+            if (give_way(ticket, request, outcome.status)) {
+                enqueue(ticket, request, State::demanded);
                 finished_.notify_all();  // drain() waits for the end of the reads under way
                 continue;
             }

@@ -18,12 +18,13 @@
 //          v            | wait()    v
 //       (forgotten)  (forgotten)  (forgotten)
 //
-// Lanes. A file belongs to the lane of its drive. A request with copies on several drives stands in
-// the queue of each of their lanes, and the first thread that is free takes it: the quicker a
-// drive, the more it reads, and nothing need be known of its speed. The other lanes drop the ticket
-// when they come to it, as they do with one that was promoted or cancelled: a queue is a list of
-// suggestions, the truth is the request's state. A copy that fails gives way to one that was not
-// tried, and is not asked for that record again while another is left; failures() tells.
+// Lanes. A file belongs to the lane of its drive. Of a request's copies the one is read whose lane
+// is expected to end first: by what stands before it there, and by how long that lane's last reads
+// took. So drives of one speed share the work, and a slow one gets what the others cannot do
+// sooner. What is known of a lane fades while it is passed over, so that it is tried again some
+// time. A copy that fails gives way to one that was not tried, and is not asked for that record
+// again while another is left; failures() tells. A queue is a list of suggestions: a ticket whose
+// request was promoted or cancelled since is dropped when its turn comes.
 //
 // Ordering. Every transition is made under mutex_, and no state lives outside it:
 // - queue -> reading is a change of state under mutex_. A ticket is therefore read by one thread at
@@ -167,27 +168,38 @@ private:
         std::uint64_t checksum;
         State state;
         ReadStatus status;
+        std::size_t place = 0;          // the copy to be read
         std::uint64_t tried = 0;        // places that failed, a bit each
         std::uint64_t finished_as = 0;  // order of finishing, from 1
     };
 
     struct Lane {
+        int threads;
         std::condition_variable wake;
         std::array<std::deque<Ticket>, kQueues> queues;
+        std::array<std::size_t, kQueues + 1> requests = {};  // by state, finished ones not counted
+        double seconds_per_byte = 0;  // of one read among others, lately; 0: not known
         LaneUse use;
+
+        explicit Lane(int lane_threads) : threads(lane_threads) {}
+        void learn(double sample);
+        std::size_t& count(State state) { return requests[static_cast<std::size_t>(state)]; }
     };
 
     void work(int lane);
     std::unique_lock<std::mutex> lock() const;
     Places& places_of(int file, std::uint64_t offset, std::size_t size, std::uint64_t* within);
     const Source& source_at(int file) const;
-    void enqueue(Ticket ticket, const Request& request);
-    Ticket next(int lane);
-    std::size_t place_in(int lane, const Request& request) const;
+    void enqueue(Ticket ticket, Request& request, State state);
+    void enter(Request& request, State state);
+    void leave(const Request& request);
+    Ticket next(Lane& lane);
+    Lane& lane_of(const Place& place);
+    std::size_t soonest(const Request& request);
     bool is_left(const Request& request, std::size_t place) const;
     Request& find(Ticket ticket);
     const Request& find(Ticket ticket) const;
-    bool give_way(Ticket ticket, Request& request, std::size_t place, ReadStatus status);
+    bool give_way(Ticket ticket, Request& request, ReadStatus status);
     void finish(Request& request, ReadStatus status);
 
     const pid_t process_;

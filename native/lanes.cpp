@@ -14,8 +14,12 @@
 namespace flashmoe {
 namespace {
 
-// Sets of lanes and of copies are the bits of a word.
+// A lane is some threads, a set of copies the bits of a word.
 constexpr std::size_t kMaxLanes = 64, kMaxCopies = 64;
+
+// The weight of the last read in what is known of a lane, and what is left of that each time the
+// lane is passed over: one ten times as slow as another is tried every 2,400th time.
+constexpr double kNews = 1.0 / 8, kFading = 1 - 1.0 / 1024;
 
 }  // namespace
 
@@ -27,7 +31,7 @@ int Reader::add_lane(int threads) {
         if (closed_) throw std::runtime_error("the reader is closed");
         if (lanes_.size() == kMaxLanes) throw std::invalid_argument("there are 64 lanes already");
         lane = static_cast<int>(lanes_.size());
-        lanes_.emplace_back();
+        lanes_.emplace_back(threads);
     }
     for (int i = 0; i < threads; ++i) threads_.emplace_back([this, lane] { work(lane); });
     return lane;
@@ -87,10 +91,10 @@ Reader::Places& Reader::places_of(int file, std::uint64_t offset, std::size_t si
 }
 
 // Notes that a copy failed; whether another is left to be tried.
-bool Reader::give_way(Ticket ticket, Request& request, std::size_t place, ReadStatus status) {
-    Place& at = request.places[place];
+bool Reader::give_way(Ticket ticket, Request& request, ReadStatus status) {
+    Place& at = request.places[request.place];
     at.failed = request.places.size() > 1;  // else it is a file, of which other parts may be sound
-    request.tried |= std::uint64_t{1} << place;
+    request.tried |= std::uint64_t{1} << request.place;
     failures_.push_back({ticket, at.file, at.offset + request.within, status});
     return !closed_ &&
            static_cast<std::size_t>(std::popcount(request.tried)) < request.places.size();
@@ -106,39 +110,67 @@ bool Reader::is_left(const Request& request, std::size_t place) const {
     return true;
 }
 
-// The place that a lane reads a request from; the number of its places if there is none.
-std::size_t Reader::place_in(int lane, const Request& request) const {
-    std::size_t i = 0;
-    while (i < request.places.size() &&
-           (source_at(request.places[i].file).lane != lane || !is_left(request, i)))
-        ++i;
-    return i;
-}
-
-// Puts a ticket into the queue of every lane that can serve it.
-void Reader::enqueue(Ticket ticket, const Request& request) {
-    std::uint64_t lanes = 0;
-    for (std::size_t i = 0; i < request.places.size(); ++i)
-        if (is_left(request, i))
-            lanes |= std::uint64_t{1} << source_at(request.places[i].file).lane;
-    for (std::size_t lane = 0; lane < lanes_.size(); ++lane) {
-        if ((lanes >> lane & 1) == 0) continue;
-        lanes_[lane].queues[static_cast<std::size_t>(request.state)].push_back(ticket);
-        lanes_[lane].wake.notify_one();
+// The place whose lane is expected to end the read first, of those that are left.
+std::size_t Reader::soonest(const Request& request) {
+    if (request.places.size() == 1) return 0;
+    std::size_t best = 0, best_ahead = 0;
+    double best_end = -1;
+    for (std::size_t i = 0; i < request.places.size(); ++i) {
+        if (!is_left(request, i)) continue;
+        Lane& lane = lane_of(request.places[i]);
+        std::size_t ahead = lane.count(State::reading) + lane.count(State::demanded);
+        if (request.state == State::hinted) ahead += lane.count(State::hinted);
+        const double rounds = 1 + static_cast<double>(ahead) / lane.threads;
+        const double end = lane.seconds_per_byte * rounds;
+        if (best_end < 0 || end < best_end || (end == best_end && ahead < best_ahead)) {
+            best = i;
+            best_end = end;
+            best_ahead = ahead;
+        }
+        lane.seconds_per_byte *= kFading;
     }
+    return best;
 }
 
-// The ticket that a lane reads next, out of its queue; 0 if there is none. What was forgotten,
-// taken by another lane or put into another queue meanwhile is dropped on the way.
-Ticket Reader::next(int number) {
-    Lane& lane = lanes_[static_cast<std::size_t>(number)];
+void Reader::Lane::learn(double sample) {
+    seconds_per_byte += (sample - seconds_per_byte) * (seconds_per_byte == 0 ? 1 : kNews);
+}
+
+Reader::Lane& Reader::lane_of(const Place& place) {
+    return lanes_[static_cast<std::size_t>(source_at(place.file).lane)];
+}
+
+void Reader::enter(Request& request, State state) {
+    request.state = state;
+    ++lane_of(request.places[request.place]).count(state);
+}
+
+void Reader::leave(const Request& request) {
+    --lane_of(request.places[request.place]).count(request.state);
+}
+
+// Chooses the copy to be read, and puts the ticket into a queue of its lane.
+void Reader::enqueue(Ticket ticket, Request& request, State state) {
+    request.state = state;
+    request.place = soonest(request);
+    enter(request, state);
+    Lane& lane = lane_of(request.places[request.place]);
+    lane.queues[static_cast<std::size_t>(state)].push_back(ticket);
+    lane.wake.notify_one();
+}
+
+// The ticket that a lane reads next, out of its queue; 0 if there is none. What was forgotten, or
+// put into another queue meanwhile, is dropped on the way.
+Ticket Reader::next(Lane& lane) {
     for (std::size_t queue = 0; queue < kQueues; ++queue) {
         while (!lane.queues[queue].empty()) {
             const Ticket ticket = lane.queues[queue].front();
             lane.queues[queue].pop_front();
             const auto found = requests_.find(ticket);
-            if (found != requests_.end() && found->second.state == static_cast<State>(queue) &&
-                place_in(number, found->second) < found->second.places.size())
+            if (found == requests_.end()) continue;
+            const Request& request = found->second;
+            if (request.state == static_cast<State>(queue) &&
+                &lane_of(request.places[request.place]) == &lane)
                 return ticket;
         }
     }

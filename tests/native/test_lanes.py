@@ -1,8 +1,12 @@
 """native/lanes.cpp: a lane a drive, copies that share the work, and copies that fail."""
 
 import errno
+import json
+import os
 import random
-import time
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,25 +78,72 @@ def test_a_read_may_lie_anywhere_within_a_record(tmp_path: Path, reader: _native
             reader.submit(file, offset, pages(size), 0, True)
 
 
-def test_copies_share_the_work(tmp_path: Path, reader: _native.Reader) -> None:
-    """A lane that is kept busy by something else leaves the rest to the other."""
-    opened = files(reader, tmp_path)
-    file = reader.combine(0, PAGE, mirrored(opened))
-    (tmp_path / "large").write_bytes(noise(64 << 20))
-    large = pages(64 << 20)
-    other = reader.open(str(tmp_path / "large"), False, 0)
-    slow = reader.submit(other, 0, large, 1, True)
-    while reader.cancel(slow):  # it has not started
-        slow = reader.submit(other, 0, large, 1, True)
-        time.sleep(0.002)
-    into = [pages(PAGE) for _ in range(COUNT)]
-    tickets = [reader.submit(file, i * PAGE, into[i], SUMS[i], True) for i in range(COUNT)]
-    for ticket in tickets:
-        assert reader.wait(ticket) == (OK, 0)
-    busy, free = reader.lanes
-    assert busy[0] + free[0] >= COUNT and free[0] > COUNT // 2
-    assert b"".join(part.tobytes() for part in into) == DATA
-    assert reader.wait(slow)[0] == MISMATCH
+SLOW_PREAD = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+ssize_t pread(int fd, void *into, size_t size, off_t offset) {
+    static ssize_t (*real)(int, void *, size_t, off_t);
+    if (!real) real = (ssize_t (*)(int, void *, size_t, off_t))dlsym(RTLD_NEXT, "pread");
+    char link[64], path[4096] = {0};
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    if (readlink(link, path, sizeof path - 1) > 0 && strstr(path, "slow")) usleep(4000);
+    return real(fd, into, size, offset);
+}
+ssize_t pread64(int fd, void *into, size_t size, off_t offset) {
+    return pread(fd, into, size, offset);
+}
+"""
+
+BURSTS = """
+import json, mmap, sys
+import numpy as np
+from flashmoe import _native
+
+paths = sys.argv[1:]
+data = open(paths[0], "rb").read()
+count = len(data) // 4096
+sums = [_native.xxh3_64(data[i * 4096 : (i + 1) * 4096]) for i in range(count)]
+into = [np.frombuffer(mmap.mmap(-1, 4096), np.uint8) for _ in range(8)]
+reader = _native.Reader(2)
+files = [reader.open(path, False, reader.add_lane(2) if i else 0) for i, path in enumerate(paths)]
+whole = reader.combine(0, 4096, [[(file, i * 4096) for file in files] for i in range(count)])
+for start in range(0, count * 5, 8):
+    records = [(start + i) % count for i in range(8)]
+    tickets = [
+        reader.submit(whole, r * 4096, room, sums[r], i % 2 == 0)
+        for i, (r, room) in enumerate(zip(records, into))
+    ]
+    assert all(reader.wait(ticket) == (0, 0) for ticket in tickets)
+print(json.dumps(reader.lanes))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is how ELF systems do it")
+def test_drives_of_one_speed_share_the_work_and_a_slow_one_gets_little(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    assert compiler, "the compiler that built the native module is needed here too"
+    (tmp_path / "shim.c").write_text(SLOW_PREAD)
+    shim = str(tmp_path / "shim.so")
+    flags = ["-shared", "-fPIC", "-o", shim, "-ldl"]
+    subprocess.run([compiler, str(tmp_path / "shim.c"), *flags], check=True)
+    for name in ("slow0", "slow1", "quick"):
+        (tmp_path / name).write_bytes(DATA)
+
+    def shares(*names: str) -> list[float]:
+        command = [sys.executable, "-c", BURSTS, *(str(tmp_path / name) for name in names)]
+        environment = {**os.environ, "LD_PRELOAD": shim}
+        done = subprocess.run(command, check=True, capture_output=True, timeout=60, env=environment)
+        reads = [lane[0] for lane in json.loads(done.stdout)]
+        assert sum(reads) == 5 * COUNT
+        return [read / sum(reads) for read in reads]
+
+    assert min(shares("slow0", "slow1")) > 0.3
+    assert shares("slow0", "quick")[0] < 0.1
+    assert shares("quick", "slow0")[1] < 0.1
 
 
 def test_a_copy_that_fails_gives_way_and_is_not_asked_again(

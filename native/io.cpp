@@ -283,7 +283,8 @@ void Reader::work(int number) {
         lock.lock();
         bytes_read_ += outcome.bytes;
         leave(request);
-        lane.learn(took.count() / static_cast<double>(request.destination.size()));
+        lane.learn(took.count() / static_cast<double>(request.destination.size()),
+                   outcome.status.code == ReadCode::ok);
         lane.use.bytes += outcome.bytes;
         ++lane.use.reads;
         if (outcome.status.code != ReadCode::ok) {

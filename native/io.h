@@ -22,9 +22,10 @@
 // is expected to end first: by what stands before it there, and by how long that lane's last reads
 // took. So drives of one speed share the work, and a slow one gets what the others cannot do
 // sooner. What is known of a lane fades while it is passed over, so that it is tried again some
-// time. A copy that fails gives way to one that was not tried, and is not asked for that record
-// again while another is left; failures() tells. A queue is a list of suggestions: a ticket whose
-// request was promoted or cancelled since is dropped when its turn comes.
+// time; a read that fails makes its lane look slower, lest a drive that refuses at once look quick.
+// A copy that fails gives way to one that was not tried, and is not asked for that record again
+// while another is left; failures() tells. A queue is a list of suggestions: a ticket whose request
+// was promoted or cancelled since is dropped when its turn comes.
 //
 // Ordering. Every transition is made under mutex_, and no state lives outside it:
 // - queue -> reading is a change of state under mutex_. A ticket is therefore read by one thread at
@@ -182,7 +183,7 @@ private:
         LaneUse use;
 
         explicit Lane(int lane_threads) : threads(lane_threads) {}
-        void learn(double sample);
+        void learn(double sample, bool succeeded);
         std::size_t& count(State state) { return requests[static_cast<std::size_t>(state)]; }
     };
 

@@ -21,6 +21,9 @@ constexpr std::size_t kMaxLanes = 64, kMaxCopies = 64;
 // lane is passed over: one ten times as slow as another is tried every 2,400th time.
 constexpr double kNews = 1.0 / 8, kFading = 1 - 1.0 / 1024;
 
+// However often a drive fails, it counts as no slower than 1 MB/s.
+constexpr double kSlowest = 1e-6;
+
 }  // namespace
 
 int Reader::add_lane(int threads) {
@@ -132,7 +135,11 @@ std::size_t Reader::soonest(const Request& request) {
     return best;
 }
 
-void Reader::Lane::learn(double sample) {
+void Reader::Lane::learn(double sample, bool succeeded) {
+    if (!succeeded) {
+        seconds_per_byte = std::min(2 * std::max(sample, seconds_per_byte), kSlowest);
+        return;
+    }
     seconds_per_byte += (sample - seconds_per_byte) * (seconds_per_byte == 0 ? 1 : kNews);
 }
 

@@ -252,6 +252,7 @@ def test_an_unreadable_copy_tells_its_errno(tmp_path: Path, reader: _native.Read
     statuses = [read(reader, file, i) for i in range(COUNT)]
     assert [data for _, data in statuses] == [DATA[i * PAGE :][:PAGE] for i in range(COUNT)]
     failures = reader.failures()
+    assert len(failures) < COUNT // 2  # refusing at once does not make it the quicker one
     assert all(failure[1:] == (folder, 0, OS_ERROR, errno.EISDIR) for failure in failures)
     assert sum(status[0] == OK_AFTER_FAILURE for status, _ in statuses) == len(failures)
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -124,6 +125,20 @@ def test_a_damaged_or_unfinished_part_is_refused(path, stripes):
     os.replace(stripes[1] / PART, stripes[1] / SPREAD_JOURNAL)
     with pytest.raises(StoreError, match="b is an unfinished part: run the same `flashmoe spread`"):
         Store.open(path, stripes[1:])
+
+
+def test_a_directory_that_may_not_be_looked_into_is_named(path, stripes, monkeypatch):
+    exists = Path.exists
+
+    def refusing(self):
+        if self.parent == stripes[0]:
+            raise PermissionError(13, "Permission denied", str(self))
+        return exists(self)
+
+    (stripes[0] / PART).unlink()
+    monkeypatch.setattr(Path, "exists", refusing)
+    with pytest.raises(StoreError, match=r"a/.* cannot be looked at: Permission denied"):
+        Store.open(path, stripes)
 
 
 def test_directories_that_are_none_are_refused(path, stripes, tmp_path):

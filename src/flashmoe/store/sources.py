@@ -37,6 +37,20 @@ def gather(path: Path, manifest: Manifest, directories: Sequence[Path] = ()) -> 
             or to none, or is unfinished.
     """
     _refuse_repeated(path, directories)
+    try:
+        found = _find(path, manifest, directories)
+    except OSError as error:
+        raise StoreError(
+            f"{error.filename} cannot be looked at: {error.strerror}; mend that, or leave its "
+            "--store-dir out"
+        ) from error
+    for sources, entry in zip(found, manifest.layers, strict=True):
+        _refuse_gaps(path, entry.file, len(entry.checksums), sources)
+    return tuple(tuple(sources) for sources in found)
+
+
+def _find(path: Path, manifest: Manifest, directories: Sequence[Path]) -> list[list[Source]]:
+    """The files that are there, by layer."""
     found: list[list[Source]] = []
     for entry in manifest.layers:
         own = whole_file(path, entry)
@@ -48,9 +62,7 @@ def gather(path: Path, manifest: Manifest, directories: Sequence[Path] = ()) -> 
         for sources, source in zip(found, _sources_in(path, directory, manifest), strict=True):
             if source is not None:
                 sources.append(source)
-    for sources, entry in zip(found, manifest.layers, strict=True):
-        _refuse_gaps(path, entry.file, len(entry.checksums), sources)
-    return tuple(tuple(sources) for sources in found)
+    return found
 
 
 def check_size(file: Path, wanted: int, mend: str) -> None:

@@ -276,8 +276,9 @@ def _claimed(directory: Path, part: Part) -> Iterator[None]:
     Raises:
         ConversionError: it holds something else, or another process is at work there.
     """
-    made = not directory.exists()
+    made = False
     try:
+        made = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY)
     except FileExistsError as error:

@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <stdexcept>
@@ -92,7 +94,7 @@ int open_direct(const std::string& path) {
 
 Reader::Reader(int threads) : process_(::getpid()) {
     try {
-        for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+        add_lane(threads);
     } catch (...) {
         close();  // the destructor does not run for a constructor that threw
         throw;
@@ -101,22 +103,34 @@ Reader::Reader(int threads) : process_(::getpid()) {
 
 Reader::~Reader() {
     close();
-    for (const File& file : files_) ::close(file.descriptor);
+    for (const Source& source : sources_)
+        if (source.descriptor >= 0) ::close(source.descriptor);
 }
 
-int Reader::open(const std::string& path, bool direct) {
+int Reader::open(const std::string& path, bool direct, int lane) {
     int descriptor = direct ? open_direct(path) : -1;
     const bool is_direct = descriptor >= 0;
     // A path that cannot be opened at all fails here, with the plain open's errno.
     if (!is_direct) descriptor = open_plain(path);
     const auto lock = this->lock();
-    files_.push_back({descriptor, is_direct});
-    return static_cast<int>(files_.size()) - 1;
+    if (lane < 0 || static_cast<std::size_t>(lane) >= lanes_.size()) {
+        ::close(descriptor);
+        throw std::out_of_range("there is no lane " + std::to_string(lane));
+    }
+    const int file = static_cast<int>(sources_.size());
+    sources_.push_back({descriptor, is_direct, lane, 0, 0, {{{file, 0}}}});
+    return file;
 }
 
 bool Reader::is_direct(int file) const {
     const auto lock = this->lock();
-    return file_at(file).direct;
+    const Source& source = source_at(file);
+    return source.descriptor >= 0
+               ? source.direct
+               : std::ranges::all_of(source.records, [this](const Places& places) {
+                     return std::ranges::all_of(
+                         places, [this](const Place& at) { return source_at(at.file).direct; });
+                 });
 }
 
 Ticket Reader::submit(int file, std::uint64_t offset, std::span<unsigned char> destination,
@@ -126,19 +140,15 @@ Ticket Reader::submit(int file, std::uint64_t offset, std::span<unsigned char> d
         destination.size() % kAlignmentBytes != 0 || destination.empty())
         throw std::invalid_argument(
             "address, offset and size of a read must be multiples of 4096 bytes");
-    if (offset > static_cast<std::uint64_t>(INT64_MAX) - destination.size())
-        throw std::invalid_argument("a read ends beyond the largest file offset");
-    Ticket ticket;
-    {
-        const auto lock = this->lock();
-        if (closed_) throw std::runtime_error("the reader is closed");
-        const State state = demand ? State::demanded : State::hinted;
-        const Request request{file_at(file), offset, destination, checksum, state, {}};
-        ticket = next_ticket_++;
-        requests_.emplace(ticket, request);
-        queue_of(state).push_back(ticket);
-    }
-    wake_.notify_one();
+    const auto lock = this->lock();
+    if (closed_) throw std::runtime_error("the reader is closed");
+    std::uint64_t within;
+    Places& places = places_of(file, offset, destination.size(), &within);
+    const State state = demand ? State::demanded : State::hinted;
+    const Ticket ticket = next_ticket_++;
+    const auto entry =
+        requests_.emplace(ticket, Request{places, within, destination, checksum, state, {}}).first;
+    enqueue(ticket, entry->second, state);
     return ticket;
 }
 
@@ -146,16 +156,15 @@ void Reader::promote(Ticket ticket) {
     const auto lock = this->lock();
     Request& request = find(ticket);
     if (request.state != State::hinted) return;
-    std::erase(hint_, ticket);
-    demand_.push_back(ticket);
-    request.state = State::demanded;
+    leave(request);
+    enqueue(ticket, request, State::demanded);
 }
 
 bool Reader::cancel(Ticket ticket) {
     const auto lock = this->lock();
-    const State state = find(ticket).state;
-    if (state == State::reading || state == State::finished) return false;
-    std::erase(queue_of(state), ticket);
+    const Request& request = find(ticket);
+    if (request.state == State::reading || request.state == State::finished) return false;
+    leave(request);
     requests_.erase(ticket);
     // A thread that waits for this ticket must learn that it is gone.
     finished_.notify_all();
@@ -197,14 +206,17 @@ Ticket Reader::drain() {
     auto lock = this->lock();
     finished_.wait(lock, [this] {
         // In here, so that a request that comes while this waits is dropped too.
-        for (std::deque<Ticket>* queue : {&demand_, &hint_}) {
-            for (const Ticket ticket : *queue) requests_.erase(ticket);
-            queue->clear();
-        }
+        std::erase_if(requests_, [this](const auto& entry) {
+            const bool queued = entry.second.state < State::reading;
+            if (queued) leave(entry.second);
+            return queued;
+        });
         return std::ranges::none_of(
             requests_, [](const auto& entry) { return entry.second.state == State::reading; });
     });
     requests_.clear();
+    for (Lane& lane : lanes_)
+        for (std::deque<Ticket>& queue : lane.queues) queue.clear();
     finished_.notify_all();
     return next_ticket_ - 1;
 }
@@ -219,13 +231,13 @@ void Reader::close() {
     {
         const std::lock_guard lock(mutex_);
         closed_ = true;
-        for (std::deque<Ticket>* queue : {&demand_, &hint_}) {
-            for (const Ticket ticket : *queue)
-                finish(requests_.at(ticket), {ReadCode::os_error, ECANCELED});
-            queue->clear();
-        }
+        for (auto& [ticket, request] : requests_)
+            if (request.state < State::reading) {
+                leave(request);
+                finish(request, {ReadCode::os_error, ECANCELED});
+            }
+        for (Lane& lane : lanes_) lane.wake.notify_all();
     }
-    wake_.notify_all();
     const std::lock_guard lock(joining_);
     for (std::thread& thread : threads_) thread.join();
     threads_.clear();
@@ -241,36 +253,53 @@ std::unique_lock<std::mutex> Reader::lock() const {
     return std::unique_lock(mutex_);
 }
 
-void Reader::work() {
+void Reader::work(int number) {
     std::unique_lock lock(mutex_);
+    Lane& lane = lanes_[static_cast<std::size_t>(number)];
     for (;;) {
-        wake_.wait(lock, [this] { return closed_ || !demand_.empty() || !hint_.empty(); });
-        if (demand_.empty() && hint_.empty()) return;  // closed
-        std::deque<Ticket>& queue = demand_.empty() ? hint_ : demand_;
+        Ticket ticket = 0;
+        lane.wake.wait(lock, [&] { return closed_ || (ticket = next(lane)) != 0; });
+        if (ticket == 0) return;  // closed
         // References into an unordered_map survive insertions, and a ticket that is being read
         // is never erased: the request stays put while the lock is away.
-        Request& request = find(queue.front());
-        queue.pop_front();
-        request.state = State::reading;
+        Request& request = find(ticket);
+        leave(request);
+        enter(request, State::reading);
+        const Place& place = request.places[request.place];
+        const Source& file = source_at(place.file);
+        const std::uint64_t offset = place.offset + request.within;
         lock.unlock();
 
-        Outcome outcome =
-            read_fully(request.file.descriptor, request.file.direct ? kAlignmentBytes : 1,
-                       request.offset, request.destination);
+        const auto began = std::chrono::steady_clock::now();
+        Outcome outcome = read_fully(file.descriptor, file.direct ? kAlignmentBytes : 1, offset,
+                                     request.destination);
         if (outcome.status.code == ReadCode::ok) {
             const std::uint64_t found =
                 xxh3_64(request.destination.data(), request.destination.size());
             if (found != request.checksum) outcome.status = {ReadCode::checksum_mismatch, found};
         }
+        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
 
         lock.lock();
         bytes_read_ += outcome.bytes;
+        leave(request);
+        lane.learn(took.count() / static_cast<double>(request.destination.size()),
+                   outcome.status.code == ReadCode::ok);
+        lane.use.bytes += outcome.bytes;
+        ++lane.use.reads;
+        if (outcome.status.code != ReadCode::ok) {
+            ++lane.use.failed;
+            if (give_way(ticket, request, outcome.status)) {
+                enqueue(ticket, request, State::demanded);
+                finished_.notify_all();  // drain() waits for the end of the reads under way
+                continue;
+            }
+        } else if (request.tried != 0) {
+            const auto failed = static_cast<std::uint64_t>(std::popcount(request.tried));
+            outcome.status = {ReadCode::ok_after_failure, failed};
+        }
         finish(request, outcome.status);
     }
-}
-
-std::deque<Ticket>& Reader::queue_of(State state) {
-    return state == State::demanded ? demand_ : hint_;
 }
 
 const Reader::Request& Reader::find(Ticket ticket) const {
@@ -284,10 +313,10 @@ Reader::Request& Reader::find(Ticket ticket) {
     return const_cast<Request&>(static_cast<const Reader*>(this)->find(ticket));
 }
 
-Reader::File Reader::file_at(int file) const {
-    if (file < 0 || static_cast<std::size_t>(file) >= files_.size())
+const Reader::Source& Reader::source_at(int file) const {
+    if (file < 0 || static_cast<std::size_t>(file) >= sources_.size())
         throw std::out_of_range("file index " + std::to_string(file) + " was never opened");
-    return files_[static_cast<std::size_t>(file)];
+    return sources_[static_cast<std::size_t>(file)];
 }
 
 void Reader::finish(Request& request, ReadStatus status) {

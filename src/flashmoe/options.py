@@ -96,9 +96,11 @@ class Runtime:
     and kept: ``direct`` into slots past the page cache, where the file system allows it;
     ``buffered`` into slots through the page cache; ``os`` leaves the keeping to the page cache:
     there are as few slots as work, and each layer reads its experts anew. ``io_threads`` is the
-    depth of the disk queue; None measures which is best, for half a second at most, unless
-    ``device_cache``, the file in which measurements are kept, knows this disk; None keeps them
-    nowhere.
+    depth of the disk queue, of each drive's where there are several; None measures which is best
+    for the first, for half a second at most, unless ``device_cache``, the file in which
+    measurements are kept, knows this disk; None keeps them nowhere. ``store_dirs`` are
+    directories beside the store's own that hold parts or copies of it (what ``flashmoe spread``
+    writes); all are read at once.
     """
 
     threads: int | None = None
@@ -107,6 +109,7 @@ class Runtime:
     io: Io = "direct"
     io_threads: int | None = None
     device_cache: Path | None = None
+    store_dirs: tuple[str | Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.threads is not None:
@@ -118,6 +121,10 @@ class Runtime:
         _check(known, "device_cache", self.device_cache, "the path of a file, or None")
         _flag("hints", self.hints)
         _check(self.io in get_args(Io), "io", self.io, f"one of {', '.join(get_args(Io))}")
+        places = isinstance(self.store_dirs, tuple) and all(
+            isinstance(place, str | Path) and str(place) for place in self.store_dirs
+        )
+        _check(places, "store_dirs", self.store_dirs, "a tuple of directories")
 
     @property
     def resolved_threads(self) -> int:

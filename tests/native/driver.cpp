@@ -19,6 +19,7 @@
 #include <cstring>
 #include <iostream>
 #include <list>
+#include <numeric>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -148,7 +149,10 @@ void expert(Call& call) {
     const std::size_t bytes = rows * out_of(down) * sizeof(float);
     const float* x = call.array(bytes).floats();
     const Walled& y = call.room(bytes);
-    expert_swiglu(set, x, rows, {gate, up, down}, y.floats(), threads);
+    const Expert expert{gate, up, down};
+    std::vector<std::size_t> wanted(rows);
+    std::iota(wanted.begin(), wanted.end(), std::size_t{0});
+    experts(set, x, 1, {{&expert, wanted}}, y.floats(), threads);
     call.give(y.data(), y.size());
 }
 
@@ -170,7 +174,7 @@ void plain_read(Call& call) {
 // PATH OFFSET BYTES CHECKSUM; the code and the detail come before the bytes.
 void read_file(Call& call) {
     Reader reader(2);
-    const int file = reader.open(call.take<std::string>(), true);
+    const int file = reader.open(call.take<std::string>(), true, 0);
     const auto offset = call.take<std::uint64_t>();
     const Walled& into = call.room(call.size());
     const auto wanted = call.take<std::uint64_t>();

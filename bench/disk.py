@@ -36,7 +36,9 @@ def write_records(path: Path, count: int, record_bytes: int) -> list[RecordAddre
             record = rng.integers(0, 1 << 63, record_bytes // 8, dtype=np.int64).tobytes()
             digest = xxhash.xxh3_64_hexdigest(record)
             records.append(
-                RecordAddress(path, file.tell(), record_bytes, digest, f"record {number}")
+                RecordAddress(
+                    0, number, path, file.tell(), record_bytes, digest, f"record {number}"
+                )
             )
             file.write(record)
         file.flush()

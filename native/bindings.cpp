@@ -70,12 +70,17 @@ public:
     PythonReader(const PythonReader&) = delete;
     PythonReader& operator=(const PythonReader&) = delete;
 
-    int open(nb::handle path, bool direct) {
+    int add_lane(int threads) {
+        require_threads(threads);
+        return reader_->add_lane(threads);
+    }
+
+    int open(nb::handle path, bool direct, int lane) {
         PyObject* encoded = nullptr;
         if (PyUnicode_FSConverter(path.ptr(), &encoded) == 0) throw nb::python_error();
         const nb::object owner = nb::steal(encoded);
         try {
-            return reader_->open(PyBytes_AS_STRING(encoded), direct);
+            return reader_->open(PyBytes_AS_STRING(encoded), direct, lane);
         } catch (const std::system_error& error) {
             errno = error.code().value();
             PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path.ptr());
@@ -84,6 +89,14 @@ public:
     }
 
     bool is_direct(int file) const { return reader_->is_direct(file); }
+
+    int combine(std::uint64_t begin, std::uint64_t stride,
+                const std::vector<std::vector<std::pair<int, std::uint64_t>>>& records) {
+        std::vector<std::vector<flashmoe::Location>> places(records.size());
+        for (std::size_t i = 0; i < records.size(); ++i)
+            for (const auto& [file, offset] : records[i]) places[i].push_back({file, offset});
+        return reader_->combine(begin, stride, places);
+    }
 
     Ticket submit(int file, std::uint64_t offset, const Destination& destination,
                   std::uint64_t checksum, bool demand) {
@@ -148,7 +161,7 @@ public:
     std::vector<Landed> collect(std::vector<Ticket> tickets, bool block) {
         std::vector<Landed> landed;
         {
-            const nb::gil_scoped_release released;
+            const NativeWork working;
             if (block) static_cast<void>(reader_->wait_any(tickets));
             std::erase_if(tickets, [this](Ticket ticket) { return !reader_->done(ticket); });
             while (!tickets.empty()) {
@@ -163,6 +176,21 @@ public:
     }
 
     std::uint64_t bytes_read() const { return reader_->bytes_read(); }
+
+    std::vector<std::tuple<std::uint64_t, std::uint64_t, std::uint64_t>> lanes() const {
+        std::vector<std::tuple<std::uint64_t, std::uint64_t, std::uint64_t>> uses;
+        for (const flashmoe::LaneUse& use : reader_->lanes())
+            uses.emplace_back(use.reads, use.failed, use.bytes);
+        return uses;
+    }
+
+    std::vector<std::tuple<Ticket, int, std::uint64_t, int, std::uint64_t>> failures() {
+        std::vector<std::tuple<Ticket, int, std::uint64_t, int, std::uint64_t>> told;
+        for (const flashmoe::Failure& failure : reader_->failures())
+            told.emplace_back(failure.ticket, failure.file, failure.offset,
+                              static_cast<int>(failure.status.code), failure.status.detail);
+        return told;
+    }
 
     void drain() {
         Ticket last;
@@ -203,8 +231,10 @@ NB_MODULE(_native, module) {
 
     nb::class_<PythonReader>(module, "Reader")
         .def(nb::init<int>(), "threads"_a)
-        .def("open", &PythonReader::open, "path"_a, "direct"_a)
+        .def("add_lane", &PythonReader::add_lane, "threads"_a)
+        .def("open", &PythonReader::open, "path"_a, "direct"_a, "lane"_a = 0)
         .def("is_direct", &PythonReader::is_direct, "file"_a)
+        .def("combine", &PythonReader::combine, "begin"_a, "stride"_a, "records"_a)
         .def("submit", &PythonReader::submit, "file"_a, "offset"_a, "destination"_a.noconvert(),
              "checksum"_a, "demand"_a)
         .def("submit_all", &PythonReader::submit_all, "file"_a, "offsets"_a, "destinations"_a,
@@ -219,6 +249,8 @@ NB_MODULE(_native, module) {
         .def("wait_any", &PythonReader::wait_any, "tickets"_a)
         .def("collect", &PythonReader::collect, "tickets"_a, "block"_a)
         .def_prop_ro("bytes_read", &PythonReader::bytes_read)
+        .def_prop_ro("lanes", &PythonReader::lanes)
+        .def("failures", &PythonReader::failures)
         .def("drain", &PythonReader::drain)
         .def("close", &PythonReader::close);
 }

@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <stdexcept>
@@ -90,9 +92,9 @@ int open_direct(const std::string& path) {
 
 }  // namespace
 
-Reader::Reader(int threads) : process_(::getpid()), most_idle_((threads + 1) / 2) {
+Reader::Reader(int threads) : process_(::getpid()) {
     try {
-        for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+        add_lane(threads);
     } catch (...) {
         close();  // the destructor does not run for a constructor that threw
         throw;
@@ -101,22 +103,34 @@ Reader::Reader(int threads) : process_(::getpid()), most_idle_((threads + 1) / 2
 
 Reader::~Reader() {
     close();
-    for (const File& file : files_) ::close(file.descriptor);
+    for (const Source& source : sources_)
+        if (source.descriptor >= 0) ::close(source.descriptor);
 }
 
-int Reader::open(const std::string& path, bool direct) {
+int Reader::open(const std::string& path, bool direct, int lane) {
     int descriptor = direct ? open_direct(path) : -1;
     const bool is_direct = descriptor >= 0;
     // A path that cannot be opened at all fails here, with the plain open's errno.
     if (!is_direct) descriptor = open_plain(path);
     const auto lock = this->lock();
-    files_.push_back({descriptor, is_direct});
-    return static_cast<int>(files_.size()) - 1;
+    if (lane < 0 || static_cast<std::size_t>(lane) >= lanes_.size()) {
+        ::close(descriptor);
+        throw std::out_of_range("there is no lane " + std::to_string(lane));
+    }
+    const int file = static_cast<int>(sources_.size());
+    sources_.push_back({descriptor, is_direct, lane, 0, 0, {{{file, 0}}}});
+    return file;
 }
 
 bool Reader::is_direct(int file) const {
     const auto lock = this->lock();
-    return file_at(file).direct;
+    const Source& source = source_at(file);
+    return source.descriptor >= 0
+               ? source.direct
+               : std::ranges::all_of(source.records, [this](const Places& places) {
+                     return std::ranges::all_of(
+                         places, [this](const Place& at) { return source_at(at.file).direct; });
+                 });
 }
 
 Ticket Reader::submit(int file, std::uint64_t offset, std::span<unsigned char> destination,
@@ -126,40 +140,37 @@ Ticket Reader::submit(int file, std::uint64_t offset, std::span<unsigned char> d
 }
 
 std::vector<Ticket> Reader::submit_all(int file, std::span<const Read> reads, bool demand) {
-    return enqueue(file, reads, demand ? State::demanded : State::hinted);
+    return enqueue_all(file, reads, demand ? State::demanded : State::hinted);
 }
 
 Ticket Reader::submit_idle(int file, std::uint64_t offset, std::span<unsigned char> destination,
                            std::uint64_t checksum) {
     const Read read{offset, destination, checksum};
-    return enqueue(file, {&read, 1}, State::idle).front();
+    return enqueue_all(file, {&read, 1}, State::idle).front();
 }
 
-std::vector<Ticket> Reader::enqueue(int file, std::span<const Read> reads, State state) {
+std::vector<Ticket> Reader::enqueue_all(int file, std::span<const Read> reads, State state) {
     for (const Read& read : reads) {
         const auto address = reinterpret_cast<std::uintptr_t>(read.destination.data());
         if (address % kAlignmentBytes != 0 || read.offset % kAlignmentBytes != 0 ||
             read.destination.size() % kAlignmentBytes != 0 || read.destination.empty())
             throw std::invalid_argument(
                 "address, offset and size of a read must be multiples of 4096 bytes");
-        if (read.offset > static_cast<std::uint64_t>(INT64_MAX) - read.destination.size())
-            throw std::invalid_argument("a read ends beyond the largest file offset");
+    }
+    const auto lock = this->lock();
+    if (closed_) throw std::runtime_error("the reader is closed");
+    std::vector<Request> requests;
+    for (const Read& read : reads) {
+        std::uint64_t within;
+        Places& places = places_of(file, read.offset, read.destination.size(), &within);
+        requests.push_back({places, within, read.destination, read.checksum, state, {}});
     }
     std::vector<Ticket> tickets;
-    tickets.reserve(reads.size());
-    {
-        const auto lock = this->lock();
-        if (closed_) throw std::runtime_error("the reader is closed");
-        const File source = file_at(file);
-        for (const Read& read : reads) {
-            const Ticket ticket = next_ticket_++;
-            requests_.emplace(
-                ticket, Request{source, read.offset, read.destination, read.checksum, state, {}});
-            queue_of(state).push_back(ticket);
-            tickets.push_back(ticket);
-        }
+    for (const Request& request : requests) {
+        const Ticket ticket = next_ticket_++;
+        enqueue(ticket, requests_.emplace(ticket, request).first->second, state);
+        tickets.push_back(ticket);
     }
-    for (std::size_t i = 0; i < tickets.size(); ++i) wake_.notify_one();
     return tickets;
 }
 
@@ -167,17 +178,15 @@ void Reader::promote(Ticket ticket) {
     const auto lock = this->lock();
     Request& request = find(ticket);
     if (request.state != State::hinted && request.state != State::idle) return;
-    if (request.state == State::hinted) std::erase(hint_, ticket);
-    demand_.push_back(ticket);
-    request.state = State::demanded;
-    wake_.notify_one();  // an idle one may have had to wait while threads slept
+    leave(request);
+    enqueue(ticket, request, State::demanded);
 }
 
 bool Reader::cancel(Ticket ticket) {
     const auto lock = this->lock();
-    const State state = find(ticket).state;
-    if (state == State::reading || state == State::finished) return false;
-    if (state != State::idle) std::erase(queue_of(state), ticket);
+    const Request& request = find(ticket);
+    if (request.state == State::reading || request.state == State::finished) return false;
+    leave(request);
     requests_.erase(ticket);
     // A thread that waits for this ticket must learn that it is gone.
     finished_.notify_all();
@@ -219,15 +228,17 @@ Ticket Reader::drain() {
     auto lock = this->lock();
     finished_.wait(lock, [this] {
         // In here, so that a request that comes while this waits is dropped too.
-        for (std::deque<Ticket>* queue : {&demand_, &hint_, &idle_}) queue->clear();
-        std::erase_if(requests_, [](const auto& entry) {
-            const State state = entry.second.state;
-            return state != State::reading && state != State::finished;
+        std::erase_if(requests_, [this](const auto& entry) {
+            const bool queued = entry.second.state < State::reading;
+            if (queued) leave(entry.second);
+            return queued;
         });
         return std::ranges::none_of(
             requests_, [](const auto& entry) { return entry.second.state == State::reading; });
     });
     requests_.clear();
+    for (Lane& lane : lanes_)
+        for (std::deque<Ticket>& queue : lane.queues) queue.clear();
     finished_.notify_all();
     return next_ticket_ - 1;
 }
@@ -242,12 +253,13 @@ void Reader::close() {
     {
         const std::lock_guard lock(mutex_);
         closed_ = true;
-        for (std::deque<Ticket>* queue : {&demand_, &hint_, &idle_}) queue->clear();
         for (auto& [ticket, request] : requests_)
-            if (request.state != State::reading && request.state != State::finished)
+            if (request.state < State::reading) {
+                leave(request);
                 finish(request, {ReadCode::os_error, ECANCELED});
+            }
+        for (Lane& lane : lanes_) lane.wake.notify_all();
     }
-    wake_.notify_all();
     const std::lock_guard lock(joining_);
     for (std::thread& thread : threads_) thread.join();
     threads_.clear();
@@ -263,74 +275,58 @@ std::unique_lock<std::mutex> Reader::lock() const {
     return std::unique_lock(mutex_);
 }
 
-void Reader::work() {
+void Reader::work(int number) {
     std::unique_lock lock(mutex_);
+    Lane& lane = lanes_[static_cast<std::size_t>(number)];
     for (;;) {
-        Request* const found = next();
-        if (found == nullptr) {
+        Ticket ticket = 0;
+        while ((ticket = next(lane)) == 0) {
             if (closed_) return;
-            wait_for_work(lock);
-            continue;
+            wait_for_work(lane, lock);
         }
         // References into an unordered_map survive insertions, and a ticket that is being read
         // is never erased: the request stays put while the lock is away.
-        Request& request = *found;
+        Request& request = find(ticket);
         const bool idle = request.state == State::idle;
-        request.state = State::reading;
-        ++(idle ? reading_idle_ : reading_);
+        leave(request);
+        enter(request, State::reading);
+        if (idle) ++lane.reading_idle;
+        const Place& place = request.places[request.place];
+        const Source& file = source_at(place.file);
+        const std::uint64_t offset = place.offset + request.within;
         lock.unlock();
 
-        Outcome outcome =
-            read_fully(request.file.descriptor, request.file.direct ? kAlignmentBytes : 1,
-                       request.offset, request.destination);
+        const auto began = std::chrono::steady_clock::now();
+        Outcome outcome = read_fully(file.descriptor, file.direct ? kAlignmentBytes : 1, offset,
+                                     request.destination);
         if (outcome.status.code == ReadCode::ok) {
             const std::uint64_t sum =
                 xxh3_64(request.destination.data(), request.destination.size());
             if (sum != request.checksum) outcome.status = {ReadCode::checksum_mismatch, sum};
         }
+        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
 
         lock.lock();
         bytes_read_ += outcome.bytes;
-        --(idle ? reading_idle_ : reading_);
-        if (!idle) {
-            calm_at_ = Clock::now() + kCalm;
-            if (reading_ == 0 && !idle_.empty()) wake_.notify_all();  // to wait for the calm
+        leave(request);
+        lane.ended(idle);
+        lane.learn(took.count() / static_cast<double>(request.destination.size()),
+                   outcome.status.code == ReadCode::ok);
+        lane.use.bytes += outcome.bytes;
+        ++lane.use.reads;
+        if (outcome.status.code != ReadCode::ok) {
+            ++lane.use.failed;
+            if (give_way(ticket, request, outcome.status)) {
+                enqueue(ticket, request, State::demanded);
+                finished_.notify_all();  // drain() waits for the end of the reads under way
+                continue;
+            }
+        } else if (request.tried != 0) {
+            const auto failed = static_cast<std::uint64_t>(std::popcount(request.tried));
+            outcome.status = {ReadCode::ok_after_failure, failed};
         }
         finish(request, outcome.status);
     }
-}
-
-// What a thread may read now, out of its queue, or nothing.
-Reader::Request* Reader::next() {
-    if (demand_.empty() && hint_.empty()) return next_idle();
-    std::deque<Ticket>& queue = demand_.empty() ? hint_ : demand_;
-    Request& request = find(queue.front());
-    queue.pop_front();
-    return &request;
-}
-
-Reader::Request* Reader::next_idle() {
-    if (reading_ > 0 || reading_idle_ >= most_idle_ || Clock::now() < calm_at_) return nullptr;
-    while (!idle_.empty()) {
-        const auto found = requests_.find(idle_.front());
-        idle_.pop_front();
-        if (found != requests_.end() && found->second.state == State::idle) return &found->second;
-    }
-    return nullptr;
-}
-
-void Reader::wait_for_work(std::unique_lock<std::mutex>& lock) {
-    // While another request is read, its end moves calm_at_ and wakes all; and who ends an idle
-    // one takes the next.
-    if (idle_.empty() || reading_ > 0 || reading_idle_ >= most_idle_)
-        wake_.wait(lock);
-    else
-        wake_.wait_until(lock, calm_at_);
-}
-
-std::deque<Ticket>& Reader::queue_of(State state) {
-    if (state == State::idle) return idle_;
-    return state == State::demanded ? demand_ : hint_;
 }
 
 const Reader::Request& Reader::find(Ticket ticket) const {
@@ -344,10 +340,10 @@ Reader::Request& Reader::find(Ticket ticket) {
     return const_cast<Request&>(static_cast<const Reader*>(this)->find(ticket));
 }
 
-Reader::File Reader::file_at(int file) const {
-    if (file < 0 || static_cast<std::size_t>(file) >= files_.size())
+const Reader::Source& Reader::source_at(int file) const {
+    if (file < 0 || static_cast<std::size_t>(file) >= sources_.size())
         throw std::out_of_range("file index " + std::to_string(file) + " was never opened");
-    return files_[static_cast<std::size_t>(file)];
+    return sources_[static_cast<std::size_t>(file)];
 }
 
 void Reader::finish(Request& request, ReadStatus status) {

@@ -1,26 +1,35 @@
 // Direct reads into memory that the caller owns: one request, one record, one checksum.
 //
-// Owns the descriptors, the two queues and the reading threads; not the destinations, which must
-// outlive their requests. Knows neither records nor Python. All of it is POSIX; what differs
-// between systems (O_DIRECT, F_NOCACHE) is in io.cpp.
+// Owns the descriptors, the lanes (three queues and some reading threads for each drive) and the
+// choice among copies; not the destinations, which must outlive their requests. Knows neither
+// records nor Python. All of it is POSIX; what differs between systems (O_DIRECT, F_NOCACHE) is in
+// io.cpp.
 //
 // A request, by its ticket:
 //
 //                 promote()
-//      hint queue ----------> demand queue
-//          |   \                /   |
-//          |    \   a thread   /    |
-//  cancel()|     +-> reading <+     |cancel()
-//          |            |           |
+//      hint queue ----------> demand queue <---+
+//          |   \                /   |          |
+//          |    \   a thread   /    |          | failed, and another copy is left
+//  cancel()|     +-> reading <+     |cancel()  |
+//          |            | \---------|----------+
 //          |            v           |       close() moves whatever is still queued straight to
 //          |         finished       |       finished, as ECANCELED
 //          v            | wait()    v
 //       (forgotten)  (forgotten)  (forgotten)
 //
+// Lanes. A file belongs to the lane of its drive. Of a request's copies the one is read whose lane
+// is expected to end first: by what stands before it there, and by how long that lane's last reads
+// took. So drives of one speed share the work, and a slow one gets what the others cannot do
+// sooner. What is known of a lane fades while it is passed over, so that it is tried again some
+// time; a read that fails makes its lane look slower, lest a drive that refuses at once look quick.
+// A copy that fails gives way to one that was not tried, and is not asked for that record again
+// while another is left; failures() tells. A queue is a list of suggestions: a ticket whose request
+// was promoted or cancelled since is dropped when its turn comes.
+//
 // Ordering. Every transition is made under mutex_, and no state lives outside it:
-// - queue -> reading takes the ticket out of its queue under mutex_. A ticket is therefore read
-//   by one thread once, and cancel() returning true means that no thread has touched or will
-//   touch its destination.
+// - queue -> reading is a change of state under mutex_. A ticket is therefore read by one thread at
+//   a time, and cancel() returning true means that no thread touches its destination any more.
 // - While reading, the destination belongs to the reading thread alone, without the lock. It
 //   stores the last byte, verifies the checksum, and only then takes mutex_ to set `finished`.
 // - wait() and done() see `finished` under mutex_, hence after every byte: whoever waits may
@@ -29,11 +38,9 @@
 // close() or drain().
 //
 // Idle requests (submit_idle) wait in a queue of their own, and may be thousands. They are started
-// only once nothing else has been queued or read for kCalm, so never between two layers that
-// read; and half as many at once as there are threads, since a request that comes then has those
-// which were started before it in its way. promote()
-// and cancel() leave its ticket in that queue, where whoever meets it passes over it: both are
-// O(1) in the idle ones.
+// only once nothing else has been queued or read in their lane for kCalm, so never between two
+// layers that read; and half as many at once as there are threads, since a request that comes then
+// has those which were started before it in its way.
 //
 // Threads do not survive a fork, and mutex_ may have been held at that moment: in the child every
 // call but close() throws std::runtime_error before it touches mutex_, close() does nothing, and
@@ -43,6 +50,7 @@
 
 #include <sys/types.h>
 
+#include <array>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -64,27 +72,61 @@ constexpr std::size_t kAlignmentBytes = 4096;
 // After the last other request, idle ones wait so long; longer than a layer of decoding.
 constexpr std::chrono::milliseconds kCalm{50};
 
-enum class ReadCode : int { ok = 0, os_error = 1, short_read = 2, checksum_mismatch = 3 };
+// ok_after_failure: read and verified like ok, but a copy had failed before.
+enum class ReadCode : int {
+    ok = 0,
+    os_error = 1,
+    short_read = 2,
+    checksum_mismatch = 3,
+    ok_after_failure = 4
+};
 
 struct ReadStatus {
     ReadCode code = ReadCode::ok;
-    std::uint64_t detail = 0;  // errno; bytes got; or the checksum found
+    std::uint64_t detail = 0;  // errno; bytes got; the checksum found; or how many copies failed
 };
 
 using Ticket = std::uint64_t;
 
+// A read of one copy that failed: for which ticket, of which file, where.
+struct Failure {
+    Ticket ticket;
+    int file;
+    std::uint64_t offset;
+    ReadStatus status;
+};
+
+// What a lane has done: reads that ended, those of them that failed, bytes delivered.
+struct LaneUse {
+    std::uint64_t reads = 0, failed = 0, bytes = 0;
+};
+
+// Where something lies: an open file, by index, and an offset in it.
+struct Location {
+    int file;
+    std::uint64_t offset;
+};
+
 class Reader {
 public:
-    // `threads` is the number of reads under way at once. Throws std::system_error.
+    // `threads` is the number of reads under way at once in lane 0. Throws std::system_error.
     explicit Reader(int threads);
     ~Reader();
     Reader(const Reader&) = delete;
     Reader& operator=(const Reader&) = delete;
 
+    // One more lane, with threads of its own; its number. Throws std::system_error.
+    int add_lane(int threads);
+
     // A file to read from, by index. With `direct`, the page cache is bypassed where the file
     // system allows it; is_direct() tells. Throws std::system_error with the errno of open().
-    int open(const std::string& path, bool direct);
-    bool is_direct(int file) const;
+    int open(const std::string& path, bool direct, int lane);
+    bool is_direct(int file) const;  // of a combination: whether all of its files are
+
+    // A file that is put together from others, by index: `stride` bytes from `begin + r * stride`
+    // lie at any of records[r], which hold the same bytes. Throws std::invalid_argument.
+    int combine(std::uint64_t begin, std::uint64_t stride,
+                const std::vector<std::vector<Location>>& records);
 
     // Reads exactly destination.size() bytes at `offset`, then compares their XXH3-64. Offset,
     // size and address are multiples of kAlignmentBytes, else std::invalid_argument. Demanded
@@ -117,49 +159,88 @@ public:
     Ticket drain();
 
     std::uint64_t bytes_read() const;  // delivered by the system, wasted ones included
-    void close();                      // joins the threads; waits stay answerable
-    bool is_foreign() const;           // this process was forked after the reader was made
+    std::vector<LaneUse> lanes() const;
+    std::vector<Failure> failures();  // those since it was last asked
+    void close();                     // joins the threads; waits stay answerable
+    bool is_foreign() const;          // this process was forked after the reader was made
 
 private:
-    enum class State { idle, hinted, demanded, reading, finished };
+    // The queues first, in order.
+    enum class State { demanded, hinted, idle, reading, finished };
+    static constexpr std::size_t kQueues = 3;
     using Clock = std::chrono::steady_clock;
 
-    struct File {
-        int descriptor;
+    struct Place {
+        int file;
+        std::uint64_t offset;
+        bool failed = false;  // asked again only when all copies have
+    };
+    using Places = std::vector<Place>;
+
+    // What an index stands for. An open file is its own only place.
+    struct Source {
+        int descriptor;  // -1: a combination
         bool direct;
+        int lane;
+        std::uint64_t begin, stride;  // 0: one record without an end
+        std::vector<Places> records;
     };
 
     struct Request {
-        File file;
-        std::uint64_t offset;
+        Places& places;
+        std::uint64_t within;  // from the beginning of each place
         std::span<unsigned char> destination;
         std::uint64_t checksum;
         State state;
         ReadStatus status;
+        std::size_t place = 0;          // the copy to be read
+        std::uint64_t tried = 0;        // places that failed, a bit each
         std::uint64_t finished_as = 0;  // order of finishing, from 1
     };
 
-    std::vector<Ticket> enqueue(int file, std::span<const Read> reads, State state);
-    void work();
-    Request* next();
-    void wait_for_work(std::unique_lock<std::mutex>& lock);
-    Request* next_idle();
+    struct Lane {
+        int threads;
+        std::condition_variable wake;
+        std::array<std::deque<Ticket>, kQueues> queues;
+        std::array<std::size_t, kQueues + 1> requests = {};  // by state, finished ones not counted
+        std::size_t reading_idle = 0;                        // of those being read
+        Clock::time_point calm_at{};  // from then on, idle requests may be read
+        double seconds_per_byte = 0;  // of one read among others, lately; 0: not known
+        LaneUse use;
+
+        explicit Lane(int lane_threads) : threads(lane_threads) {}
+        void learn(double sample, bool succeeded);
+        void ended(bool idle);    // a read
+        bool takes_idle() const;  // whether idle requests are held up by the calm alone
+        std::size_t& count(State state) { return requests[static_cast<std::size_t>(state)]; }
+        std::size_t count(State state) const { return requests[static_cast<std::size_t>(state)]; }
+    };
+
+    void work(int lane);
     std::unique_lock<std::mutex> lock() const;
-    std::deque<Ticket>& queue_of(State state);
+    Places& places_of(int file, std::uint64_t offset, std::size_t size, std::uint64_t* within);
+    const Source& source_at(int file) const;
+    std::vector<Ticket> enqueue_all(int file, std::span<const Read> reads, State state);
+    void enqueue(Ticket ticket, Request& request, State state);
+    void enter(Request& request, State state);
+    void leave(const Request& request);
+    Ticket next(Lane& lane);
+    void wait_for_work(Lane& lane, std::unique_lock<std::mutex>& lock);
+    Lane& lane_of(const Place& place);
+    std::size_t soonest(const Request& request);
+    bool is_left(const Request& request, std::size_t place) const;
     Request& find(Ticket ticket);
     const Request& find(Ticket ticket) const;
-    File file_at(int file) const;
+    bool give_way(Ticket ticket, Request& request, ReadStatus status);
     void finish(Request& request, ReadStatus status);
 
     const pid_t process_;
-    const int most_idle_;       // idle requests that may be read at once
     mutable std::mutex mutex_;  // guards everything down to closed_
-    std::condition_variable wake_, finished_;
-    std::deque<Ticket> demand_, hint_, idle_;  // idle_ also has tickets that have left it
-    int reading_ = 0, reading_idle_ = 0;       // requests being read; the idle ones apart
-    Clock::time_point calm_at_{};              // from then on, idle requests may be read
+    std::condition_variable finished_;
+    std::deque<Lane> lanes_;  // deques: what threads and requests refer to stays where it is
     std::unordered_map<Ticket, Request> requests_;
-    std::vector<File> files_;
+    std::deque<Source> sources_;
+    std::vector<Failure> failures_;
     Ticket next_ticket_ = 1;
     std::uint64_t finished_count_ = 0;
     std::uint64_t bytes_read_ = 0;

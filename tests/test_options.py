@@ -6,6 +6,7 @@ import json
 import os
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -41,7 +42,9 @@ def refuse(kind, name, value, wanted=""):
 def test_every_field_is_of_a_kind_that_is_tested_here():
     named = {name for names in WHOLE.values() for name in names} | set(REAL)
     own = {field.name for kind in WHOLE for field in fields(kind)}
-    assert own - named == {"hints", "io", "device_cache", "stop", "kv", "profile"}
+    assert own - named == {
+        *("hints", "io", "device_cache", "stop", "kv", "profile", "store_dirs"),
+    }
 
 
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k, names in WHOLE.items() for n in names])
@@ -93,6 +96,12 @@ def test_numbers_out_of_range(kind, name, value):
 @pytest.mark.parametrize("value", ["abc", ["abc"], ("",), ("a", 1), None, b"abc", 1])
 def test_stop_strings_are_a_tuple(value):
     refuse(Sampling, "stop", value, "a tuple of non-empty strings")
+
+
+@pytest.mark.parametrize("value", ["abc", ["abc"], ("",), ("a", 1), None, Path("a")])
+def test_store_directories_are_a_tuple(value):
+    refuse(Runtime, "store_dirs", value, "a tuple of directories")
+    assert Runtime(store_dirs=("a", Path("b"))).store_dirs == ("a", Path("b"))
 
 
 @pytest.mark.parametrize("value", [0, 1, "no", None])

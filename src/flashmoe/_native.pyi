@@ -209,18 +209,27 @@ def busy_seconds() -> float:
     """Time this thread has spent in native code so far, waiting for reads included."""
 
 class Reader:
-    """Checked direct reads on ``threads`` threads; the states of a request are in native/io.h.
+    """Checked direct reads, ``threads`` at a time in lane 0; the states of a request and the lanes
+    are in native/io.h.
 
     An unknown or forgotten ticket is an IndexError. A reader that is collected joins its threads
     first, so no read outlives it. In a forked child every call but ``close`` is a RuntimeError.
     """
 
     def __init__(self, threads: int) -> None: ...
-    def open(self, path: str, direct: bool) -> int:
+    def add_lane(self, threads: int) -> int:
+        """Number of one more lane, for one more drive, with threads of its own; at most 64."""
+
+    def open(self, path: str, direct: bool, lane: int = 0) -> int:
         """Index of the opened file; OSError when it cannot be opened."""
 
     def is_direct(self, file: int) -> bool:
-        """Whether reads of this file bypass the page cache."""
+        """Whether reads of this file, or of all that it is made of, bypass the page cache."""
+
+    def combine(self, begin: int, stride: int, records: Sequence[Sequence[tuple[int, int]]]) -> int:
+        """Index of a file whose record r, ``stride`` bytes at ``begin + r * stride``, is at any of
+        ``records[r]``: (index of an open file, offset) of equal copies. A read lies within one.
+        """
 
     def submit(
         self,
@@ -267,6 +276,7 @@ class Reader:
 
         Code 0: read and verified. 1: the system refused (detail: errno; ECANCELED after
         ``close``). 2: the file ended early (detail: bytes got). 3: another checksum (detail).
+        4: read and verified after other copies failed (detail: how many; ``failures`` tells).
         """
 
     def wait_any(self, tickets: Sequence[int]) -> int:
@@ -284,6 +294,16 @@ class Reader:
     @property
     def bytes_read(self) -> int:
         """Bytes the system delivered, those of failed reads included."""
+
+    @property
+    def lanes(self) -> list[tuple[int, int, int]]:
+        """What each lane has done: (reads, failed ones among them, bytes delivered)."""
+
+    def failures(self) -> list[tuple[int, int, int, int, int]]:
+        """(ticket, open file, offset, code, detail) of each read that failed since the last call.
+
+        Where there are copies a ticket may fail several times, and succeed in the end.
+        """
 
     def close(self) -> None:
         """Drop what is queued, let reads under way end, join the threads. Repeating it is fine.

@@ -33,6 +33,7 @@ from flashmoe.store.reader import Store
 from flashmoe.stream import budget as budgets
 from flashmoe.stream import memory, usage
 from flashmoe.stream.counters import Counters
+from flashmoe.stream.drives import Drive
 from flashmoe.stream.streamer import Streamer
 from flashmoe.text.detokenizer import Detokenizer
 from flashmoe.text.template import ChatTemplate
@@ -113,8 +114,8 @@ class Engine:
             BudgetError: the budget is below the floor.
             InputError: an option that does not fit this store.
         """
-        store = Store.open(path)
         runtime = runtime or Runtime()
+        store = Store.open(path, runtime.store_dirs)
         chosen = kernel_sets.choose(kernels, dtype, runtime.resolved_threads)
         shape = _with_experts(store.shape, experts_per_token)
         words = Words(store)
@@ -209,6 +210,11 @@ class Engine:
     def counters(self) -> Counters:
         """What the streamer has done so far; differences make the cost of a step."""
         return self.streamer.counters.snapshot()
+
+    @property
+    def drives(self) -> tuple[Drive, ...]:
+        """What has been read from each of the store's directories."""
+        return self.streamer.drives.use()
 
     def sampling(self, **overrides: Any) -> Sampling:
         """The store's own sampling defaults, with some fields replaced."""

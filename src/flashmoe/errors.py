@@ -27,7 +27,7 @@ class CheckpointError(FlashMoeError):
 
 
 class ConversionError(FlashMoeError):
-    """A conversion that cannot start, go on, or be resumed."""
+    """A conversion, or the spreading of a store, that cannot start, go on, or be resumed."""
 
 
 class StoreError(FlashMoeError):

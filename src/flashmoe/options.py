@@ -97,11 +97,13 @@ class Runtime:
     kept: ``direct`` into slots past the page cache, where the file system allows it;
     ``buffered`` into slots through the page cache; ``os`` leaves the keeping to the page cache:
     there are as few slots as work, and each layer reads its experts anew. ``io_threads`` is the
-    depth of the disk queue; None measures which is best, for half a second at most, unless
-    ``device_cache``, the file in which measurements are kept, knows this disk; None keeps them
-    nowhere.
-    ``profile`` keeps beside the store how often each expert is chosen, and at the next start reads
-    the likeliest ones ahead, while the disk is idle.
+    depth of the disk queue, of each drive's where there are several; None measures which is best
+    for the first, for half a second at most, unless ``device_cache``, the file in which
+    measurements are kept, knows this disk; None keeps them nowhere. ``store_dirs`` are
+    directories beside the store's own that hold parts or copies of it (what ``flashmoe spread``
+    writes); all are read at once. ``profile`` keeps beside the
+    store how often each expert is chosen, and at the next start reads the likeliest ones ahead,
+    while the disk is idle.
     """
 
     threads: int | None = None
@@ -111,6 +113,7 @@ class Runtime:
     io_threads: int | None = None
     device_cache: Path | None = None
     profile: bool = True
+    store_dirs: tuple[str | Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.threads is not None:
@@ -123,6 +126,10 @@ class Runtime:
         _flag("hints", self.hints)
         _check(self.io in get_args(Io), "io", self.io, f"one of {', '.join(get_args(Io))}")
         _flag("profile", self.profile)
+        places = isinstance(self.store_dirs, tuple) and all(
+            isinstance(place, str | Path) and str(place) for place in self.store_dirs
+        )
+        _check(places, "store_dirs", self.store_dirs, "a tuple of directories")
 
     @property
     def resolved_threads(self) -> int:

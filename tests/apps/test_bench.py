@@ -157,7 +157,7 @@ def test_linked_layer_files_are_told(command: Command, tmp_path):
     assert json.loads(result.out.splitlines()[-1])["distinct"] == 2
     assert "only 2 layer files are distinct" in result.out
     records = ceilings.distinct_records(Store.open(path))
-    assert len(records) == 2 * 16 and ceilings.distinct_files(Store.open(path)) == 2
+    assert len(records) == 2 * 16 and len(ceilings.distinct_layers(Store.open(path))) == 2
 
 
 @pytest.mark.parametrize(

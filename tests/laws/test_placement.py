@@ -1,6 +1,9 @@
 """Law 1: placement decides speed, never the answer. Every comparison here is bit for bit."""
 
 import itertools
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from flashmoe.engine import Engine
 from flashmoe.options import Budget, Runtime, Sampling
 from flashmoe.quant import Affine, Plain
+from flashmoe.store.spread import spread
 from tests.synthetic import DENSE, HYBRID, write_store
 
 IDS = [int(i) for i in np.random.default_rng(5).integers(0, 96, 40)]
@@ -74,6 +78,25 @@ def test_leaving_the_experts_to_the_page_cache_does_not_change_a_bit(path, refer
         assert engine.plan.slots == engine.plan.floor_slots
         assert same(answer(engine), reference)
         assert engine.counters.misses > engine.counters.hits  # hardly anything is kept
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_drives_do_not_change_a_bit(path, reference, tmp_path, mirror):
+    """Equal shares or copies, on one drive or two, with and without the store's own files."""
+    places = [tmp_path / "a", tmp_path / "b"]
+    with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as other:
+        places.append(Path(other) / "c")
+        spread(path, places, mirror=mirror)
+        bare = tmp_path / "bare"
+        shutil.copytree(path, bare, ignore=shutil.ignore_patterns("layer-*"))
+        for own in (path, bare):
+            runtime = Runtime(io_threads=2, store_dirs=tuple(places))
+            with Engine.open(own, budget=Budget(slots=6), runtime=runtime) as engine:
+                assert same(answer(engine), reference)
+                drives, counted = engine.drives, engine.counters
+                in_vain = sum(drive.reads for drive in drives) - counted.misses
+                assert 0 <= in_vain <= counted.guessed - counted.guessed_right
+                assert mirror or own is path or all(drive.reads for drive in drives)
 
 
 def test_cold_and_warm_are_the_same(path, reference):

@@ -174,7 +174,7 @@ void plain_read(Call& call) {
 // PATH OFFSET BYTES CHECKSUM; the code and the detail come before the bytes.
 void read_file(Call& call) {
     Reader reader(2);
-    const int file = reader.open(call.take<std::string>(), true);
+    const int file = reader.open(call.take<std::string>(), true, 0);
     const auto offset = call.take<std::uint64_t>();
     const Walled& into = call.room(call.size());
     const auto wanted = call.take<std::uint64_t>();

@@ -90,8 +90,13 @@ def test_the_time_until_the_first_record_lands_is_not_counted(tiny, monkeypatch,
     disk = Clock(latency_seconds=40)
     monkeypatch.setattr("time.perf_counter", lambda: disk.now)
     order: Iterator[RecordAddress] = iter(records * 2)
-    files = {record.path: 0 for record in records}
-    found = rate._timed(disk, files, order, places(3, records), seconds)  # type: ignore[arg-type]
+    found = rate._timed(
+        disk,  # type: ignore[arg-type]
+        lambda record: (0, record.offset),
+        order,
+        places(3, records),
+        seconds,
+    )
     assert found == records[0].nbytes
     assert disk.now == 41 + max(seconds + 0.5, 1) // 1
 

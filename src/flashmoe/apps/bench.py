@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -48,7 +47,7 @@ class Request:
 def bench(request: Request, *, as_json: bool) -> None:
     """Measure the ceilings, then the store; print a table and a JSON line, or the line alone."""
     terminal.take_interrupts()
-    store = Store.open(request.store)
+    store = Store.open(request.store, request.runtime.store_dirs)
     context, longest = request.prompt_tokens + request.gen_tokens, store.shape.max_context_tokens
     if context > longest:
         raise InputError(
@@ -86,7 +85,7 @@ def repetitions(engine: Engine, request: Request) -> list[Reply]:
         terminal.note(f"repetition {number} of {request.repeat}")
         if request.cold:
             engine.empty_cache()
-            drop_pages(files_of(engine.store))
+            drop_pages(engine.store.weight_files())
         found.append(reply(engine, SEED + number, request.prompt_tokens, request.gen_tokens))
     return found
 
@@ -106,8 +105,3 @@ def reply(engine: Engine, seed: int, prompt_tokens: int, tokens: int) -> Reply:
         ids = []
     after = memory.device_read_bytes()
     return Reply(steps, None if before is None or after is None else after - before)
-
-
-def files_of(store: Store) -> set[Path]:
-    """Every weight file of a store."""
-    return {store.path / name for name in store.file_sizes()}

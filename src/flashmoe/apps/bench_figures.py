@@ -17,7 +17,8 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flashmoe.apps.ceilings import Ceilings, distinct_files
+from flashmoe.apps.ceilings import Ceilings, distinct_layers
+from flashmoe.apps.drives import drive_lines, drives_of
 from flashmoe.engine import Engine
 from flashmoe.quant import Affine, Format
 from flashmoe.step import Step, Totals
@@ -62,8 +63,8 @@ KEYS = {
     "pp_tok_s_range": "slowest and quickest repetition",
     "tg_tok_s_range": "the same",
 }
-"""The JSON keys in order, and what they mean; ``distinct`` joins them where layer files are
-links to one another: how many are not."""
+"""The JSON keys in order, and what they mean. ``distinct`` joins them where layer files are links
+to one another: how many are not; with ``--store-dir`` also ``drives``: see ``apps.drives``."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,12 @@ def figures(
         "repeat": len(replies),
         "cold": cold,
     }
-    ordered, distinct = {key: found[key] for key in KEYS}, distinct_files(engine.store)
-    return ordered if distinct == engine.shape.layers else {**ordered, "distinct": distinct}
+    ordered, distinct = {key: found[key] for key in KEYS}, len(distinct_layers(engine.store))
+    if distinct != engine.shape.layers:
+        ordered["distinct"] = distinct
+    if engine.runtime.store_dirs:
+        ordered["drives"] = drives_of(engine)
+    return ordered
 
 
 def device_bytes(replies: list[Reply]) -> float | None:
@@ -207,7 +212,7 @@ def remarks(found: dict[str, Any], own_experts: int) -> list[str]:
         lines.append(f"lossy: the model's own is {own_experts} experts a token")
     if "distinct" in found:
         lines.append(f"only {found['distinct']} layer files are distinct; the rest are links")
-    return lines
+    return lines + drive_lines(found.get("drives", []))
 
 
 def _rate(bytes_s: float) -> str:

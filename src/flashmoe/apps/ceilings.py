@@ -40,7 +40,8 @@ class Ceilings:
     """Bytes a second, each the median of a few rounds.
 
     ``disk_bytes_s`` is that of checked reads of whole records in random order at
-    ``disk_depth``, the best depth; ``direct`` says whether they bypassed the page cache.
+    ``disk_depth``, the best depth, from all drives together and from each at that depth where
+    there are several; ``direct`` says whether they bypassed the page cache.
     """
 
     disk_bytes_s: float
@@ -52,12 +53,15 @@ class Ceilings:
 def measure(path: Path, runtime: Runtime) -> Ceilings:
     """Both ceilings, measured in another process, which ends with this one's interrupt.
 
+    The disk's is that of all drives together where the store lies on several.
+
     Raises:
         StoreError: the store does not open, or a record is damaged.
         BudgetError: the process was ended from outside.
     """
     threads = runtime.resolved_threads
     command = [sys.executable, "-m", __name__, str(path), str(threads), runtime.io]
+    command += map(str, runtime.store_dirs)
     # In a session of its own Ctrl-C reaches this process alone, and run() then ends the other.
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     if done.returncode:
@@ -71,10 +75,10 @@ def measure(path: Path, runtime: Runtime) -> Ceilings:
     return Ceilings(**found)
 
 
-def main(path: str, threads: str, io: str) -> None:
+def main(path: str, threads: str, io: str, *store_dirs: str) -> None:
     """Measure in this process and write the ceilings, or the refusal, as a JSON object."""
     try:
-        rate, depth, bypassed = disk_rate(Store.open(path), direct=io == "direct")
+        rate, depth, bypassed = disk_rate(Store.open(path, store_dirs), direct=io == "direct")
         found = vars(Ceilings(rate, depth, bypassed, memory_rate(int(threads))))
     except FlashMoeError as error:
         found = {"refusal": str(error)}
@@ -88,7 +92,7 @@ def disk_rate(store: Store, *, direct: bool) -> tuple[float, int, bool]:
         ReadError: a record is damaged, or its file gone.
     """
     records = distinct_records(store)
-    probe = Probe(records, direct=direct)
+    probe = Probe(records, direct=direct, store=store)
     rates = rates_by_depth(probe, max(record.nbytes for record in records))
     medians = {depth: statistics.median(found) for depth, found in rates.items()}
     best = max(medians, key=lambda depth: medians[depth])
@@ -100,28 +104,30 @@ def rates_by_depth(probe: Probe, record_bytes: int) -> dict[int, list[float]]:
 
     Depths take turns, so that a slow moment of the disk does not fall on one of them.
     """
-    slots = Slots(max(DEPTHS) + QUEUED, record_bytes)
+    slots = Slots(probe.lanes * (max(DEPTHS) + QUEUED), record_bytes)
     places = [slots.view(slot, record_bytes) for slot in range(slots.count)]
     rates: dict[int, list[float]] = {depth: [] for depth in DEPTHS}
     for _ in range(ROUNDS):
         for depth, found in rates.items():
-            found.append(probe.rate(depth, places[: depth + QUEUED], ROUND_SECONDS))
+            found.append(probe.rate(depth, places[: probe.lanes * (depth + QUEUED)], ROUND_SECONDS))
     return rates
 
 
 def distinct_records(store: Store) -> list[RecordAddress]:
     """Every record; of layer files that are links to one another only one's."""
-    files: dict[tuple[int, int], int] = {}
-    for layer, entry in enumerate(store.manifest.layers):
-        status = (store.path / entry.file).stat()
-        files.setdefault((status.st_dev, status.st_ino), layer)
     count = store.shape.experts.count
-    return [store.record(layer, expert) for layer in files.values() for expert in range(count)]
+    return [
+        store.record(layer, expert) for layer in distinct_layers(store) for expert in range(count)
+    ]
 
 
-def distinct_files(store: Store) -> int:
-    """How many layer files there are that are not links to one another."""
-    return len({record.path for record in distinct_records(store)})
+def distinct_layers(store: Store) -> list[int]:
+    """The layers whose files are not links to those of one before."""
+    files: dict[tuple[int, int], int] = {}
+    for layer, sources in enumerate(store.sources):
+        status = sources[0].path.stat()
+        files.setdefault((status.st_dev, status.st_ino), layer)
+    return list(files.values())
 
 
 def memory_rate(threads: int) -> float:

@@ -122,6 +122,7 @@ def verify(
         Path | None,
         typer.Option(metavar="SRC", help="Compare with the checkpoint it was made from, too."),
     ] = None,
+    store_dirs: flags.StoreDirs = None,
 ) -> int:
     """Check a store against its checksums.
 
@@ -129,7 +130,34 @@ def verify(
     """
     from flashmoe.apps.convert import verify
 
-    return verify(store, against)
+    return verify(store, against, tuple(store_dirs or ()))
+
+
+@app.command()
+def spread(
+    store: flags.Store,
+    directories: Annotated[
+        list[Path],
+        typer.Option(
+            "--store-dir",
+            metavar="DIR",
+            help="A directory for a part, on a drive of its own; made if need be; given for each.",
+        ),
+    ],
+    mirror: Annotated[
+        bool,
+        typer.Option("--mirror", help="Put all experts into each directory, not an equal share."),
+    ] = False,
+) -> None:
+    """Spread a store's experts over several drives, to be read at once with `--store-dir`.
+
+    The store stays as it is. Where the parts have all experts, it may lose its own layer files
+    (`layer-*.safetensors`). May be killed at any moment: the same command goes on where it
+    stopped, and mends a part that was damaged.
+    """
+    from flashmoe.apps.spread import spread
+
+    spread(store, directories, mirror=mirror)
 
 
 @app.command()
@@ -138,15 +166,19 @@ def plan(
     ram: flags.Ram = None,
     context: flags.Context = None,
     io: flags.HowRead = Runtime.io,
+    store_dirs: flags.StoreDirs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Show how memory would be divided: floor, recommended size, slots, and what binds."""
     from flashmoe.apps.plan import plan
 
-    plan(store, ram, context, io, as_json=as_json)
+    plan(store, ram, context, io, tuple(store_dirs or ()), as_json=as_json)
 
 
-@app.command(epilog=f"{STATS}; with `--logprobs` also `logprobs` (an entry a token).")
+@app.command(
+    epilog=f"{STATS}; with `--logprobs` also `logprobs` (an entry a token), with `--store-dir` "
+    "`drives` (for each its directories, reads, those that failed, and bytes read)."
+)
 def run(
     store: flags.Store,
     prompt: flags.Prompt = None,
@@ -176,6 +208,7 @@ def run(
     hints: flags.Hints = Runtime.hints,
     io: flags.HowRead = Runtime.io,
     profile: flags.Profile = Runtime.profile,
+    store_dirs: flags.StoreDirs = None,
     kernels: flags.Kernels = "auto",
     timing: flags.Timing = False,
     trace_out: flags.TraceOut = None,
@@ -210,6 +243,7 @@ def bench(
     io_threads: flags.IoThreads = Runtime.io_threads,
     hints: flags.Hints = Runtime.hints,
     io: flags.HowRead = Runtime.io,
+    store_dirs: flags.StoreDirs = None,
     kernels: flags.Kernels = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON line alone.")] = False,
 ) -> None:
@@ -230,6 +264,7 @@ def bench(
         io_threads=io_threads,
         device_cache=device_cache(),
         profile=False,
+        store_dirs=tuple(store_dirs or ()),
     )
     request = Request(
         store,

@@ -72,10 +72,10 @@ def _check_words(store: Store) -> None:
         )
 
 
-def verify(store: str, against: Path | None) -> int:
+def verify(store: str, against: Path | None, store_dirs: tuple[Path, ...] = ()) -> int:
     """Check a store; prints every fault, then what was checked. Returns the exit code."""
     with progress.shown("verifying") as watcher:
-        report = verify_store(store, against=against, progress=watcher)
+        report = verify_store(store, against=against, store_dirs=store_dirs, progress=watcher)
     for fault in report.faults:
         terminal.write(f"{fault.file}: {fault.name} {fault.detail}\n")
     checked = f"{report.records_checked} records, {format_bytes(report.bytes_checked)} checked"

@@ -181,7 +181,7 @@ ChunkTokens: TypeAlias = Annotated[
 IoThreads: TypeAlias = Annotated[
     int | None,
     _work(
-        "Reads under way at once.",
+        "Reads under way at once, from each drive.",
         "--io-threads",
         show_default="the best for this disk; measured once, and kept in "
         "~/.cache/flashmoe/devices.json",
@@ -205,6 +205,15 @@ Profile: TypeAlias = Annotated[
         "Keep beside the store (usage.json) how often each expert is chosen, and read the "
         "likeliest ones ahead at the next start.",
         "--profile/--no-profile",
+    ),
+]
+StoreDirs: TypeAlias = Annotated[
+    list[Path] | None,
+    _work(
+        "A directory, on another drive perhaps, with a part or a copy of the store (see `flashmoe "
+        "spread`); may be given again. All are read at once.",
+        "--store-dir",
+        metavar="DIR",
     ),
 ]
 Kernels: TypeAlias = Annotated[

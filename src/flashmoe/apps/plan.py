@@ -6,6 +6,7 @@ Owns the meaning of ``--ram`` and the table; every number is :mod:`flashmoe.stre
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashmoe import kernels
@@ -47,9 +48,17 @@ def budget_of(
     return Budget(parse_bytes(ram), context_tokens=context, slots=slots, kv=kv)
 
 
-def plan(name: str, ram: str | None, context: int | None, io: Io, *, as_json: bool) -> None:
+def plan(
+    name: str,
+    ram: str | None,
+    context: int | None,
+    io: Io,
+    store_dirs: tuple[Path, ...],
+    *,
+    as_json: bool,
+) -> None:
     """Print the plan of a store, as ``run`` with the same flags would make it."""
-    store, runtime = Store.open(name), Runtime(io=io)
+    store, runtime = Store.open(name, store_dirs), Runtime(io=io)
     chosen = kernels.choose("auto", "float32", runtime.resolved_threads)
     words = Words(store)  # what it weighs counts
     budget = budget_of(ram, context, None, store.shape.experts.top_k)

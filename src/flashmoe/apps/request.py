@@ -75,7 +75,8 @@ def request_of(flags: Mapping[str, Any]) -> Request:
         InputError: values that are out of range, exclude each other, or name no file.
     """
     tools = flags["tools"]
-    given = {**flags, "stop": tuple(flags["stop"] or ()), "device_cache": device_cache()}
+    lists = {name: tuple(flags[name] or ()) for name in ("stop", "store_dirs")}
+    given = {**flags, **lists, "device_cache": device_cache()}
     # A log replays to the run's own misses, so nothing but its routings may fill the cache.
     given["profile"] = flags["profile"] and flags["trace_out"] is None
     return Request(

@@ -14,6 +14,7 @@ from typing import Any
 
 from flashmoe.apps import timing
 from flashmoe.apps.conversation import next_turn, opening
+from flashmoe.apps.drives import drive_lines, drives_of
 from flashmoe.apps.flags import LOSSY_KV
 from flashmoe.apps.footer import Footer
 from flashmoe.apps.plan import budget_of
@@ -110,7 +111,8 @@ def run(request: Request) -> int:
 
 def _open(request: Request, onlookers: Observer) -> Engine:
     """Open the store within the budget, and say so where the answer will differ."""
-    limits, own = request.limits, Store.open(request.store).shape.experts
+    limits = request.limits
+    own = Store.open(request.store, request.runtime.store_dirs).shape.experts
     wanted = own.top_k if limits.experts is None else limits.experts
     engine = Engine.open(
         request.store,
@@ -177,13 +179,16 @@ def _tell(engine: Engine, request: Request, reply: _Reply, clock: timing.ReplyCl
         io=engine.runtime.io,
     )
     logprobs = _logprobs(engine, reply.steps)
+    drives = drives_of(engine) if request.runtime.store_dirs else []
     if request.report.json:
-        asked = "logprobs" in request.sampling
-        note(footer.to_json(**({"logprobs": logprobs} if asked else {})))
+        more = {"logprobs": logprobs} if "logprobs" in request.sampling else {}
+        note(footer.to_json(**more, **({"drives": drives} if drives else {})))
         return
     for entry in logprobs:
         others = "  ".join(f"{one['token']!r} {one['logprob']:.3f}" for one in entry["top"])
         note(f"{entry['token']!r} {entry['logprob']:.3f}  {others}".rstrip())
+    for line in drive_lines(drives):
+        note(line)
     note(footer.line())
 
 

@@ -155,9 +155,14 @@ def header(entries: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
 
 def layer_header(layout: RecordLayout, count: int) -> bytes:
     """The header of a layer file of ``count`` records; the first record follows it."""
+    return records_header(layout, range(count))
+
+
+def records_header(layout: RecordLayout, experts: Iterable[int]) -> bytes:
+    """The header of a file that holds the records of some experts of a layer, in that order."""
     padding = layout.record_bytes - layout.nbytes
     entries: list[tuple[str, str, tuple[int, ...], int]] = []
-    for expert in range(count):
+    for expert in experts:
         entries += [
             (
                 f"experts.{expert}.{field.name}",

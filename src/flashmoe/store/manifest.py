@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import xxhash
@@ -65,7 +66,16 @@ class Manifest:
 
         The same manifest always gives the same bytes.
         """
-        document = {
+        document = self._document()
+        return json.dumps({**document, "checksum": seal(document)}, indent=1) + "\n"
+
+    @cached_property
+    def checksum(self) -> str:
+        """The seal: it names a store, whatever the directory."""
+        return seal(self._document())
+
+    def _document(self) -> dict[str, Any]:
+        return {
             "format": "flashmoe",
             "version": VERSION,
             "shape": shape.describe(self.shape),
@@ -79,9 +89,6 @@ class Manifest:
             "trunk_checksums": dict(self.trunk_checksums),
             "layers": [_describe_layer(layer) for layer in self.layers],
         }
-        text = json.dumps(document, indent=1)
-        seal = xxhash.xxh3_64_hexdigest(text.encode())
-        return json.dumps({**document, "checksum": seal}, indent=1) + "\n"
 
     @staticmethod
     def from_json(text: str, origin: str) -> Manifest:
@@ -103,6 +110,11 @@ class Manifest:
                 "restore it, or convert the checkpoint again"
             )
         return manifest
+
+
+def seal(document: Mapping[str, Any]) -> str:
+    """The checksum of a JSON object, written as a store writes it."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(document, indent=1).encode())
 
 
 def _describe_layer(layer: LayerEntry) -> dict[str, Any]:

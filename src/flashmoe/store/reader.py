@@ -8,7 +8,7 @@ not open.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from flashmoe.store.layout import (
     trunk_header,
 )
 from flashmoe.store.manifest import Manifest
+from flashmoe.store.parts import whole
+from flashmoe.store.sources import Sources, check_size, gather, read_exactly
 
 MANIFEST_LIMIT_BYTES = 256 << 20
 """A manifest of 200,000 records takes 5 MB; a larger file than this is not a manifest."""
@@ -51,6 +53,8 @@ def locate(name: str | Path) -> Path:
 class RecordAddress:
     """Where one expert lies, and what it must hash to; ``label`` names it in errors."""
 
+    layer: int
+    expert: int
     path: Path
     offset: int
     nbytes: int
@@ -61,22 +65,40 @@ class RecordAddress:
 class Store:
     """A complete store. Immutable; holds no open files."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, sources: Sources | None = None) -> None:
         self.path = path
         self.manifest = manifest
+        own = ((whole(path, entry),) for entry in manifest.layers)
+        self.sources = tuple(own) if sources is None else sources
+        """The files with records of each layer, by layer; an expert may be in several."""
 
     @classmethod
-    def open(cls, name: str | Path) -> Store:
+    def open(cls, name: str | Path, directories: Sequence[str | Path] = ()) -> Store:
         """Open a store and check that every file is there and of the right size.
 
+        ``directories`` hold parts or copies of it; layer files that they supply may be missing.
+
         Raises:
-            StoreError: missing, unfinished, another version, malformed or cut short.
+            StoreError: missing, unfinished, another version, malformed, cut short, or a
+                directory that does not belong to it.
+            InputError: a directory is named twice.
         """
         path = locate(name)
-        store = cls(path, _read_manifest(path))
-        for file, nbytes in store.file_sizes().items():
-            _check_size(path / file, nbytes)
+        manifest = _read_manifest(path)
+        sources = gather(path, manifest, [Path(directory) for directory in directories])
+        store = cls(path, manifest, sources)
+        mend = "copy it from the original store, or convert again"
+        check_size(path / TRUNK, store.file_sizes()[TRUNK], mend)
         return store
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """Where its records lie: its own directory, if it has any, and then the others."""
+        return tuple(dict.fromkeys(file.directory for files in self.sources for file in files))
+
+    def weight_files(self) -> set[Path]:
+        """Every file with weights, wherever it is."""
+        return {self.path / TRUNK, *(file.path for files in self.sources for file in files)}
 
     @property
     def shape(self) -> ModelShape:
@@ -88,18 +110,21 @@ class Store:
         return self.manifest.layers[layer].layout
 
     def record(self, layer: int, expert: int) -> RecordAddress:
-        """The address of one expert."""
+        """The address of one expert; of several copies, that of the first."""
         entry = self.manifest.layers[layer]
+        source = next(file for file in self.sources[layer] if expert in file.experts)
         return RecordAddress(
-            path=self.path / entry.file,
-            offset=entry.offset(expert),
+            layer=layer,
+            expert=expert,
+            path=source.path,
+            offset=source.offset(expert),
             nbytes=entry.layout.record_bytes,
             checksum=entry.checksums[expert],
             label=f"expert {expert} of layer {layer}",
         )
 
     def file_sizes(self) -> dict[str, int]:
-        """Size in bytes that each weight file must have."""
+        """Size in bytes that each weight file must have where the store is in one piece."""
         sizes = {entry.file: entry.offset(len(entry.checksums)) for entry in self.manifest.layers}
         header, extents = trunk_header(self.manifest.trunk)
         sizes[TRUNK] = max((o + n for o, n in extents.values()), default=len(header))
@@ -183,24 +208,6 @@ def _forget_pages(descriptor: int) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def read_exactly(descriptor: int, buffer: Array, offset: int, path: Path, name: str) -> None:
-    """Fill a uint8 buffer from a file at an offset.
-
-    Raises:
-        ReadError: the system refuses, or the file ends first.
-    """
-    view = buffer.data
-    done = 0
-    while done < len(view):
-        try:
-            count = os.preadv(descriptor, [view[done:]], offset + done)
-        except OSError as error:
-            raise ReadError(f"{path}: reading {name} failed: {error.strerror}") from error
-        if count == 0:
-            raise ReadError(f"{path} ends inside {name}: convert the checkpoint again")
-        done += count
-
-
 def _read_manifest(path: Path) -> Manifest:
     manifest = path / MANIFEST
     if not path.is_dir():
@@ -221,20 +228,6 @@ def _read_manifest(path: Path) -> Manifest:
         return Manifest.from_json(manifest.read_text(encoding="utf-8"), str(manifest))
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"{manifest} cannot be read: {error}") from error
-
-
-def _check_size(file: Path, wanted: int) -> None:
-    try:
-        found = file.stat().st_size
-    except OSError as error:
-        raise StoreError(
-            f"{file} is missing: copy it from the original store, or convert again"
-        ) from error
-    if found != wanted:
-        raise StoreError(
-            f"{file} has {found:,} bytes instead of {wanted:,}: it was cut short or changed; "
-            "copy it again, or convert again"
-        )
 
 
 __all__ = ["RecordAddress", "Store", "locate", "read_exactly"]

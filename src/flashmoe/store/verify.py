@@ -10,7 +10,7 @@ Invariant: nothing is repaired or written, and memory stays at one record or one
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,10 +23,12 @@ from flashmoe.errors import ConversionError, InputError, ReadError, StoreError
 from flashmoe.store.checkpoint import open_checkpoint
 from flashmoe.store.conversion import THREADS, Conversion, in_order
 from flashmoe.store.convert import Progress, Watcher, text_chunks
-from flashmoe.store.layout import MANIFEST, TRUNK, layer_header, trunk_header
+from flashmoe.store.layout import MANIFEST, TRUNK, trunk_header
 from flashmoe.store.manifest import LayerEntry, Manifest
+from flashmoe.store.parts import Source
 from flashmoe.store.plan import plan
-from flashmoe.store.reader import Store, read_exactly
+from flashmoe.store.reader import Store
+from flashmoe.store.sources import read_exactly
 
 CHUNK_BYTES = 8 << 20
 
@@ -50,9 +52,15 @@ class Report:
 
 
 def verify(
-    path: str | Path, *, against: Path | None = None, progress: Watcher | None = None
+    path: str | Path,
+    *,
+    against: Path | None = None,
+    store_dirs: Sequence[Path] = (),
+    progress: Watcher | None = None,
 ) -> Report:
     """Read a whole store and compare all of it with its manifest.
+
+    What it has in the directories ``store_dirs`` is read and compared, too.
 
     With ``against`` every record and trunk part is also converted again from that checkpoint,
     with the store's own options, and its checksum compared.
@@ -61,11 +69,12 @@ def verify(
         StoreError: the store does not open: missing, unfinished, malformed, of wrong size.
         CheckpointError: ``against`` cannot be read, or is not a supported checkpoint.
     """
-    store = Store.open(path)
-    check = _Check(store, progress, rounds=1 if against is None else 2)
+    store = Store.open(path, store_dirs)
+    check = _Check(store, progress, again=against is not None)
     check.trunk()
-    for entry in store.manifest.layers:
-        check.layer(entry)
+    for sources in store.sources:
+        for source in sources:
+            check.layer(source)
     check.texts()
     if against is not None:
         check.against(against)
@@ -75,21 +84,23 @@ def verify(
 class _Check:
     """One run over one store; gathers faults."""
 
-    def __init__(self, store: Store, progress: Watcher | None, rounds: int) -> None:
+    def __init__(self, store: Store, progress: Watcher | None, again: bool) -> None:
         self.store = store
         self.faults: list[Fault] = []
         self.records = 0
         self.done_bytes = 0
         self._watcher = progress
         texts = (store.path / name for name in store.manifest.files)
-        self._total_bytes = rounds * sum(store.file_sizes().values())
+        sizes = store.file_sizes()
+        there = sizes[TRUNK] + sum(file.nbytes for files in store.sources for file in files)
+        self._total_bytes = there + (sum(sizes.values()) if again else 0)
         self._total_bytes += sum(path.stat().st_size for path in texts if path.is_file())
 
     def trunk(self) -> None:
         """Header and every part of the trunk."""
         manifest = self.store.manifest
         header, extents = trunk_header(manifest.trunk)
-        with self._reading(TRUNK) as read:
+        with self._reading(self.store.path / TRUNK) as read:
             self._header(TRUNK, read, header)
             for name, (offset, nbytes) in extents.items():
                 digest = xxhash.xxh3_64()
@@ -99,17 +110,20 @@ class _Check:
                     self._report(count, TRUNK)
                 self._compare(TRUNK, name, manifest.trunk_checksums[name], digest.hexdigest())
 
-    def layer(self, entry: LayerEntry) -> None:
-        """Header and every record, padding included, of one layer."""
-        with self._reading(entry.file) as read:
-            self._header(entry.file, read, layer_header(entry.layout, len(entry.checksums)))
-            for expert, checksum in enumerate(entry.checksums):
+    def layer(self, source: Source) -> None:
+        """Header and every record, padding included, of one file of a layer."""
+        entry, name = source.entry, source.name
+        if source.directory != self.store.path:
+            name = str(source.path)
+        with self._reading(source.path) as read:
+            self._header(name, read, source.header)
+            for expert in source.experts:
                 nbytes = entry.layout.record_bytes
-                record = read(entry.offset(expert), nbytes, f"expert {expert}")
+                record = read(source.offset(expert), nbytes, f"expert {expert}")
                 found = xxhash.xxh3_64_hexdigest(record)
-                self._compare(entry.file, f"expert {expert}", checksum, found)
+                self._compare(name, f"expert {expert}", entry.checksums[expert], found)
                 self.records += 1
-                self._report(nbytes, entry.file)
+                self._report(nbytes, name)
 
     def texts(self) -> None:
         """The text files."""
@@ -214,9 +228,8 @@ class _Check:
             self._watcher(Progress(self.done_bytes, self._total_bytes, what))
 
     @contextmanager
-    def _reading(self, file: str) -> Iterator[Callable[[int, int, str], memoryview]]:
+    def _reading(self, path: Path) -> Iterator[Callable[[int, int, str], memoryview]]:
         """A function (offset, nbytes, what) that reads from one file of the store."""
-        path = self.store.path / file
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:

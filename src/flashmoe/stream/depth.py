@@ -66,10 +66,14 @@ def choose(store: Store, slots: Slots, runtime: Runtime) -> int:
 
 
 def sample(store: Store) -> list[RecordAddress]:
-    """All experts of a few layers, the first of them included."""
+    """All experts of a few layers, the first of them included, that lie where its first does.
+
+    Of a store on several drives one is measured; all of them are given its depth.
+    """
     layers = range(0, store.shape.layers, -(-store.shape.layers // SAMPLE_FILES))
     count = store.shape.experts.count
-    return [store.record(layer, expert) for layer in layers for expert in range(count)]
+    records = [store.record(layer, expert) for layer in layers for expert in range(count)]
+    return [record for record in records if record.path.parent == records[0].path.parent]
 
 
 def _measured_in(slots: Slots, records: Sequence[RecordAddress]) -> int:

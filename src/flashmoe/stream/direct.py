@@ -1,15 +1,17 @@
 """The door to the native reader: checked reads of whole records, straight into slots.
 
 Owns the checks of arguments and the words of a failed read. Does not own the destinations
-(``slots``), which record goes where (``streamer``), or the order of reads (``native/io.h``).
+(``slots``), which record goes where (``streamer``), where its copies lie (``drives``), or the
+order of reads (``native/io.h``).
 
 Invariant: ``wait`` returns only when every byte of the destination was read and matched its
-checksum; anything else raises.
+checksum; anything else raises. That a copy failed and another was read instead is logged.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +24,28 @@ from flashmoe.errors import ReadError
 from flashmoe.quant import Array
 from flashmoe.store.layout import ALIGNMENT
 
-_OK, _OS_ERROR, _SHORT_READ, _CHECKSUM_MISMATCH = range(4)
+_OK, _OS_ERROR, _SHORT_READ, _CHECKSUM_MISMATCH, _OK_AFTER_FAILURE = range(5)
+
+LOUD_FAILURES = 8
+"""So many failed copies are warned of; a drive that went away would fail every record."""
+
+_log = logging.getLogger(__name__)
+
+
+class Mend(NamedTuple):
+    """What to do about a damaged file: how to find out more, and how to put it right."""
+
+    check: str
+    restore: str
+
+
+class _Failure(NamedTuple):
+    """A read that failed: which file, where, and how."""
+
+    file: int
+    offset_bytes: int
+    code: int
+    detail: int
 
 
 class Landed(NamedTuple):
@@ -50,14 +73,18 @@ def busy_ms() -> float:
 class DirectReader:
     """Reads from a few files at once, ``threads`` requests deep.
 
-    Safe to use from one thread at a time. As a context manager it closes itself. In a child forked
-    later every call but ``close`` is a RuntimeError.
+    Files on other drives get lanes of their own, as deep as :meth:`add_lane` says. Safe to use
+    from one thread at a time. As a context manager it closes itself. In a child forked later
+    every call but ``close`` is a RuntimeError.
     """
 
     def __init__(self, threads: int) -> None:
         self._reader = Reader(threads)
         self._paths: list[Path] = []
+        self._mends: list[Mend] = []
         self._requests: dict[int, _Request] = {}
+        self._failures: dict[int, list[_Failure]] = {}  # by ticket
+        self._warned = 0
 
     def __enter__(self) -> DirectReader:
         return self
@@ -65,24 +92,50 @@ class DirectReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self, path: Path, *, direct: bool) -> int:
-        """Open a file of a store and return its index.
+    def add_lane(self, threads: int) -> int:
+        """Number of a new lane, for one more drive: a queue, and ``threads`` reads at a time.
+
+        Lane 0 is there from the start.
+        """
+        return self._reader.add_lane(threads)
+
+    def open(self, path: Path, *, direct: bool, lane: int = 0, mend: Mend | None = None) -> int:
+        """Open a file of a store, to be read in a lane, and return its index.
+
+        ``mend`` is what a message advises when a read of it fails.
 
         Raises:
             ReadError: the file cannot be opened.
         """
+        mend = mend or Mend(f"run `flashmoe verify {path.parent}`", "convert the checkpoint again")
         try:
-            index = self._reader.open(str(path), direct)
+            index = self._reader.open(str(path), direct, lane)
         except OSError as error:
             raise ReadError(
-                f"cannot open {path}: {error.strerror}; {_verify(path)}, and convert the "
-                "checkpoint again if the file is gone"
+                f"cannot open {path}: {error.strerror}; {mend.check}, and {mend.restore} "
+                "if the file is gone"
             ) from error
         self._paths.append(path)
+        self._mends.append(mend)
+        return index
+
+    def combine(
+        self, begin_bytes: int, record_bytes: int, records: Sequence[Sequence[tuple[int, int]]]
+    ) -> int:
+        """Index of a file whose records lie in others, some perhaps in several.
+
+        Record r, at ``begin_bytes + r * record_bytes``, is at each of ``records[r]``: (index of
+        an open file, offset). Whichever drive is free first reads it; a copy that fails gives way
+        to the next, and the read fails when all have.
+        """
+        index = self._reader.combine(begin_bytes, record_bytes, records)
+        first = records[0][0][0]
+        self._paths.append(self._paths[first])
+        self._mends.append(self._mends[first])
         return index
 
     def is_direct(self, file: int) -> bool:
-        """Whether reads of a file bypass the page cache (some file systems refuse)."""
+        """Whether all reads of a file bypass the page cache (some file systems refuse)."""
         return self._reader.is_direct(file)
 
     def submit(
@@ -213,11 +266,17 @@ class DirectReader:
         """
         self._reader.drain()
         self._requests.clear()
+        self._failures.clear()
 
     @property
     def bytes_read(self) -> int:
         """Bytes the system delivered so far, those of failed reads included."""
         return self._reader.bytes_read
+
+    @property
+    def lanes(self) -> list[tuple[int, int, int]]:
+        """What each lane has done: (reads that ended, failed ones of them, bytes delivered)."""
+        return self._reader.lanes
 
     def close(self) -> None:
         """Drop the reads that have not started and end the threads; repeating it is fine.
@@ -227,30 +286,47 @@ class DirectReader:
         self._reader.close()
 
     def _landed(self, ticket: int, code: int, detail: int) -> Landed:
+        """What came of a read; a copy that failed before another was read is logged."""
         request = self._requests.pop(ticket)
-        error = None if code == _OK else ReadError(self._explain(request, code, detail))
-        return Landed(ticket, error)
+        if code == _OK:
+            return Landed(ticket, None)
+        for other, file, offset_bytes, *how in self._reader.failures():
+            failure = _Failure(file, offset_bytes, *how)
+            self._failures.setdefault(other, []).append(failure)
+        failures = self._failures.pop(ticket, [])
+        if code == _OK_AFTER_FAILURE:
+            for failure in failures:
+                self._warn(self._explain(request, failure))
+            return Landed(ticket, None)
+        closed = code == _OS_ERROR and detail == errno.ECANCELED
+        if not failures or closed:
+            failures.append(_Failure(request.file, request.offset_bytes, code, detail))
+        what = "; and ".join(self._explain(request, one) for one in failures)
+        return Landed(ticket, ReadError(what))
 
-    def _explain(self, request: _Request, code: int, detail: int) -> str:
-        path = self._paths[request.file]
-        where = f"{path}: {request.label()} at byte {request.offset_bytes}"
-        if code == _OS_ERROR and detail == errno.ECANCELED:
+    def _warn(self, what: str) -> None:
+        self._warned += 1
+        if self._warned <= LOUD_FAILURES:
+            _log.warning("%s; another copy was read instead", what)
+        if self._warned == LOUD_FAILURES:
+            _log.warning("further copies that cannot be read are counted, but not told")
+
+    def _explain(self, request: _Request, failure: _Failure) -> str:
+        path, (check, restore) = self._paths[failure.file], self._mends[failure.file]
+        where = f"{path}: {request.label()} at byte {failure.offset_bytes}"
+        if failure.code == _OS_ERROR and failure.detail == errno.ECANCELED:
             return f"{where} was not read: its reader was closed first; open the store again"
-        if code == _OS_ERROR:
-            return f"{where} could not be read: {os.strerror(detail)}; {_verify(path)}"
-        if code == _SHORT_READ:
+        if failure.code == _OS_ERROR:
+            return f"{where} could not be read: {os.strerror(failure.detail)}; {check}"
+        if failure.code == _SHORT_READ:
             return (
-                f"{where} is cut short: {detail} of {request.size_bytes} bytes are there; "
-                f"{_verify(path)}, then convert the checkpoint again"
+                f"{where} is cut short: {failure.detail} of {request.size_bytes} bytes are there; "
+                f"{check}, then {restore}"
             )
         return (
-            f"{where} is damaged: its checksum is {detail:016x}, the manifest says "
-            f"{request.checksum:016x}; {_verify(path)}, then convert the checkpoint again"
+            f"{where} is damaged: its checksum is {failure.detail:016x}, the manifest says "
+            f"{request.checksum:016x}; {check}, then {restore}"
         )
-
-
-def _verify(path: Path) -> str:
-    return f"run `flashmoe verify {path.parent}`"
 
 
 def _check_place(label: Callable[[], str], offset_bytes: int, destination: Array) -> None:

@@ -1,7 +1,7 @@
 """The records of a store as the reader takes them: file, place, size and checksum of each.
 
-Owns the open files of the layers. Does not own the reader, the destinations (``slots``) or the
-order of reads (``streamer``).
+Owns the look-up. Does not own the open files (``drives``), the reader, the destinations
+(``slots``) or the order of reads (``streamer``).
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+
 from flashmoe.quant import Array
 from flashmoe.store.layout import RecordLayout
 from flashmoe.store.reader import Store
 from flashmoe.stream.cache import Key
 from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.drives import Drives
 
 
 class _Layer(NamedTuple):
@@ -29,19 +32,14 @@ class _Layer(NamedTuple):
 
 
 class Records:
-    """Every expert's record, through ``reader``.
+    """Every expert's record, through ``reader``, from wherever ``drives`` found it."""
 
-    Raises:
-        ReadError: a file of the store cannot be opened.
-    """
-
-    def __init__(self, store: Store, reader: DirectReader, *, direct: bool) -> None:
+    def __init__(self, store: Store, reader: DirectReader, drives: Drives) -> None:
         self._store = store
         self._reader = reader
         self._layers: list[_Layer] = []
         layouts: dict[RecordLayout, RecordLayout] = {}
-        for entry in store.manifest.layers:
-            file = reader.open(store.path / entry.file, direct=direct)
+        for entry, file in zip(store.manifest.layers, drives.files, strict=True):
             layout = layouts.setdefault(entry.layout, entry.layout)
             sums = array("Q", (int(checksum, 16) for checksum in entry.checksums))
             self._layers.append(_Layer(file, layout, layout.record_bytes, entry.data_offset, sums))
@@ -52,6 +50,17 @@ class Records:
     def count(self, layer: int) -> int:
         """How many experts a layer has."""
         return len(self._layers[layer].checksums)
+
+    def keys(self, layer: int, ids: Array) -> list[Key]:
+        """The distinct experts of a routing, ids (any shape), in file order.
+
+        Raises:
+            ValueError: the layer has no such expert.
+        """
+        distinct, count = sorted(set(np.ravel(ids).tolist())), self.count(layer)
+        if distinct and not 0 <= distinct[0] <= distinct[-1] < count:
+            raise ValueError(f"experts {distinct} of layer {layer} are not all below {count}")
+        return [(layer, expert) for expert in distinct]
 
     def layout(self, layer: int) -> RecordLayout:
         """What is where in a record of a layer; one object for all equal layouts."""

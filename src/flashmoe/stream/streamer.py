@@ -25,8 +25,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-import numpy as np
-
 from flashmoe.errors import ReadError
 from flashmoe.options import Runtime
 from flashmoe.quant import Array, Expert
@@ -36,6 +34,7 @@ from flashmoe.stream.arrivals import Arrivals
 from flashmoe.stream.cache import Cache, Key
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.drives import Drives
 from flashmoe.stream.guesses import Guesses
 from flashmoe.stream.holding import Hold
 from flashmoe.stream.prefetch import Prefetch
@@ -71,7 +70,9 @@ class Streamer:
         self.io_threads = depth.choose(store, self._slots, runtime)
         self._reader = DirectReader(self.io_threads)
         try:
-            self._records = Records(store, self._reader, direct=runtime.io == "direct")
+            direct = runtime.io == "direct"
+            self.drives = Drives(self._reader, store, self.io_threads, direct=direct)
+            self._records = Records(store, self._reader, self.drives)
         except ReadError:
             self._reader.close()
             raise
@@ -109,7 +110,7 @@ class Streamer:
             keys = [key for key in keys if key not in wanted]
         self._sound = False
         self._warmup.precede(keys, self._reads)
-        self._tidy(wanted)
+        self._put_away(self._reads.keys() - wanted, block=False)
         asked, present = self._ask(layer, keys)
         self._asked[layer] = asked
         if len(present) < len(keys):
@@ -238,13 +239,10 @@ class Streamer:
         """The distinct experts of a routing, in file order, for a streamer in good order."""
         if not self._open:
             raise RuntimeError("the streamer is closed: open the store again")
-        distinct = sorted(set(np.ravel(ids).tolist()))
-        count = self._records.count(layer)
-        if distinct and not 0 <= distinct[0] <= distinct[-1] < count:
-            raise ValueError(f"experts {distinct} of layer {layer} are not all below {count}")
+        keys = self._records.keys(layer, ids)
         if not self._sound:
             self._reset()
-        return [(layer, expert) for expert in distinct]
+        return keys
 
     def _reset(self) -> None:
         """Start anew with empty slots, whatever an interrupt has left."""
@@ -320,9 +318,8 @@ class Streamer:
             yield key[1], expert
 
     def _ready(self, hold: Hold) -> bool:
-        if self._hold is not hold or len(hold.wanted) > self._lasting:
-            return False
-        return bool(hold.here) or any(map(self._reader.done, hold.coming))
+        lasts = self._hold is hold and len(hold.wanted) <= self._lasting
+        return lasts and (bool(hold.here) or any(map(self._reader.done, hold.coming)))
 
     def _next(self, hold: Hold) -> Key:
         """The next expert to yield, waiting for it if need be."""
@@ -401,13 +398,13 @@ class Streamer:
             self._guesses.read(hold.reads)
             self._guess()
 
-    def _tidy(self, wanted: frozenset[Key]) -> None:
-        """Put away reads that nobody waits for and that have ended."""
-        others = {ticket: key for key, ticket in self._reads.items() if key not in wanted}
-        if not others:
-            return
-        for ticket, error in self._reader.collect(list(others), block=False):
-            self._landed(others[ticket], error)
+    def _put_away(self, keys: Iterable[Key], *, block: bool) -> None:
+        """Take reads that nobody waits for and that have ended; ``block`` until there is one."""
+        others = {self._reads[key]: key for key in keys}
+        if others:
+            for ticket, error in self._reader.collect(list(others), block=block):
+                self._landed(others[ticket], error)
+            self.counters.bytes_read = self._reader.bytes_read
 
     def _make_room(self) -> None:
         """Every slot is taken by reads for others: drop one, or wait for one to end."""
@@ -417,9 +414,7 @@ class Streamer:
             if self._cancel(key):
                 return
         began = time.perf_counter()
-        keys = {ticket: key for key, ticket in self._reads.items()}
-        for ticket, error in self._reader.collect(list(keys), block=True):
-            self._landed(keys[ticket], error)
+        self._put_away(self._reads, block=True)
         self.counters.wait_ms += (time.perf_counter() - began) * 1e3
 
     def _end(self, hold: Hold) -> bool:
@@ -440,8 +435,7 @@ class Streamer:
     def _settle(self, keys: Iterable[Key]) -> None:
         """End reads that nobody waits for: those not started are dropped, the rest let finish."""
         for key in [key for key in list(keys) if not self._cancel(key)]:
-            for _, error in self._reader.collect([self._reads[key]], block=True):
-                self._landed(key, error)
+            self._put_away([key], block=True)
 
     def _cancel(self, key: Key) -> bool:
         cancelled = self._reader.cancel(self._reads[key])

@@ -90,7 +90,7 @@ def test_drives_do_not_change_a_bit(path, reference, tmp_path, mirror):
         bare = tmp_path / "bare"
         shutil.copytree(path, bare, ignore=shutil.ignore_patterns("layer-*"))
         for own in (path, bare):
-            runtime = Runtime(io_threads=2, store_dirs=tuple(places))
+            runtime = Runtime(io_threads=2, store_dirs=tuple(places), profile=False)
             with Engine.open(own, budget=Budget(slots=6), runtime=runtime) as engine:
                 assert same(answer(engine), reference)
                 drives, counted = engine.drives, engine.counters

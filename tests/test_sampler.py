@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from flashmoe.errors import InputError, StoreError
 from flashmoe.options import Sampling
-from flashmoe.sampler import Choice, Sampler, _reaching, descending
+from flashmoe.sampler import Choice, Sampler, descending
 
 Logits = NDArray[np.float32]
 LEVELS = st.sampled_from([-3.0, -1.0, 0.0, 0.5, 2.0, 2.5, 4.0])
@@ -270,13 +270,3 @@ def test_the_logits_are_not_changed() -> None:
 def test_descending_is_the_stable_order(logits: Logits, count: int) -> None:
     ranked = sorted(range(logits.size), key=lambda id: (-logits[id], id))[:count]
     assert descending(logits.astype(np.float64), count).tolist() == ranked
-
-
-@pytest.mark.parametrize("size", [1, 5, 1023, 1024, 1025, 5000])
-def test_the_token_drawn_is_where_the_running_sum_passes(size):
-    weights = np.random.default_rng(size).random(size) ** 20
-    weights[0] = 1
-    ends = np.cumsum(weights)
-    for share in (0.0, 0.1, 0.25, 0.5, 0.8, 0.999, np.nextafter(1, 0)):
-        wanted = min(int(np.searchsorted(ends, share * ends[-1], side="right")), size - 1)
-        assert abs(_reaching(weights, share) - wanted) <= (share > 0.99)

@@ -55,7 +55,8 @@ def test_a_right_guess_is_read_once_and_is_a_miss(tiny: TinyStore) -> None:
 def test_a_wrong_guess_that_was_read_is_a_miss_when_it_is_asked_for_later(tiny: TinyStore) -> None:
     with closing(Streamer(tiny.store, ALL, ON)) as streamer:
         token(tiny, streamer, 0, [0, 1], ranks(4, 5))
-        streamer._settle(list(streamer._reads))  # the disk has had time for both, or they go
+        # The disk has had time for both, or they go.
+        streamer._reads.settle(list(streamer._reads.tickets))
         there = streamer.counters.guessed
         token(tiny, streamer, 1, [2, 3], ranks())
         assert counts(streamer) == (0, 4, there, 0)

@@ -396,10 +396,14 @@ def test_hinted_reads_wait_for_demanded_ones_and_hold_promotes_them(tiny: TinySt
 def test_a_hint_displaces_neither_its_own_routing_nor_what_is_held(tiny: TinyStore) -> None:
     with closing(Streamer(tiny.store, 3, ON)) as streamer:
         streamed(tiny, streamer, 0, [0, 1, 2])
+        before = streamer.counters.snapshot()
         streamer.hint(0, np.array([0, 1, 5, 6, 7]))
-        before = streamer.counters.bytes_read
+        assert list(streamer._reads.tickets) == [(0, 5)]  # where 2 was; no other slot may be had
+        streamer._reads.put_away([(0, 5)], block=True)  # a read counts once it is collected
         streamed(tiny, streamer, 0, [0, 1])
-        assert streamer.counters.bytes_read == before
+        step = streamer.counters.since(before)
+        assert (step.hits, step.misses) == (2, 0)
+        assert step.bytes_read == tiny.store.layout(0).record_bytes
         with streamer.hold(0, np.array([0, 1])) as experts:
             _, weights = next(experts)
             held = record_of(weights)

@@ -1,7 +1,7 @@
 """Experts on their way from SSD to the arithmetic: hint, hold, release.
 
-Joins ``cache`` (which slot), ``slots`` (whose bytes) and ``direct`` (the reads), and counts what
-that cost. Decides no policy and does no arithmetic. One thread uses a streamer at a time.
+Joins ``cache`` (which slot), ``slots`` (whose bytes) and ``reads`` (how they come), and counts
+what is asked. Decides no policy and does no arithmetic. One thread uses a streamer at a time.
 
 A routing is what a layer asks for one token or one chunk. :meth:`Streamer.hint` starts its reads
 early; :meth:`Streamer.hold` yields its experts, in memory first, then as they arrive. A routing
@@ -18,10 +18,8 @@ a hold that was never left, believes nothing: all reads are ended and all slots 
 
 from __future__ import annotations
 
-import logging
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -39,12 +37,11 @@ from flashmoe.stream.guesses import Guesses
 from flashmoe.stream.holding import Hold
 from flashmoe.stream.prefetch import Prefetch
 from flashmoe.stream.pressure import Relief
+from flashmoe.stream.reads import Reads
 from flashmoe.stream.records import Records
 from flashmoe.stream.slots import Slots, State
 from flashmoe.stream.usage import Usage
 from flashmoe.stream.warmup import Warmup, worth_reading
-
-_log = logging.getLogger(__name__)
 
 
 class Streamer:
@@ -89,7 +86,15 @@ class Streamer:
         for slot in self._given_back:
             self._slots.discard(slot)
         self._warmup = Warmup(self._cache, self._slots, self._records, self._reader)
-        self._reads: dict[Key, int] = {}  # tickets of reads under way; their slots are pinned
+        self._reads = Reads(
+            self._cache,
+            self._slots,
+            self._records,
+            self._reader,
+            self._warmup,
+            self._guesses,
+            self.counters,
+        )
         # By layer: the experts of its last hint, unless held since, and which had a slot then.
         self._asked: dict[int, dict[Key, bool]] = {}
         self._hold: Hold | None = None  # the open one
@@ -109,8 +114,8 @@ class Streamer:
         if wanted:
             keys = [key for key in keys if key not in wanted]
         self._sound = False
-        self._warmup.precede(keys, self._reads)
-        self._put_away(self._reads.keys() - wanted, block=False)
+        self._warmup.precede(keys, self._reads.tickets)
+        self._reads.put_away(self._reads.tickets.keys() - wanted, block=False)
         asked, present = self._ask(layer, keys)
         self._asked[layer] = asked
         if len(present) < len(keys):
@@ -118,10 +123,10 @@ class Streamer:
             absent = deque(keys if not present else [key for key in keys if key not in present])
             for key in present:
                 self._cache.pin(key)
-            self._start(absent, demand=False)
+            self._reads.start(absent, partial(self._relief.note, self), demand=False)
             for key in present:
                 self._cache.unpin(key)
-        elif not self._hold and self._reads.keys().isdisjoint(keys):
+        elif not self._hold and self._reads.tickets.keys().isdisjoint(keys):
             self._guess()
         self._sound = True
 
@@ -160,7 +165,7 @@ class Streamer:
         if self._hold is not None:  # nested, or an interrupt came before its block began
             self._reset()
         self._sound = False
-        self._warmup.precede(keys, self._reads)
+        self._warmup.precede(keys, self._reads.tickets)
         self.usage.note(layer, ids)
         hold = self._hold = self._claim(layer, keys)
         self._start_absent(hold)
@@ -255,7 +260,7 @@ class Streamer:
         """Count a routing, sort it by where its experts are, and pin those in memory."""
         hold = Hold(layer, frozenset(keys))
         asked = self._asked.pop(layer, {})
-        cache, reads = self._cache, self._reads
+        cache, reads = self._cache, self._reads.tickets
         new = [key for key in keys if key not in asked]
         if new:
             asked = asked | self._ask(layer, new)[0]
@@ -283,19 +288,21 @@ class Streamer:
         present = [key for key in keys if lookup(key) is not None]
         asked = dict.fromkeys(keys, False)
         asked.update((key, key not in guessed) for key in present)
-        for key in self._guesses.unasked.intersection(self._reads):
-            self._cancel(key)
+        for key in self._guesses.unasked.intersection(self._reads.tickets):
+            self._reads.cancel(key)
         return asked, present
 
     def _guess(self) -> None:
         """The disk is idle from here to the next routing: read what that is likely to be."""
         keys, present = self._guesses.choose()
-        self._warmup.precede(keys, self._reads)
+        self._warmup.precede(keys, self._reads.tickets)
         keys = [key for key in keys if key not in self._cache]
         if keys:
             for key in present:
                 self._cache.pin(key)
-            self._guesses.reading(list(self._start(deque(keys), demand=False, guess=True).values()))
+            note = partial(self._relief.note, self)
+            begun = self._reads.start(deque(keys), note, demand=False, guess=True)
+            self._guesses.reading(list(begun.values()))
             for key in present:
                 self._cache.unpin(key)
 
@@ -326,96 +333,28 @@ class Streamer:
         while True:
             if hold.absent:
                 self._start_absent(hold)
-            if hold.coming and self._guesses.pending:  # to know when the disk is idle
-                self._collect(hold, block=False)
+            # Guesses want to know when the disk is idle.
+            if hold.coming and self._guesses.pending and self._reads.collect(hold, block=False):
+                self._guess()
             if hold.here:
                 return hold.here.popleft()
             if hold.coming:
                 self._guesses.rank()
-                self._collect(hold, block=True)
+                if self._reads.collect(hold, block=True):
+                    self._guess()
             else:
-                self._make_room()
+                self._reads.make_room()
 
     def _start_absent(self, hold: Hold) -> None:
         """Start reads for an open hold; its consumed experts give way if it has too many."""
-        if hold.absent:
-            self._guesses.busy()
-            hold.coming.update(self._start(hold.absent, demand=True))
+        if not hold.absent:
+            return
+        self._guesses.busy()
+        note = partial(self._relief.note, self)  # made anew: kept, it would keep the slots alive
+        hold.coming.update(self._reads.start(hold.absent, note, demand=True))
         while hold.absent and hold.yielded and len(hold.wanted) > self._lasting:
             self._release(hold.yielded.popleft())
-            hold.coming.update(self._start(hold.absent, demand=True))
-
-    def _start(self, absent: deque[Key], *, demand: bool, guess: bool = False) -> dict[int, Key]:
-        """Start reads of one layer, from the front, until no slot can be had; their tickets."""
-        keys, views = list[Key](), list[Array]()
-        cache, slots = self._cache, self._slots
-        while absent:
-            self._warmup.give_way()
-            self._relief.note(self, slots.slot_bytes if cache.free else 0)
-            key = absent[0]
-            admission = cache.admit(key, self._guesses.chance(key) if guess else None)
-            if admission is None:
-                break
-            slot = admission.slot
-            if admission.evicted is not None:
-                slots.move(slot, State.FREE)
-                self._guesses.gone(admission.evicted)
-            slots.move(slot, State.LOADING)
-            cache.pin(key)
-            views.append(slots.view(slot, self._records.record_bytes(key[0])))
-            keys.append(absent.popleft())
-        if not keys:
-            return {}
-        tickets = self._records.submit(keys, views, demand=demand)
-        self._reads.update(zip(keys, tickets, strict=True))
-        return dict(zip(tickets, keys, strict=True))
-
-    def _collect(self, hold: Hold, *, block: bool) -> None:
-        """Take the experts of a hold whose reads have ended, waiting for one with ``block``."""
-        began = time.perf_counter()
-        landed = self._reader.collect(list(hold.coming), block=block)
-        if block:
-            waited_ms = (time.perf_counter() - began) * 1e3
-            self.counters.wait_ms += waited_ms
-            hold.waited_ms += waited_ms
-        refusals = []
-        for ticket, error in landed:
-            key = hold.coming.pop(ticket)
-            if error is not None:
-                self._abandon(key)
-                refusals.append(error)
-                continue
-            del self._reads[key]  # what was pinned for its read is pinned for the hold
-            slot = self._cache.slot(key)
-            self._slots.move(slot, State.READY)
-            self._slots.move(slot, State.HELD)
-            hold.here.append(key)
-        self.counters.bytes_read = self._reader.bytes_read
-        if refusals:
-            raise refusals[0]
-        hold.reads += len(landed)
-        if landed and not hold.reading:
-            self._guesses.read(hold.reads)
-            self._guess()
-
-    def _put_away(self, keys: Iterable[Key], *, block: bool) -> None:
-        """Take reads that nobody waits for and that have ended; ``block`` until there is one."""
-        others = {self._reads[key]: key for key in keys}
-        if others:
-            for ticket, error in self._reader.collect(list(others), block=block):
-                self._landed(others[ticket], error)
-            self.counters.bytes_read = self._reader.bytes_read
-
-    def _make_room(self) -> None:
-        """Every slot is taken by reads for others: drop one, or wait for one to end."""
-        if self._warmup.end_one():
-            return
-        for key in reversed(self._reads):
-            if self._cancel(key):
-                return
-        began = time.perf_counter()
-        self._put_away(self._reads, block=True)
-        self.counters.wait_ms += (time.perf_counter() - began) * 1e3
+            hold.coming.update(self._reads.start(hold.absent, note, demand=True))
 
     def _end(self, hold: Hold) -> bool:
         """Leave a hold; False where another hold or an interrupt has ended it already."""
@@ -425,42 +364,12 @@ class Streamer:
             self._sound = False
             for key in (*hold.here, *hold.yielded):
                 self._release(key)
-            self._settle(hold.coming.values())
+            self._reads.settle(hold.coming.values())
             if len(hold.wanted) <= self._store.shape.experts.top_k:
                 self._guesses.waited(hold.layer, hold.waited_ms)
             self._hold = None
             self._sound = True
         return True
-
-    def _settle(self, keys: Iterable[Key]) -> None:
-        """End reads that nobody waits for: those not started are dropped, the rest let finish."""
-        for key in [key for key in list(keys) if not self._cancel(key)]:
-            self._put_away([key], block=True)
-
-    def _cancel(self, key: Key) -> bool:
-        cancelled = self._reader.cancel(self._reads[key])
-        if cancelled:
-            self._guesses.dropped(key)
-            self._abandon(key)
-        return cancelled
-
-    def _landed(self, key: Key, error: ReadError | None) -> None:
-        """Open the slot of a read that nobody waits for, or free it where the read failed."""
-        self.counters.bytes_read = self._reader.bytes_read
-        if error is not None:
-            _log.debug("an expert read in advance is not used: %s", error)
-            self._abandon(key)
-            return
-        del self._reads[key]
-        self._cache.unpin(key)
-        self._slots.move(self._cache.slot(key), State.READY)
-
-    def _abandon(self, key: Key) -> None:
-        """Forget a read that brought nothing, and the expert with it."""
-        del self._reads[key]
-        self._cache.unpin(key)
-        self._slots.move(self._cache.drop(key), State.FREE)
-        self._guesses.gone(key)
 
     def _take(self, key: Key) -> None:
         self._cache.pin(key)

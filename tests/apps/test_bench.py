@@ -127,7 +127,7 @@ def test_the_page_cache_may_keep_the_experts(command: Command, store):
 def test_bytes_from_the_device_are_counted(tmp_path, store):
     if os.major(store.stat().st_dev) == 0:
         pytest.skip("this file system is on no device of its own")
-    with Engine.open(store, budget=Budget(slots=3)) as engine:
+    with Engine.open(store, budget=Budget(slots=3), runtime=Runtime(profile=False)) as engine:
         found = reply(engine, 1, 2, 9)
     assert found.device_bytes is not None
     assert found.device_bytes >= sum(step.bytes_read for step in found.steps[1:]) > 0

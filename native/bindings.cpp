@@ -220,6 +220,8 @@ private:
 
 NB_MODULE(_native, module) {
     using namespace flashmoe::bindings;
+    // An engine that a program never closes is alive when the interpreter ends; that is no fault.
+    nb::set_leak_warnings(false);
     module.doc() =
         "Native arithmetic and reads; its doors are kernels/cpu.py and stream/direct.py.";
 

@@ -82,7 +82,7 @@ class Engine:
         """Names store, dtype, experts a token and, behind the dash, how keys and values are held:
         what a saved timeline is valid for."""
         self._profile: str | None = None  # names the store in its usage profile, where one is kept
-        if runtime.profile:
+        if runtime.profile and runtime.io != "os":  # whose few slots are not worth warming
             self._profile = xxhash.xxh3_64_hexdigest(manifest.encode())
             self._warm(self._profile)
 

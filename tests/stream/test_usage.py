@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -143,13 +144,34 @@ def test_neither_bytes_nor_pipes_nor_giants_are_read(
     assert usage.load(tmp_path, "it", LAYERS, EXPERTS) is None
     path.unlink()
     path.write_bytes(b"")
-    os.truncate(path, usage.LIMIT_BYTES + 1)
+    # Valid JSON, and far larger than any counts of so few experts.
+    path.write_text("[" + "[]," * 1000 + "[]]")
     assert usage.load(tmp_path, "it", LAYERS, EXPERTS) is None
     path.unlink()
     path.mkdir()
     assert usage.load(tmp_path, "it", LAYERS, EXPERTS) is None
     assert not usage.save(tmp_path, "it", counted(LEAST_TOKENS))
     assert caplog.text.count("is not used") == 5 and "is not written" in caplog.text
+
+
+def test_what_cannot_be_read_leaves_nothing_open(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    before = len(os.listdir("/dev/fd"))
+    assert usage.load(tmp_path, "it", LAYERS, EXPERTS) is None
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def test_a_directory_that_another_keeps_locked_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "PATIENCE_S", 0.05)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert not usage.save(tmp_path, "it", counted(LEAST_TOKENS))
+    finally:
+        os.close(descriptor)
+    assert usage.save(tmp_path, "it", counted(LEAST_TOKENS))
 
 
 values = st.recursive(

@@ -167,12 +167,13 @@ def plan(
     context: flags.Context = None,
     io: flags.HowRead = Runtime.io,
     store_dirs: flags.StoreDirs = None,
+    kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Show how memory would be divided: floor, recommended size, slots, and what binds."""
     from flashmoe.apps.plan import plan
 
-    plan(store, ram, context, io, tuple(store_dirs or ()), as_json=as_json)
+    plan(store, ram, context, io, tuple(store_dirs or ()), kv, as_json=as_json)
 
 
 @app.command(

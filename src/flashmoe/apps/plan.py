@@ -54,6 +54,7 @@ def plan(
     context: int | None,
     io: Io,
     store_dirs: tuple[Path, ...],
+    kv: str = Budget.kv,
     *,
     as_json: bool,
 ) -> None:
@@ -61,7 +62,7 @@ def plan(
     store, runtime = Store.open(name, store_dirs), Runtime(io=io)
     chosen = kernels.choose("auto", "float32", runtime.resolved_threads)
     words = Words(store)  # what it weighs counts
-    budget = budget_of(ram, context, None, store.shape.experts.top_k)
+    budget = budget_of(ram, context, None, store.shape.experts.top_k, kv)
     found = plan_store(store, budget, runtime, kernels=chosen)
     del words
     if as_json:

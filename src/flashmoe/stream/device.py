@@ -97,10 +97,13 @@ def _read(path: Path) -> dict[str, int]:
 def _text(path: Path) -> str:
     """A small regular file; opening anything else, such as a pipe, must not block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError("it is not a regular file")
-        raw = file.read(LIMIT_BYTES + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            raw = file.read(LIMIT_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(raw) > LIMIT_BYTES:
         raise ValueError("it is too large")
     return raw.decode()

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,8 +39,12 @@ LEAST_TOKENS = 32
 HALF_LIFE_TOKENS = 4096
 """What was counted before counts half after so many tokens."""
 
-LIMIT_BYTES = 32 << 20
-"""A larger file is none of ours: 100,000 experts take 1 MB."""
+HEAD_BYTES, COUNT_BYTES = 1 << 10, 24
+"""What a file has at most around its counts, and for each. A larger one is none of ours, and
+reading it would take memory that no plan knows of."""
+
+PATIENCE_S = 1.0
+"""How long to wait for another process that writes the file."""
 
 _MANY = 1 << 12  # ids that are counted together
 
@@ -121,10 +126,11 @@ def load(directory: Path, identity: str, layers: int, experts: int) -> Usage | N
     """What earlier runs have counted; None where there is nothing that can be used."""
     path = directory / FILE
     try:
-        text = _text(path)
+        text = _text(path, HEAD_BYTES + COUNT_BYTES * layers * experts)
         return None if text is None else Usage.from_json(text, identity, layers, experts)
     except (OSError, ValueError) as error:
-        _log.info("%s is not used, since %s; a later run writes another", path, error)
+        why = error.strerror if isinstance(error, OSError) else error
+        _log.info("%s is not used, since %s; a later run writes another", path, why)
         return None
 
 
@@ -148,7 +154,11 @@ def save(directory: Path, identity: str, usage: Usage) -> bool:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """One process at a time, where the file system has locks."""
+    """One process at a time, where the file system has locks.
+
+    Raises:
+        OSError: another process has kept it for longer than ``PATIENCE_S``.
+    """
     try:
         import fcntl
     except ImportError:
@@ -156,23 +166,34 @@ def _locked(directory: Path) -> Iterator[None]:
         return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        give_up = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.02)
         yield
     finally:
         os.close(descriptor)
 
 
-def _text(path: Path) -> str | None:
+def _text(path: Path, most_bytes: int) -> str | None:
     """A regular file's text, within bounds; None where there is no file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for ever
     except FileNotFoundError:
         return None
-    with open(descriptor, "rb") as file:
+    try:
         state = os.fstat(descriptor)
-        if not stat.S_ISREG(state.st_mode) or state.st_size > LIMIT_BYTES:
-            raise ValueError(f"it is not a regular file of at most {LIMIT_BYTES} bytes")
-        return file.read(LIMIT_BYTES).decode()
+        if not stat.S_ISREG(state.st_mode) or state.st_size > most_bytes:
+            raise ValueError(f"it is not a regular file of at most {most_bytes} bytes")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(most_bytes).decode()
+    finally:
+        os.close(descriptor)
 
 
 def _numbers(values: Any, count: int) -> Array:

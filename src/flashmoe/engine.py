@@ -114,19 +114,18 @@ class Engine:
             BudgetError: the budget is below the floor.
             InputError: an option that does not fit this store.
         """
-        runtime = runtime or Runtime()
+        budget, runtime = budget or Budget(), runtime or Runtime()
         store = Store.open(path, runtime.store_dirs)
         chosen = kernel_sets.choose(kernels, dtype, runtime.resolved_threads)
         shape = _with_experts(store.shape, experts_per_token)
         words = Words(store)
         plan = plan_store(
             store,
-            budget or Budget(),
+            budget,
             runtime,
             kernels=chosen,
             experts_per_token=shape.experts.top_k,
         )
-        budget = budget or Budget()
         room = _room(plan, promised=budget.ram_bytes is not None)
         watching = observer or Observer()
         return cls(store, words, plan, shape, chosen, runtime, watching, room, budget.kv)

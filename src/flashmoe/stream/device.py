@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flashmoe.options import MAX_IO_THREADS
+from flashmoe.stream.kept import read_kept
 
 _log = logging.getLogger(__name__)
 
@@ -86,27 +86,12 @@ class Depths:
 
 def _read(path: Path) -> dict[str, int]:
     try:
-        return _checked(json.loads(_text(path)))
+        return _checked(json.loads(read_kept(path, LIMIT_BYTES)))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         _log.info("%s is not used, and will be replaced: %s", path, error)
         return {}
-
-
-def _text(path: Path) -> str:
-    """A small regular file; opening anything else, such as a pipe, must not block."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("it is not a regular file")
-        with open(descriptor, "rb", closefd=False) as file:
-            raw = file.read(LIMIT_BYTES + 1)
-    finally:
-        os.close(descriptor)
-    if len(raw) > LIMIT_BYTES:
-        raise ValueError("it is too large")
-    return raw.decode()
 
 
 def _checked(document: Any) -> dict[str, int]:

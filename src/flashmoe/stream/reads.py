@@ -151,7 +151,6 @@ class Reads:
 
     def _landed(self, key: Key, error: ReadError | None) -> None:
         """Open the slot of a read that nobody waits for, or free it where the read failed."""
-        self._counters.bytes_read = self._reader.bytes_read
         if error is not None:
             _log.debug("an expert read in advance is not used: %s", error)
             self._abandon(key)

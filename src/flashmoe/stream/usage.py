@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ import numpy as np
 from flashmoe.quant import Array
 from flashmoe.store.reader import locate
 from flashmoe.store.writer import PartialFile
+from flashmoe.stream.kept import read_kept
 
 _log = logging.getLogger(__name__)
 
@@ -126,8 +126,10 @@ def load(directory: Path, identity: str, layers: int, experts: int) -> Usage | N
     """What earlier runs have counted; None where there is nothing that can be used."""
     path = directory / FILE
     try:
-        text = _text(path, HEAD_BYTES + COUNT_BYTES * layers * experts)
-        return None if text is None else Usage.from_json(text, identity, layers, experts)
+        text = read_kept(path, HEAD_BYTES + COUNT_BYTES * layers * experts)
+        return Usage.from_json(text, identity, layers, experts)
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         _log.info("%s is not used, since %s; a later run writes another", path, why)
@@ -176,22 +178,6 @@ def _locked(directory: Path) -> Iterator[None]:
                     raise
                 time.sleep(0.02)
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _text(path: Path, most_bytes: int) -> str | None:
-    """A regular file's text, within bounds; None where there is no file."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for ever
-    except FileNotFoundError:
-        return None
-    try:
-        state = os.fstat(descriptor)
-        if not stat.S_ISREG(state.st_mode) or state.st_size > most_bytes:
-            raise ValueError(f"it is not a regular file of at most {most_bytes} bytes")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(most_bytes).decode()
     finally:
         os.close(descriptor)
 

@@ -13,6 +13,7 @@
 #include <memory>
 #include <stdexcept>
 #include <system_error>
+#include <utility>
 
 #include "checksum.h"
 
@@ -222,6 +223,24 @@ Ticket Reader::wait_any(std::span<const Ticket> tickets) {
         return first != 0;
     });
     return first;
+}
+
+std::vector<Finished> Reader::collect(std::span<const Ticket> tickets, bool block) {
+    auto lock = this->lock();
+    const auto landed = [&](Ticket ticket) { return find(ticket).state == State::finished; };
+    if (block && !tickets.empty())
+        finished_.wait(lock, [&] { return std::ranges::any_of(tickets, landed); });
+    std::vector<std::pair<std::uint64_t, Finished>> found;
+    for (const Ticket ticket : tickets)
+        if (landed(ticket))
+            found.push_back({find(ticket).finished_as, {ticket, find(ticket).status}});
+    std::ranges::sort(found, {}, [](const auto& each) { return each.first; });
+    std::vector<Finished> finished;
+    for (const auto& [order, each] : found) {
+        requests_.erase(each.ticket);
+        finished.push_back(each);
+    }
+    return finished;
 }
 
 Ticket Reader::drain() {

@@ -88,6 +88,12 @@ struct ReadStatus {
 
 using Ticket = std::uint64_t;
 
+// A read that has ended.
+struct Finished {
+    Ticket ticket;
+    ReadStatus status;
+};
+
 // A read of one copy that failed: for which ticket, of which file, where.
 struct Failure {
     Ticket ticket;
@@ -152,7 +158,10 @@ public:
     bool done(Ticket ticket) const;  // finished: wait() will not block
     ReadStatus wait(Ticket ticket);  // blocks until finished, then forgets the ticket
     Ticket wait_any(std::span<const Ticket> tickets);  // the first of them to have finished
-    // The five above throw std::out_of_range for a ticket that is unknown or forgotten.
+    // Forgets those of some that have finished, and tells what became of each, in the order in
+    // which they did; with `block` it waits until there is one, unless there is nothing to wait for.
+    std::vector<Finished> collect(std::span<const Ticket> tickets, bool block);
+    // The six above throw std::out_of_range for a ticket that is unknown or forgotten.
 
     // Drops what is queued, waits until no thread reads, and forgets every ticket; whoever waits
     // for one gets std::out_of_range. Returns the last ticket forgotten. New ones may follow.

@@ -244,15 +244,21 @@ class Reader:
         RuntimeError once the reader is closed.
         """
 
-    def submit_all(
-        self,
-        file: int,
-        offsets: Sequence[int],
-        destinations: Sequence[npt.NDArray[np.uint8]],
-        checksums: Sequence[int],
-        demand: bool,
-    ) -> list[int]:
-        """``submit`` for each; where one is refused, those before it are under way."""
+    def describe(self, file: int, begin: int, size: int, checksums: Sequence[int]) -> None:
+        """Record r of a file is ``size`` bytes at ``begin + r * size``, of that checksum."""
+
+    def into(self, arena: npt.NDArray[np.uint8], slot_bytes: int) -> None:
+        """Slot s is the ``slot_bytes`` bytes of ``arena`` at ``s * slot_bytes``. The arena is kept
+        alive until the reader is closed."""
+
+    def submit_records(
+        self, file: int, records: Sequence[int], slots: Sequence[int], demand: bool
+    ) -> int:
+        """``submit`` for described records, each into a slot. The ticket of the first; those of
+        the others follow. All are checked before any is queued."""
+
+    def submit_idle_record(self, file: int, record: int, slot: int) -> int:
+        """``submit_idle`` for a described record, into a slot."""
 
     def submit_idle(
         self, file: int, offset: int, destination: npt.NDArray[np.uint8], checksum: int
@@ -282,10 +288,11 @@ class Reader:
     def wait_any(self, tickets: Sequence[int]) -> int:
         """The ticket that finished first, waiting for one if none has; it is not forgotten."""
 
-    def collect(self, tickets: Sequence[int], block: bool) -> list[tuple[int, int, int]]:
-        """``wait`` for those that have finished, in that order: (ticket, code, detail) each.
-
-        With ``block``, wait until there is one.
+    def collect(
+        self, tickets: Sequence[int], block: bool
+    ) -> tuple[list[int], list[tuple[int, int, int]]]:
+        """Those of the tickets that have finished, in that order, which are forgotten: the good
+        ones, and (ticket, code, detail) of the others. With ``block`` it waits until there is one.
         """
 
     def drain(self) -> None:

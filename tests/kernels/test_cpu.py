@@ -127,18 +127,19 @@ def test_experts_are_taken_as_they_arrive():
 
 
 class Held:
-    """Experts in an order, of which some are there before they are asked for."""
+    """Experts in an order; each of ``waiting`` comes only after those before it were used."""
 
     def __init__(self, many, order, waiting):
-        self.left, self.many, self.waiting = list(order), many, waiting
+        self.order, self.many, self.waiting = order, many, waiting
 
-    def ready(self):
-        return bool(self.left) and self.left[0] not in self.waiting
-
-    def __iter__(self):
-        while self.left:
-            number = self.left.pop(0)
-            yield number, self.many[number]
+    def batches(self):
+        batch = []
+        for number in self.order:
+            if batch and number in self.waiting:
+                yield batch
+                batch = []
+            batch.append((number, self.many[number]))
+        yield batch
 
 
 @pytest.mark.parametrize("tokens", (1, 7))

@@ -126,30 +126,21 @@ def swiglu(x: Array, expert: Expert, gate: Array | None = None, *, threads: int)
     return y
 
 
-def _never() -> bool:
-    return False
-
-
 def experts(
     x: Array, ids: Array, weights: Array, held: Iterable[tuple[int, Expert]], *, threads: int
 ) -> Array:
     """The weighted sum of the chosen experts: x (T, hidden), ids and weights (T, k).
 
-    Those that ``held`` has without waiting (its ``ready()`` says so) are computed together.
-    Each output goes to its place and the sum is taken in the order of ids, so neither arrival
-    nor grouping changes a bit.
+    Where ``held`` has ``batches()``, those of a batch are computed together. Each output goes to
+    its place and the sum is taken in the order of ids, so neither arrival nor grouping changes a
+    bit.
     """
     x, ids = np.ascontiguousarray(x), np.ascontiguousarray(ids, np.int64)
     outputs = np.empty((*ids.shape, x.shape[1]), np.float32)
-    ready = getattr(held, "ready", _never)
-    numbers: list[int] = []
-    handles: list[_native.Expert] = []
-    for number, expert in held:
-        numbers.append(number)
-        handles.append(_expert(expert))
-        if not ready():
-            _native.experts(x, ids, numbers, handles, outputs, threads)
-            numbers, handles = [], []
+    batches = getattr(held, "batches", None)
+    for batch in batches() if batches else ([each] for each in held):
+        handles = [_expert(expert) for _, expert in batch]
+        _native.experts(x, ids, [number for number, _ in batch], handles, outputs, threads)
     y = np.empty(x.shape, np.float32)
     _native.combine(outputs, np.ascontiguousarray(weights), y)
     return y

@@ -10,8 +10,10 @@ asks for it or it loses its slot.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress, repeat
+from typing import NamedTuple
 
 from flashmoe.quant import Array
 from flashmoe.stream.cache import Cache, Key
@@ -26,6 +28,16 @@ class _Ahead:
     layer: int
     rank: Callable[[], Array]
     ranked: list[int] | None = None
+
+
+class Guess(NamedTuple):
+    """Experts of a layer to read, best first, how likely each is to be asked for, and those of
+    the layer's likeliest that are in memory and must not leave for it."""
+
+    layer: int
+    experts: list[int]
+    chances: list[float]
+    present: list[int]
 
 
 class Guesses:
@@ -61,28 +73,27 @@ class Guesses:
         if ahead is not None and ahead.ranked is None:
             ahead.ranked = ahead.rank().tolist()
 
-    def choose(self) -> tuple[list[Key], list[Key]]:
-        """What to read now, best first, and what must not leave for it; both empty for nothing."""
+    def choose(self) -> Guess | None:
+        """What to read now, if anything."""
         ahead = self._ahead
         if ahead is None:
-            return [], []
+            return None
         self._began = time.perf_counter()
         self.rank()
         self._ahead = None
-        layer, ranked, cache = ahead.layer, ahead.ranked or [], self._cache
-        chosen = self._policy.choose(layer, ranked, lambda expert: (layer, expert) in cache)
-        present = [key for key in ((layer, expert) for expert in ranked) if key in cache]
+        layer, ranked, policy = ahead.layer, ahead.ranked or [], self._policy
+        present = [slot >= 0 for slot in self._cache.slots_of(layer, ranked)]
+        chosen = policy.choose(layer, ranked, present)
         self._started = layer, self._spent()
-        return [(layer, expert) for expert in chosen], present if chosen else []
+        if not chosen:
+            return None
+        chances = [policy.chance(expert) for expert in chosen]
+        return Guess(layer, chosen, chances, list(compress(ranked, present)))
 
-    def chance(self, key: Key) -> float:
-        """How likely one of those just chosen is to be asked for."""
-        return self._policy.chance(key[1])
-
-    def reading(self, keys: Sequence[Key]) -> None:
+    def reading(self, layer: int, experts: Collection[int]) -> None:
         """The reads of these have started."""
-        self.unasked.update(keys)
-        self._counters.guessed += len(keys)
+        self.unasked.update(zip(repeat(layer), experts))
+        self._counters.guessed += len(experts)
         self._spent()
 
     def _spent(self) -> float:
@@ -96,25 +107,25 @@ class Guesses:
         if key in self.unasked:
             self._counters.guessed -= 1
 
-    def gone(self, key: Key) -> None:
-        """An expert has lost its slot."""
-        self.unasked.discard(key)
+    def gone(self, keys: Iterable[Key]) -> None:
+        """Experts have lost their slots."""
+        self.unasked.difference_update(keys)
 
-    def asked(self, layer: int, keys: Sequence[Key]) -> set[Key]:
+    def asked(self, layer: int, experts: Sequence[int]) -> set[int]:
         """A routing asks for these experts; which of them are there because of a guess."""
         if self._started is not None:
             self._policy.cost(self._spent_ms)
             if self._started[0] == layer:
                 self._policy.idle(layer, (time.perf_counter() - self._started[1]) * 1e3)
-                self._policy.learn(layer, [key[1] for key in keys])
+                self._policy.learn(layer, experts)
             self._started = None
         if not self.unasked:
-            return self.unasked
-        right = self.unasked.intersection(keys)
+            return set()
+        right = self.unasked.intersection(zip(repeat(layer), experts))
         self.unasked -= right
         self._counters.guessed_right += len(right)
         self._spared += len(right)
-        return right
+        return {expert for _, expert in right}
 
     def busy(self) -> None:
         """Reads have been started that a hold will wait for."""

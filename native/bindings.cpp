@@ -127,10 +127,12 @@ public:
 
     // The ticket of the first; those that follow have the next numbers.
     Ticket submit_records(int file, const std::vector<std::size_t>& records,
-                          const std::vector<std::size_t>& slots, bool demand) {
+                          const std::vector<std::size_t>& slots, int urgency) {
+        require(urgency >= 0 && urgency <= 2, "urgency is 0 (demanded), 1 (hinted) or 2 (guessed)");
         const std::vector<Reader::Read> reads = reads_of(file, records, slots);
         require(!reads.empty(), "there is nothing to be read");
-        return reader_->submit_all(file, reads, demand).front();
+        const Counted counted;
+        return reader_->submit_all(file, reads, static_cast<Urgency>(urgency)).front();
     }
 
     Ticket submit_idle_record(int file, std::size_t record, std::size_t slot) {
@@ -291,7 +293,7 @@ NB_MODULE(_native, module) {
         .def("describe", &PythonReader::describe, "file"_a, "begin"_a, "size"_a, "checksums"_a)
         .def("into", &PythonReader::into, "arena"_a.noconvert(), "slot_bytes"_a)
         .def("submit_records", &PythonReader::submit_records, "file"_a, "records"_a, "slots"_a,
-             "demand"_a)
+             "urgency"_a)
         .def("submit_idle_record", &PythonReader::submit_idle_record, "file"_a, "record"_a,
              "slot"_a)
         .def("submit_idle", &PythonReader::submit_idle, "file"_a, "offset"_a,

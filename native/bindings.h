@@ -36,16 +36,21 @@ using AnyMatrix = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu
 // Time that this thread has spent in native code since it began, waiting for reads included.
 inline thread_local std::chrono::nanoseconds busy{0};
 
-// Lets other Python threads run, and counts the time until it goes.
-class NativeWork {
+// Counts the time until it goes.
+class Counted {
 public:
-    NativeWork() : began_(std::chrono::steady_clock::now()) {}
-    ~NativeWork() { busy += std::chrono::steady_clock::now() - began_; }
-    NativeWork(const NativeWork&) = delete;
-    NativeWork& operator=(const NativeWork&) = delete;
+    Counted() : began_(std::chrono::steady_clock::now()) {}
+    ~Counted() { busy += std::chrono::steady_clock::now() - began_; }
+    Counted(const Counted&) = delete;
+    Counted& operator=(const Counted&) = delete;
 
 private:
     std::chrono::steady_clock::time_point began_;
+};
+
+// The same, and lets other Python threads run meanwhile.
+class NativeWork {
+    Counted counted_;
     nb::gil_scoped_release released_;
 };
 

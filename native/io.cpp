@@ -137,11 +137,11 @@ bool Reader::is_direct(int file) const {
 Ticket Reader::submit(int file, std::uint64_t offset, std::span<unsigned char> destination,
                       std::uint64_t checksum, bool demand) {
     const Read read{offset, destination, checksum};
-    return submit_all(file, {&read, 1}, demand).front();
+    return submit_all(file, {&read, 1}, demand ? Urgency::demanded : Urgency::hinted).front();
 }
 
-std::vector<Ticket> Reader::submit_all(int file, std::span<const Read> reads, bool demand) {
-    return enqueue_all(file, reads, demand ? State::demanded : State::hinted);
+std::vector<Ticket> Reader::submit_all(int file, std::span<const Read> reads, Urgency urgency) {
+    return enqueue_all(file, reads, static_cast<State>(urgency));  // the queues' order
 }
 
 Ticket Reader::submit_idle(int file, std::uint64_t offset, std::span<unsigned char> destination,
@@ -178,7 +178,7 @@ std::vector<Ticket> Reader::enqueue_all(int file, std::span<const Read> reads, S
 void Reader::promote(Ticket ticket) {
     const auto lock = this->lock();
     Request& request = find(ticket);
-    if (request.state != State::hinted && request.state != State::idle) return;
+    if (request.state == State::demanded || request.state >= State::reading) return;
     leave(request);
     enqueue(ticket, request, State::demanded);
 }
@@ -188,6 +188,7 @@ bool Reader::cancel(Ticket ticket) {
     const Request& request = find(ticket);
     if (request.state == State::reading || request.state == State::finished) return false;
     leave(request);
+    lane_of(request.places[request.place]).rouse();
     requests_.erase(ticket);
     // A thread that waits for this ticket must learn that it is gone.
     finished_.notify_all();
@@ -306,10 +307,10 @@ void Reader::work(int number) {
         // References into an unordered_map survive insertions, and a ticket that is being read
         // is never erased: the request stays put while the lock is away.
         Request& request = find(ticket);
-        const bool idle = request.state == State::idle;
+        const State queue = request.state;
         leave(request);
         enter(request, State::reading);
-        if (idle) ++lane.reading_idle;
+        lane.began(queue);
         const Place& place = request.places[request.place];
         const Source& file = source_at(place.file);
         const std::uint64_t offset = place.offset + request.within;
@@ -328,7 +329,7 @@ void Reader::work(int number) {
         lock.lock();
         bytes_read_ += outcome.bytes;
         leave(request);
-        lane.ended(idle);
+        lane.ended(queue);
         lane.learn(took.count() / static_cast<double>(request.destination.size()),
                    outcome.status.code == ReadCode::ok);
         lane.use.bytes += outcome.bytes;

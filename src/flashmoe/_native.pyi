@@ -252,9 +252,10 @@ class Reader:
         alive until the reader is closed."""
 
     def submit_records(
-        self, file: int, records: Sequence[int], slots: Sequence[int], demand: bool
+        self, file: int, records: Sequence[int], slots: Sequence[int], urgency: int
     ) -> int:
-        """``submit`` for described records, each into a slot. The ticket of the first; those of
+        """``submit`` for described records, each into a slot: demanded (0), hinted (1), or guessed
+        (2), which is read only where the drive would be idle. The ticket of the first; those of
         the others follow. All are checked before any is queued."""
 
     def submit_idle_record(self, file: int, record: int, slot: int) -> int:

@@ -25,6 +25,7 @@ from flashmoe.store.layout import (
 )
 from flashmoe.store.manifest import LayerEntry, Manifest
 from flashmoe.store.reader import Store
+from flashmoe.stream.direct import Urgency
 
 LAYERS, EXPERTS, TOP_K = 4, 8, 2
 
@@ -144,9 +145,9 @@ class ScriptedReader:
         self._slots = arena.reshape(-1, slot_bytes)
 
     def submit_records(
-        self, file: int, records: Sequence[int], slots: Sequence[int], *, demand: bool
+        self, file: int, records: Sequence[int], slots: Sequence[int], urgency: Urgency
     ) -> range:
-        call = "demand" if demand else "hint"
+        call = ("demand", "hint", "guess")[urgency]
         tickets = [self._record(file, *read, call) for read in zip(records, slots, strict=True)]
         return range(tickets[0], tickets[-1] + 1)
 

@@ -11,7 +11,7 @@ import xxhash
 
 from flashmoe.errors import ReadError
 from flashmoe.quant import Array
-from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.direct import DirectReader, Urgency
 
 PAGE = 4096
 DATA = np.random.default_rng(5).integers(0, 256, 4 * PAGE, np.uint8).tobytes()
@@ -182,7 +182,7 @@ def test_a_batch_is_read_and_collected_whatever_becomes_of_each(
     parts = [DATA[place * PAGE : (place + 1) * PAGE] for place in range(3)]
     sums = [xxhash.xxh3_64_intdigest(part) for part in parts]
     file, arena = described(store, reader, sums[0], sums[1] ^ 1, sums[2])
-    tickets = reader.submit_records(file, [0, 1, 2], [2, 1, 0], demand=False)
+    tickets = reader.submit_records(file, [0, 1, 2], [2, 1, 0], Urgency.HINTED)
     reader.promote_all(tickets)
     landed, refused = list[int](), dict[int, ReadError]()
     while len(landed) + len(refused) < 3:
@@ -207,12 +207,12 @@ def test_nothing_of_a_batch_is_read_where_one_is_wrong(store: Path, reader: Dire
         ([], [], "nothing"),
     ):
         with pytest.raises(ValueError, match=why):
-            reader.submit_records(file, records, slots, demand=True)
+            reader.submit_records(file, records, slots, Urgency.DEMANDED)
     with pytest.raises(ValueError, match="not described"):
-        reader.submit_records(file + 1, [0], [0], demand=True)
+        reader.submit_records(file + 1, [0], [0], Urgency.DEMANDED)
     reader.describe(file, 0, 2 * PAGE, [0], str)
     with pytest.raises(ValueError, match="larger than a slot"):
-        reader.submit_records(file, [0], [0], demand=True)
+        reader.submit_records(file, [0], [0], Urgency.DEMANDED)
     assert reader.bytes_read == 0
 
 

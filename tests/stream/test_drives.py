@@ -17,7 +17,7 @@ from flashmoe.options import Runtime
 from flashmoe.store.reader import Store
 from flashmoe.store.spread import spread
 from flashmoe.stream import depth
-from flashmoe.stream.direct import LOUD_FAILURES, DirectReader
+from flashmoe.stream.direct import LOUD_FAILURES, DirectReader, Urgency
 from flashmoe.stream.drives import Drives
 from flashmoe.stream.rate import Probe
 from flashmoe.stream.records import Records
@@ -235,7 +235,7 @@ def test_reads_of_copies_that_fail_are_told_when_they_are_collected(
         reader.into(slots.arena, slots.slot_bytes)
         records = Records(tiny.store, reader, Drives(reader, tiny.store, 2, direct=True))
         views = [slots.view(slot, slots.slot_bytes) for slot in range(3)]
-        tickets = records.submit(0, [0, 1, 2], [0, 1, 2], demand=True)
+        tickets = records.submit(0, [0, 1, 2], [0, 1, 2], Urgency.DEMANDED)
         landed, refused = list[int](), dict[int, ReadError]()
         while len(landed) + len(refused) < 3:
             waiting = [each for each in tickets if each not in landed and each not in refused]

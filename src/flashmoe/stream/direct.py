@@ -14,6 +14,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -32,6 +33,14 @@ LOUD_FAILURES = 8
 """So many failed copies are warned of; a drive that went away would fail every record."""
 
 _log = logging.getLogger(__name__)
+
+
+class Urgency(IntEnum):
+    """Which reads go first (``native/io.h``); guessed ones wait until the disk would be idle."""
+
+    DEMANDED = 0
+    HINTED = 1
+    GUESSED = 2
 
 
 class Mend(NamedTuple):
@@ -201,14 +210,14 @@ class DirectReader:
         self._reader.into(arena, slot_bytes)
 
     def submit_records(
-        self, file: int, records: Sequence[int], slots: Sequence[int], *, demand: bool
+        self, file: int, records: Sequence[int], slots: Sequence[int], urgency: Urgency
     ) -> range:
         """Start reading records of a described file, each into its slot; their tickets.
 
         Raises:
             ValueError: an argument that no correct caller passes; nothing is read then.
         """
-        first = self._reader.submit_records(file, records, slots, demand)
+        first = self._reader.submit_records(file, records, slots, urgency)
         tickets = range(first, first + len(records))
         self._requests.update(zip(tickets, zip(repeat(file), records), strict=False))
         return tickets

@@ -17,7 +17,7 @@ from itertools import repeat
 
 from flashmoe.stream.cache import Cache, Key
 from flashmoe.stream.counters import Counters
-from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.direct import DirectReader, Urgency
 from flashmoe.stream.guesses import Guesses
 from flashmoe.stream.holding import Hold
 from flashmoe.stream.records import Records
@@ -54,8 +54,7 @@ class Reads:
         layer: int,
         absent: list[int],
         note: Callable[[int], None],
-        *,
-        demand: bool,
+        urgency: Urgency,
         chances: Sequence[float] | None = None,
     ) -> dict[int, int]:
         """Start reads of a layer's experts, from the front, until no slot can be had.
@@ -75,14 +74,12 @@ class Reads:
         slots.load(places)
         started = absent[: len(places)]
         del absent[: len(places)]
-        tickets = self._records.submit(layer, started, places, demand=demand)
+        tickets = self._records.submit(layer, started, places, urgency)
         self.tickets.update(zip(zip(repeat(layer), started), tickets, strict=False))
         return dict(zip(tickets, started, strict=True))
 
-    def collect(self, hold: Hold, *, block: bool) -> bool:
+    def collect(self, hold: Hold, *, block: bool) -> None:
         """Take the experts of a hold whose reads have ended, waiting for one with ``block``.
-
-        Returns whether the last that it needs has come, so that the disk is idle.
 
         Raises:
             ReadError: the first of those that failed; all are put away, and good ones taken.
@@ -94,7 +91,7 @@ class Reads:
             self._counters.wait_ms += waited_ms
             hold.waited_ms += waited_ms
         if not landed and not refused:
-            return False
+            return
         for ticket in landed:
             expert = hold.coming.pop(ticket)
             del self.tickets[hold.layer, expert]  # what was pinned for its read is for the hold
@@ -109,10 +106,8 @@ class Reads:
         if hold.failed is not None:
             raise hold.failed
         hold.reads += len(landed)
-        if hold.reading:
-            return False
-        self._guesses.read(hold.reads)
-        return True
+        if not hold.reading:
+            self._guesses.read(hold.reads)
 
     def put_away(self, keys: Iterable[Key], *, block: bool) -> None:
         """Take reads that nobody waits for and that have ended; ``block`` until there is one."""

@@ -15,7 +15,7 @@ from flashmoe.quant import Array
 from flashmoe.store.layout import RecordLayout
 from flashmoe.store.reader import Store
 from flashmoe.stream.cache import Key
-from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.direct import DirectReader, Urgency
 from flashmoe.stream.drives import Drives
 
 
@@ -67,11 +67,11 @@ class Records:
         return self._layers[layer].layout
 
     def submit(
-        self, layer: int, experts: Sequence[int], slots: Sequence[int], *, demand: bool
+        self, layer: int, experts: Sequence[int], slots: Sequence[int], urgency: Urgency
     ) -> range:
         """Start reading experts of a layer, each into its slot; the tickets."""
         file = self._layers[layer].file
-        return self._reader.submit_records(file, experts, slots, demand=demand)
+        return self._reader.submit_records(file, experts, slots, urgency)
 
     def submit_idle(self, key: Key, slot: int) -> int:
         """Read an expert when the disk has nothing else to do; the ticket."""

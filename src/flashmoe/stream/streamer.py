@@ -31,7 +31,7 @@ from flashmoe.stream import depth
 from flashmoe.stream.arrivals import Arrivals, Batch
 from flashmoe.stream.cache import Cache
 from flashmoe.stream.counters import Counters
-from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.direct import DirectReader, Urgency
 from flashmoe.stream.drives import Drives
 from flashmoe.stream.guesses import Guesses
 from flashmoe.stream.holding import Hold
@@ -125,20 +125,19 @@ class Streamer:
             here = frozenset(present)
             absent = [expert for expert in experts if expert not in here] if here else experts
             self._cache.pin_all(layer, present)
-            self._reads.start(layer, absent, self._note(), demand=False)
+            self._reads.start(layer, absent, self._note(), Urgency.HINTED)
             self._cache.unpin_all(layer, present)
-        elif not hold and not (tickets and any((layer, expert) in tickets for expert in experts)):
-            self._guess()
+        self._guess()
         self._sound = True
 
     def foresee(self, layer: int, rank: Callable[[], Array]) -> None:
         """Guess what a layer will choose, and read some of it while the disk would be idle.
 
-        ``rank`` gives the ids of its experts, (n,), the likeliest first. It is called where this
-        waits for reads anyway, at the latest when the next hold is left, or not at all where no
-        guess pays. The reads start when the next routing has all of its own, and those that have
-        not started when ``layer`` itself is hinted or held, and wants others, are dropped. A
-        guess is no use of an expert. Does nothing where ``Runtime.hints`` is off.
+        ``rank`` gives the ids of its experts, (n,), the likeliest first. It is called by the next
+        hint or hold, or not at all where no guess pays. The reads start when the next routing has
+        its own, and those that have not started when ``layer`` itself is hinted or held, and
+        wants others, are dropped. A guess is no use of an expert. Does nothing where
+        ``Runtime.hints`` is off.
         """
         if self._hints and self._cache.resident(layer) < self._records.count(layer):
             self._guesses.foresee(layer, rank)
@@ -171,8 +170,7 @@ class Streamer:
         hold = self._hold = self._claim(layer, experts)
         if hold.absent:
             self._start_absent(hold)
-        elif not hold.coming:
-            self._guess()
+        self._guess()
         self._sound = True
         try:
             yield Arrivals(partial(self._take, hold))
@@ -303,7 +301,8 @@ class Streamer:
         return asked, present
 
     def _guess(self) -> None:
-        """The disk is idle from here to the next routing: read what that is likely to be."""
+        """Between what this layer needs and the next routing the disk would be idle: let it read
+        then what that is likely to be."""
         guess = self._guesses.choose()
         if guess is None:
             return
@@ -313,7 +312,7 @@ class Streamer:
             absent = [slot < 0 for slot in self._cache.slots_of(layer, experts)]
             experts, chances = list(compress(experts, absent)), list(compress(chances, absent))
         self._cache.pin_all(layer, present)
-        begun = self._reads.start(layer, experts, self._note(), demand=False, chances=chances)
+        begun = self._reads.start(layer, experts, self._note(), Urgency.GUESSED, chances)
         self._guesses.reading(layer, begun.values())
         self._cache.unpin_all(layer, present)
 
@@ -348,11 +347,7 @@ class Streamer:
             if hold.absent:
                 self._start_absent(hold)
             if hold.coming:
-                block = not hold.here
-                if block:
-                    self._guesses.rank()
-                if self._reads.collect(hold, block=block):
-                    self._guess()
+                self._reads.collect(hold, block=not hold.here)
             elif not hold.here:
                 self._reads.make_room()
             if hold.here:
@@ -362,10 +357,10 @@ class Streamer:
         """Start reads for an open hold; its consumed experts give way if it has too many."""
         self._guesses.busy()
         start, note = partial(self._reads.start, hold.layer, hold.absent), self._note()
-        hold.coming.update(start(note, demand=True))
+        hold.coming.update(start(note, Urgency.DEMANDED))
         while hold.absent and hold.yielded and not hold.lasts:
             self._release(hold, [hold.yielded.pop(0)])
-            hold.coming.update(start(note, demand=True))
+            hold.coming.update(start(note, Urgency.DEMANDED))
 
     def _end(self, hold: Hold) -> bool:
         """Leave a hold; False where another hold or an interrupt has ended it already."""

@@ -274,10 +274,12 @@ NB_MODULE(_native, module) {
     // An engine that a program never closes is alive when the interpreter ends; that is no fault.
     nb::set_leak_warnings(false);
     module.doc() =
-        "Native arithmetic and reads; its doors are kernels/cpu.py and stream/direct.py.";
+        "Native arithmetic, reads and cache policy; its doors are kernels/cpu.py, stream/direct.py "
+        "and stream/cache.py.";
 
     bind_products(module);
     bind_decode(module);
+    bind_cache(module);
     module.def("xxh3_64", &xxh3_64, "buffer"_a);
     module.def("touch", &touch, "buffer"_a, "threads"_a);
     module.def("busy_seconds", [] { return std::chrono::duration<double>(busy).count(); });

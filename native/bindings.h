@@ -94,5 +94,6 @@ PlainMatrix plain_of(const AnyMatrix& weight, int weight_type, std::size_t in);
 
 void bind_products(nb::module_& module);
 void bind_decode(nb::module_& module);
+void bind_cache(nb::module_& module);
 
 }  // namespace flashmoe::bindings

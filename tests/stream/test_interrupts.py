@@ -96,7 +96,7 @@ def check_everything(tiny: TinyStore, streamer: Streamer) -> None:
     check(tiny, streamer, 1, list(range(SLOTS)))
     states = [streamer._slots.state(slot) for slot in range(SLOTS)]
     assert states == [State.READY] * SLOTS
-    assert not streamer._cache._pins
+    assert not streamer._cache.pinned
     assert not streamer._reads.tickets and not streamer._reader._requests
 
 

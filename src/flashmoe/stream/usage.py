@@ -1,7 +1,7 @@
 """How often each expert is chosen: counted while a store runs, kept beside it between starts.
 
 Owns the counts, the file ``usage.json`` in the store's directory, and how an older file and a
-newer run become one. Does not own what is done with them (``warmup``, ``forecast``).
+newer run become one. Does not own what is done with them (``warmup``, ``cache``).
 
 The file is a wish, not a part of the store: it is written whole or not at all, whatever is in
 it changes speed and never an answer, and one that is missing, of another store, or nonsense is

@@ -93,41 +93,6 @@ class Cache:
         """The slot of each, or -1; each counts as a use."""
         return self._policy.lookup_all(layer, experts)
 
-    def lookup_all(self, layer: int, experts: Sequence[int]) -> list[int]:
-        """:meth:`lookup` of each in turn; -1 stands for None."""
-        slots = [self.lookup((layer, expert)) for expert in experts]
-        return [-1 if slot is None else slot for slot in slots]
-
-    def slots_of(self, layer: int, experts: Sequence[int]) -> list[int]:
-        """The slot of each expert of a layer, or -1; does not count as a use."""
-        return [self._slot.get((layer, expert), -1) for expert in experts]
-
-    def admit_all(
-        self, layer: int, experts: Sequence[int], chances: Sequence[float] | None = None
-    ) -> list[tuple[int, int, int]]:
-        """:meth:`admit` and :meth:`pin` each in turn, until one gets no slot.
-
-        The slot, and the layer and number of the expert that had to leave it, or -1 and -1.
-        """
-        admitted = []
-        for place, expert in enumerate(experts):
-            admission = self.admit((layer, expert), None if chances is None else chances[place])
-            if admission is None:
-                break
-            self.pin((layer, expert))
-            admitted.append((admission.slot, *(admission.evicted or (-1, -1))))
-        return admitted
-
-    def pin_all(self, layer: int, experts: Sequence[int]) -> None:
-        """:meth:`pin` each."""
-        for expert in experts:
-            self.pin((layer, expert))
-
-    def unpin_all(self, layer: int, experts: Sequence[int]) -> None:
-        """:meth:`unpin` each."""
-        for expert in experts:
-            self.unpin((layer, expert))
-
     def resident(self, layer: int) -> int:
         """How many experts of a layer have a slot."""
         return self._policy.resident(layer)

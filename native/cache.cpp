@@ -3,6 +3,7 @@
 #include "cache.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <limits>
 #include <stdexcept>
@@ -28,6 +29,18 @@ std::string name(Key key) {
 
 std::size_t index(std::int64_t expert) { return static_cast<std::size_t>(expert); }
 
+// Where the least is first; the values are a whole number of kFewest. Lanes of their own, since one
+// running minimum would wait for itself at every step.
+std::size_t least_of(const std::vector<float>& values) {
+    std::array<float, kFewest> lanes;
+    lanes.fill(kOut);
+    for (std::size_t i = 0; i < values.size(); i += kFewest)
+        for (std::size_t lane = 0; lane < kFewest; ++lane)
+            lanes[lane] = values[i + lane] < lanes[lane] ? values[i + lane] : lanes[lane];
+    const float least = *std::min_element(lanes.begin(), lanes.end());
+    return index(std::find(values.begin(), values.end(), least) - values.begin());
+}
+
 }  // namespace
 
 void Cache::Layer::cover(std::size_t expert) {
@@ -44,13 +57,16 @@ void Cache::Layer::cover(std::size_t expert) {
 void Cache::Layer::rank() {
     const float* chances = forecast.chances();
     const std::size_t count = std::min(forecast.size(), keep.size());
-    for (std::size_t i = 0; i < count; ++i) keep[i] = slot[i] >= 0 ? chances[i] : kOut;
+    for (std::size_t i = 0; i < count; ++i) {
+        const float likely = chances[i];  // read in any case: no branch to foretell
+        keep[i] = slot[i] >= 0 ? likely : kOut;
+    }
 }
 
 // The candidate, and the moment of its expected use, or kNobody where there is none.
 double Cache::Layer::choose(std::int64_t layers) {
     if (keep.empty()) return kNobody;
-    candidate = index(std::min_element(keep.begin(), keep.end()) - keep.begin());
+    candidate = least_of(keep);
     chance = static_cast<double>(keep[candidate]);
     if (keep[candidate] == kOut) return kNobody;
     return static_cast<double>(layers + moment) +

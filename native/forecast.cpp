@@ -148,6 +148,7 @@ void Forecast::learn_trust(std::span<const std::int32_t> added) {
 void Forecast::learn(std::span<const std::int32_t> added) {
     if (known_ && gained_) learn_trust(added);
     const bool first = routing_.empty();  // part of this routing
+    const std::size_t count = size();  // a byte written may be anything's, for all compilers know
     for (const std::int32_t expert : before_) {
         std::uint8_t* counts = follows(expert);
         if (first) {
@@ -155,7 +156,7 @@ void Forecast::learn(std::span<const std::int32_t> added) {
             followed = static_cast<std::uint8_t>(followed + kGrain);
             if (followed > kMemory * kGrain) {
                 followed = static_cast<std::uint8_t>(followed >> 1);
-                for (std::size_t j = 0; j < size(); ++j)
+                for (std::size_t j = 0; j < count; ++j)
                     counts[j] = static_cast<std::uint8_t>(counts[j] >> 1);
             }
         }

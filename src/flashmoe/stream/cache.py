@@ -4,9 +4,11 @@ Says who has which slot, who leaves, and which pins keep an expert in place whil
 used. Does not own the slots' bytes (``slots``) or the reads (``streamer``). The policy itself is
 native (``native/cache.h``, and ``native/forecast.h`` for the chance that an expert is chosen),
 since between kernels that stream megabytes the interpreter's own data has left the processor's
-cache; here is its door and what it is bound to. The same calls in the same order always give the
-same answers, so that a routing log replays to the hit rate of the run that wrote it; nearly so
-where experts were guessed, since a wrong guess takes a slot and depends on the disk's timing.
+cache (E26 in docs/EXPERIMENTS.md); here are its door and the rules it follows.
+
+The same calls in the same order always give the same answers, so that a routing log replays to the
+hit rate of the run that wrote it; nearly so where experts were guessed, since a wrong guess takes a
+slot and depends on the disk's timing.
 
 A token visits the layers in turn, so an expert can be used again only when its layer comes
 round. Who leaves is the expert whose use is expected farthest ahead, in visits of layers:

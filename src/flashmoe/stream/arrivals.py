@@ -1,11 +1,12 @@
 """What a hold yields: experts, in memory first, then as they arrive, one by one or in batches.
 
-Owns the interface alone; the order and the waiting are the streamer's.
+Owns the interface alone; the order, the waiting and the end are the streamer's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import TracebackType
 
 from flashmoe.quant import Expert
 
@@ -16,10 +17,27 @@ _ALL = 1 << 30
 
 
 class Arrivals(Iterator[tuple[int, Expert]]):
-    """Yields (id, expert). ``take`` gives up to so many, waiting for one; none at the end."""
+    """Yields (id, expert), in the block of a ``with``.
 
-    def __init__(self, take: Callable[[int], Batch]) -> None:
+    ``take`` gives up to so many, waiting for one; none at the end. ``end`` is called when the
+    block is left, and tells whether it was still open.
+    """
+
+    def __init__(self, take: Callable[[int], Batch], end: Callable[[], bool]) -> None:
         self._take = take
+        self._end = end
+
+    def __enter__(self) -> Arrivals:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._end() and kind is None:
+            raise RuntimeError("this hold was ended by another; holds do not nest")
 
     def __next__(self) -> tuple[int, Expert]:
         for arrived in self._take(1):

@@ -18,8 +18,7 @@ a hold that was never left, believes nothing: all reads are ended and all slots 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from itertools import compress
 
@@ -144,9 +143,10 @@ class Streamer:
         else:
             self._guesses.forget()
 
-    @contextmanager
-    def hold(self, layer: int, ids: Array) -> Iterator[Arrivals]:
-        """Yield (id, expert) for each distinct id of ``ids`` (any shape), once, in any order.
+    def hold(self, layer: int, ids: Array) -> Arrivals:
+        """Keep the experts of a routing, ids (any shape), while a ``with`` block uses them.
+
+        Yields (id, expert) for each distinct id, once, in any order.
 
         The arrays of an expert are read-only views of a slot. How long their bytes stay is
         decided by the number of distinct ids: up to twice what one token chooses (and as many as
@@ -172,13 +172,7 @@ class Streamer:
             self._start_absent(hold)
         self._guess()
         self._sound = True
-        try:
-            yield Arrivals(partial(self._take, hold))
-        except BaseException:
-            self._end(hold)
-            raise
-        if not self._end(hold):
-            raise RuntimeError("this hold was ended by another; holds do not nest")
+        return Arrivals(partial(self._take, hold), partial(self._end, hold))
 
     @property
     def slots(self) -> int:

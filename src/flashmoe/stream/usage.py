@@ -60,7 +60,7 @@ class Usage:
     def note(self, layer: int, ids: Array) -> None:
         """A layer has chosen ``ids`` (T, k) for T tokens; a vector is one token's."""
         waiting = self._waiting[layer]
-        waiting.extend(ids.ravel().tolist())
+        waiting += ids.ravel().tolist()
         if not layer:
             self.tokens += len(ids) if ids.ndim > 1 else 1
         if len(waiting) > _MANY:

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dispatch.h"
@@ -91,6 +92,16 @@ AffineMatrix affine_of(const Array<const std::uint32_t, nb::ndim<2>>& weight,
                        int scales_type, std::size_t in);
 
 PlainMatrix plain_of(const AnyMatrix& weight, int weight_type, std::size_t in);
+
+// A matrix of `in` inputs from the tuple of its arguments. The tuple keeps its arrays alive.
+Matrix matrix_of(const nb::tuple& parts, std::size_t in);
+
+struct MatrixHandle {
+    MatrixHandle(nb::tuple arrays, std::size_t in)
+        : parts(std::move(arrays)), matrix(matrix_of(parts, in)) {}
+    nb::tuple parts;
+    Matrix matrix;
+};
 
 void bind_products(nb::module_& module);
 void bind_decode(nb::module_& module);

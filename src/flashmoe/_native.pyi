@@ -69,12 +69,15 @@ def project(
 def swiglu(
     x: npt.NDArray[np.float32],
     expert: Expert,
-    gate: npt.NDArray[np.float32] | None,
+    gate: Matrix | None,
     y: npt.NDArray[np.float32],
     threads: int,
     instruction_set: str = "",
 ) -> None:
-    """Write ``y = down(silu(gate(x)) * up(x))``, times sigmoid(gate (T, 1)): x, y (T, hidden)."""
+    """Write ``y = down(silu(gate(x)) * up(x))``, times sigmoid(gate(x)): x, y (T, hidden).
+
+    The last gate is a matrix of its own, (1, hidden).
+    """
 
 def experts(
     x: npt.NDArray[np.float32],
@@ -116,6 +119,13 @@ def route(
 ) -> None:
     """Write the largest of logits (T, count), best first, and their softmax: (T, top) each."""
 
+class Block:
+    """What surrounds a mixer: its norm (copied), the matrices before and after it."""
+
+    def __init__(
+        self, norm: npt.NDArray[np.float32], eps: float, inputs: list[Matrix], out: Matrix
+    ) -> None: ...
+
 class DeltaNet:
     """The small weights of a gated delta net, copied; formula in native/decode.h."""
 
@@ -146,6 +156,19 @@ class DeltaNet:
         instruction_set: str = "",
     ) -> None:
         """One token; writes y and the new state, which is not the old one's memory."""
+    def block(
+        self,
+        x: npt.NDArray[np.float32],
+        block: Block,
+        conv_in: npt.NDArray[np.float32],
+        delta_in: npt.NDArray[np.float32],
+        conv_out: npt.NDArray[np.float32],
+        delta_out: npt.NDArray[np.float32],
+        y: npt.NDArray[np.float32],
+        threads: int,
+        instruction_set: str = "",
+    ) -> None:
+        """Write ``y = x + out(step(inputs(norm(x))))`` for one token, x and y (1, hidden)."""
 
 class KeyValues:
     """Keys and values of a layer, (kv_heads, context, dim), kept alive.
@@ -190,6 +213,19 @@ class Attention:
         instruction_set: str = "",
     ) -> None:
         """One token at ``position``; its key and value are written there, then attended to."""
+    def block(
+        self,
+        x: npt.NDArray[np.float32],
+        block: Block,
+        cos: npt.NDArray[np.float32],
+        sin: npt.NDArray[np.float32],
+        kv: KeyValues,
+        position: int,
+        y: npt.NDArray[np.float32],
+        threads: int,
+        instruction_set: str = "",
+    ) -> None:
+        """Write ``y = x + out(step(inputs(norm(x))))`` for one token, x and y (1, hidden)."""
 
 def instruction_sets() -> list[str]:
     """Names of the sets of kernels that this machine executes, the best first.

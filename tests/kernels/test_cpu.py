@@ -195,10 +195,15 @@ def test_products_of_one_input_are_those_of_each(kind):
 def test_the_gate_of_a_resident_expert_is_a_sigmoid():
     rng = np.random.default_rng(15)
     expert, x = an_expert(rng, [Affine(4, 32)] * 3), rng.standard_normal((3, 192), np.float32)
-    gate = np.array([[-90.0], [0.0], [2.0]], np.float32)
-    got = kernels.choose("cpu", "float32", 2).swiglu(x, expert, gate)
-    wanted = reference.swiglu(x.astype(np.float64), expert, gate.astype(np.float64))
-    assert close(got, wanted) and np.abs(got[0]).max() < 1e-30
+    gate = stored(rng, Affine(8, 32), 1, 192)
+    table = kernels.choose("cpu", "float32", 2)
+    got = table.swiglu(x, expert, gate)
+    assert close(got, reference.swiglu(x.astype(np.float64), expert, gate))
+    plain = table.swiglu(x, expert)
+    apart = plain * reference.sigmoid(table.matmul(x, gate))
+    assert close(got, apart) and not close(got, plain)
+    with pytest.raises(ValueError, match="gate"):
+        table.swiglu(x, expert, stored(rng, Affine(8, 32), 2, 192))
 
 
 def test_a_handle_goes_with_its_matrix():

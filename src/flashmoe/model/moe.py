@@ -67,7 +67,6 @@ class MixtureOfExperts:
         """The always-active expert under its own sigmoid gate; zero where there is none."""
         if not self.shape.shared_intermediate:
             return np.zeros_like(x)
-        gate = self.kernels.matmul(x, self.shared_expert_gate)
-        y = self.kernels.swiglu(x, self.shared_expert, gate)
+        y = self.kernels.swiglu(x, self.shared_expert, self.shared_expert_gate)
         self.observer.ended(self.layer, "shared")
         return y

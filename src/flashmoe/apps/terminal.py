@@ -6,6 +6,7 @@ named; a reader that went away (BrokenPipeError) passes through, for the host to
 
 from __future__ import annotations
 
+import _thread
 import errno
 import logging
 import signal
@@ -33,9 +34,21 @@ def _writing(name: str) -> Iterator[None]:
 
 
 def take_interrupts() -> None:
-    """From here on Ctrl-C is a KeyboardInterrupt, and the command ends in an orderly way."""
+    """From here on Ctrl-C is a KeyboardInterrupt, and the command ends in an orderly way.
+
+    One that comes while a finalizer or a callback from C runs, where Python prints an exception
+    and goes on, comes once more.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = _interrupt_again
+
+
+def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        _thread.interrupt_main()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def write(text: str) -> None:

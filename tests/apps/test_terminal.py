@@ -1,0 +1,42 @@
+"""Interrupts: none is lost where Python cannot raise it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import pytest
+
+from flashmoe.apps import terminal
+
+
+@pytest.fixture
+def interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    before = signal.getsignal(signal.SIGINT)
+    yield terminal.take_interrupts()
+    signal.signal(signal.SIGINT, before)
+
+
+class Finalized:
+    """Whose end raises."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __del__(self) -> None:
+        raise self.error
+
+
+def test_one_in_a_finalizer_comes_again(interrupts: None) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Finalized(KeyboardInterrupt())
+        for _ in range(1000):
+            pass
+
+
+def test_other_errors_there_are_told_as_ever(
+    interrupts: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Finalized(ValueError("not ours"))
+    assert "ValueError: not ours" in capsys.readouterr().err

@@ -6,9 +6,9 @@ named; a reader that went away (BrokenPipeError) passes through, for the host to
 
 from __future__ import annotations
 
-import _thread
 import errno
 import logging
+import os
 import signal
 import sys
 import threading
@@ -21,6 +21,10 @@ from flashmoe.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+
+AGAIN_S = 0.01
+"""After so long an interrupt that was lost comes once more."""
 
 
 @contextmanager
@@ -46,7 +50,8 @@ def take_interrupts() -> None:
 
 def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
     if issubclass(lost.exc_type, KeyboardInterrupt):
-        _thread.interrupt_main()
+        # Not from here: it would be raised in this very function, and be lost as well.
+        threading.Timer(AGAIN_S, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(lost)
 

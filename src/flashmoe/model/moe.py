@@ -60,8 +60,8 @@ class MixtureOfExperts:
         hidden) first. Unlike :meth:`route` it may be told an ``x`` that is not final."""
         if self.shape.router == "all":
             return np.arange(self.shape.count)
-        logits = self.kernels.matmul(x, self.gate)[0]
-        return np.argsort(-logits)[: WIDTH * self.shape.top_k]
+        count = min(WIDTH * self.shape.top_k, self.shape.count)
+        return self.kernels.route(self.kernels.matmul(x, self.gate), count, False)[0][0]
 
     def shared(self, x: Array) -> Array:
         """The always-active expert under its own sigmoid gate; zero where there is none."""

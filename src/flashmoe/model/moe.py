@@ -61,7 +61,8 @@ class MixtureOfExperts:
         if self.shape.router == "all":
             return np.arange(self.shape.count)
         count = min(WIDTH * self.shape.top_k, self.shape.count)
-        return self.kernels.route(self.kernels.matmul(x, self.gate), count, False)[0][0]
+        ids, _ = self.kernels.route(self.kernels.matmul(x, self.gate), count, False)
+        return ids.ravel()
 
     def shared(self, x: Array) -> Array:
         """The always-active expert under its own sigmoid gate; zero where there is none."""

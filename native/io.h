@@ -73,10 +73,6 @@ namespace flashmoe {
 // everywhere, so that a store which works through the page cache works without it.
 constexpr std::size_t kAlignmentBytes = 4096;
 
-// So many reads under way, other than of guessed requests, hold guessed ones up no more: the last
-// of several would else be read alone, which is slower on every drive.
-constexpr std::size_t kTail = 1;
-
 // After the last other request, idle ones wait so long; longer than a layer of decoding.
 constexpr std::chrono::milliseconds kCalm{50};
 

@@ -198,7 +198,7 @@ void Reader::wait_for_work(Lane& lane, std::unique_lock<std::mutex>& lock) {
 
 bool Reader::Lane::takes_guessed() const {
     return count(State::demanded) + count(State::hinted) == 0 &&
-           count(State::reading) - reading_idle - reading_guessed <= kTail;
+           count(State::reading) == reading_idle + reading_guessed;
 }
 
 bool Reader::Lane::takes_idle() const {
@@ -209,7 +209,6 @@ bool Reader::Lane::takes_idle() const {
 void Reader::Lane::began(State queue) {
     if (queue == State::idle) ++reading_idle;
     if (queue == State::guessed) ++reading_guessed;
-    rouse();  // it may have been the last that guessed ones waited for
 }
 
 void Reader::Lane::ended(State queue) {

@@ -73,6 +73,16 @@ def test_guessing_stops_where_it_costs_more_than_was_ever_waited() -> None:
     assert policy.pays(1)
 
 
+def test_a_cost_from_a_bad_moment_is_measured_again() -> None:
+    policy = Prefetch(1, TOP_K)
+    policy.waited(0, 0.3, 0)
+    policy.cost(50.0)
+    assert not policy.pays(0)
+    assert any(policy.pays(0) for _ in range(100))
+    policy.cost(0.05)
+    assert policy.pays(0)
+
+
 def test_reads_that_guesses_have_spared_count_as_waiting() -> None:
     policy = Prefetch(1, TOP_K)
     policy.cost(0.05)

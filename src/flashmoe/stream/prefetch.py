@@ -26,6 +26,7 @@ RATE = 0.05
 """Share of each new measurement in a running mean."""
 
 _FIRST = 2  # reads a layer before anything has been measured
+_RETRY = 64  # layers for which guessing does not pay
 _GAIN = 1.5  # what guessing could save must exceed its own time so many times
 
 
@@ -39,13 +40,21 @@ class Prefetch:
         self._waited_ms: list[float | None] = [None] * layers
         self._read_ms: float | None = None
         self._cost_ms = 0.0
+        self._refused = 0
         self._candidates: dict[int, int] = {}  # rank by expert, of those absent when guessed
         self._layer = -1  # that they belong to
 
     def pays(self, layer: int) -> bool:
-        """Whether guessing costs less time than the waiting for this layer that it could save."""
+        """Whether guessing costs less time than the waiting for this layer that it could save.
+
+        Now and then it is tried although it does not: what it costs is known from trying alone,
+        and one bad moment must not end it for good.
+        """
         waited = self._waited_ms[layer]
-        return waited is None or waited > _GAIN * self._cost_ms
+        if waited is None or waited > _GAIN * self._cost_ms:
+            return True
+        self._refused += 1
+        return self._refused % _RETRY == 0
 
     def choose(self, layer: int, ranked: Sequence[int], present: Sequence[bool]) -> list[int]:
         """The absent experts to read, best first; ``ranked`` has the likeliest first."""
@@ -94,8 +103,8 @@ class Prefetch:
         self._read_ms = _mean(self._read_ms, ms)
 
     def cost(self, ms: float) -> None:
-        """So much time a guess has taken from the arithmetic."""
-        self._cost_ms = _mean(self._cost_ms or None, ms)
+        """So much time a guess has taken from the arithmetic; less is believed at once."""
+        self._cost_ms = min(ms, _mean(self._cost_ms or None, ms))
 
 
 def _mean(before: float | None, value: float) -> float:

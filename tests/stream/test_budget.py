@@ -215,7 +215,9 @@ def test_every_session_has_its_own_timeline(tiny: TinyStore) -> None:
     assert three.kv_bytes == 3 * one.kv_bytes
     assert (one.state_bytes, three.state_bytes) == (2 * state, 6 * state)  # and a rewind's
     copied = sizes.array_bytes(tiny.store.shape, 4096, 4)
-    assert three.scratch_bytes == one.scratch_bytes + copied  # saved while another has a pass
+    # A timeline is saved while another has a pass; and each has a reply of its own.
+    replies = 2 * sizes.REPLY_FLOATS * tiny.store.shape.vocabulary * 8
+    assert three.scratch_bytes == one.scratch_bytes + copied + replies
 
 
 def test_fewer_sessions_are_offered_where_they_help(tiny: TinyStore) -> None:

@@ -16,10 +16,13 @@
 #include <cerrno>
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <system_error>
 #include <tuple>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "checksum.h"
@@ -106,19 +109,35 @@ public:
         return ticket;
     }
 
-    std::vector<Ticket> submit_all(int file, const std::vector<std::uint64_t>& offsets,
-                                   const std::vector<Destination>& destinations,
-                                   const std::vector<std::uint64_t>& checksums, bool demand) {
-        require(offsets.size() == destinations.size() && offsets.size() == checksums.size(),
-                "a batch needs an offset, a destination and a checksum a read");
-        std::vector<Reader::Read> reads;
-        for (std::size_t i = 0; i < offsets.size(); ++i)
-            reads.push_back(
-                {offsets[i], {destinations[i].data(), destinations[i].size()}, checksums[i]});
-        const std::vector<Ticket> tickets = reader_->submit_all(file, reads, demand);
-        for (std::size_t i = 0; i < tickets.size(); ++i)
-            destinations_.emplace(tickets[i], destinations[i]);
-        return tickets;
+    // Where the records of a file lie: r at begin + r * size, with that checksum.
+    void describe(int file, std::uint64_t begin, std::uint64_t size,
+                  std::vector<std::uint64_t> checksums) {
+        if (file < 0) throw nb::index_error("a file index is never negative");
+        const auto index = static_cast<std::size_t>(file);
+        if (tables_.size() <= index) tables_.resize(index + 1);
+        tables_[index] = {begin, size, std::move(checksums)};
+    }
+
+    // Records go into slots: slot s is the slot_bytes at s * slot_bytes of the arena.
+    void into(const Destination& arena, std::uint64_t slot_bytes) {
+        require(slot_bytes != 0 && arena.size() % slot_bytes == 0, "an arena is of whole slots");
+        arena_ = arena;
+        slot_bytes_ = slot_bytes;
+    }
+
+    // The ticket of the first; those that follow have the next numbers.
+    Ticket submit_records(int file, const std::vector<std::size_t>& records,
+                          const std::vector<std::size_t>& slots, int urgency) {
+        require(urgency >= 0 && urgency <= 2, "urgency is 0 (demanded), 1 (hinted) or 2 (guessed)");
+        const std::vector<Reader::Read> reads = reads_of(file, records, slots);
+        require(!reads.empty(), "there is nothing to be read");
+        const Counted counted;
+        return reader_->submit_all(file, reads, static_cast<Urgency>(urgency)).front();
+    }
+
+    Ticket submit_idle_record(int file, std::size_t record, std::size_t slot) {
+        const Reader::Read read = reads_of(file, {record}, {slot}).front();
+        return reader_->submit_idle(file, read.offset, read.destination, read.checksum);
     }
 
     Ticket submit_idle(int file, std::uint64_t offset, const Destination& destination,
@@ -158,20 +177,23 @@ public:
         return reader_->wait_any(tickets);
     }
 
-    std::vector<Landed> collect(std::vector<Ticket> tickets, bool block) {
-        std::vector<Landed> landed;
+    // The tickets of those that were read well, in the order of finishing, and the others.
+    std::pair<std::vector<Ticket>, std::vector<Landed>> collect(std::vector<Ticket> tickets,
+                                                                bool block) {
+        std::pair<std::vector<Ticket>, std::vector<Landed>> landed;
+        std::vector<flashmoe::Finished> finished;
         {
             const NativeWork working;
-            if (block) static_cast<void>(reader_->wait_any(tickets));
-            std::erase_if(tickets, [this](Ticket ticket) { return !reader_->done(ticket); });
-            while (!tickets.empty()) {
-                const Ticket first = reader_->wait_any(tickets);
-                const flashmoe::ReadStatus status = reader_->wait(first);
-                landed.emplace_back(first, static_cast<int>(status.code), status.detail);
-                std::erase(tickets, first);
-            }
+            finished = reader_->collect(tickets, block);
         }
-        for (const Landed& read : landed) destinations_.erase(std::get<0>(read));
+        for (const flashmoe::Finished& read : finished) {
+            destinations_.erase(read.ticket);
+            if (read.status.code == ReadCode::ok)
+                landed.first.push_back(read.ticket);
+            else
+                landed.second.emplace_back(read.ticket, static_cast<int>(read.status.code),
+                                           read.status.detail);
+        }
         return landed;
     }
 
@@ -208,9 +230,38 @@ public:
             reader_->close();
         }
         destinations_.clear();  // no thread is left to write to them, and none is accepted
+        arena_.reset();
     }
 
 private:
+    struct Table {
+        std::uint64_t begin = 0, size = 0;
+        std::vector<std::uint64_t> checksums;
+    };
+
+    std::vector<Reader::Read> reads_of(int file, const std::vector<std::size_t>& records,
+                                       const std::vector<std::size_t>& slots) const {
+        if (!arena_) throw std::runtime_error("the reader is closed, or has no slots");
+        const auto index = static_cast<std::size_t>(file);
+        require(file >= 0 && index < tables_.size(), "the records of this file were not described");
+        require(records.size() == slots.size(), "every record needs a slot");
+        const Table& table = tables_[index];
+        require(table.size <= slot_bytes_, "a record is larger than a slot");
+        std::vector<Reader::Read> reads;
+        reads.reserve(records.size());
+        for (std::size_t i = 0; i < records.size(); ++i) {
+            require(records[i] < table.checksums.size(), "the file has no such record");
+            require(slots[i] < arena_->size() / slot_bytes_, "there is no such slot");
+            reads.push_back({table.begin + records[i] * table.size,
+                             {arena_->data() + slots[i] * slot_bytes_, table.size},
+                             table.checksums[records[i]]});
+        }
+        return reads;
+    }
+
+    std::vector<Table> tables_;  // by file
+    std::optional<Destination> arena_;
+    std::uint64_t slot_bytes_ = 0;
     std::unordered_map<Ticket, Destination> destinations_;
     std::unique_ptr<Reader> reader_;
 };
@@ -223,10 +274,12 @@ NB_MODULE(_native, module) {
     // An engine that a program never closes is alive when the interpreter ends; that is no fault.
     nb::set_leak_warnings(false);
     module.doc() =
-        "Native arithmetic and reads; its doors are kernels/cpu.py and stream/direct.py.";
+        "Native arithmetic, reads and cache policy; its doors are kernels/cpu.py, stream/direct.py "
+        "and stream/cache.py.";
 
     bind_products(module);
     bind_decode(module);
+    bind_cache(module);
     module.def("xxh3_64", &xxh3_64, "buffer"_a);
     module.def("touch", &touch, "buffer"_a, "threads"_a);
     module.def("busy_seconds", [] { return std::chrono::duration<double>(busy).count(); });
@@ -239,8 +292,12 @@ NB_MODULE(_native, module) {
         .def("combine", &PythonReader::combine, "begin"_a, "stride"_a, "records"_a)
         .def("submit", &PythonReader::submit, "file"_a, "offset"_a, "destination"_a.noconvert(),
              "checksum"_a, "demand"_a)
-        .def("submit_all", &PythonReader::submit_all, "file"_a, "offsets"_a, "destinations"_a,
-             "checksums"_a, "demand"_a)
+        .def("describe", &PythonReader::describe, "file"_a, "begin"_a, "size"_a, "checksums"_a)
+        .def("into", &PythonReader::into, "arena"_a.noconvert(), "slot_bytes"_a)
+        .def("submit_records", &PythonReader::submit_records, "file"_a, "records"_a, "slots"_a,
+             "urgency"_a)
+        .def("submit_idle_record", &PythonReader::submit_idle_record, "file"_a, "record"_a,
+             "slot"_a)
         .def("submit_idle", &PythonReader::submit_idle, "file"_a, "offset"_a,
              "destination"_a.noconvert(), "checksum"_a)
         .def("promote", &PythonReader::promote, "ticket"_a)

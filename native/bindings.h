@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dispatch.h"
@@ -36,16 +37,21 @@ using AnyMatrix = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu
 // Time that this thread has spent in native code since it began, waiting for reads included.
 inline thread_local std::chrono::nanoseconds busy{0};
 
-// Lets other Python threads run, and counts the time until it goes.
-class NativeWork {
+// Counts the time until it goes.
+class Counted {
 public:
-    NativeWork() : began_(std::chrono::steady_clock::now()) {}
-    ~NativeWork() { busy += std::chrono::steady_clock::now() - began_; }
-    NativeWork(const NativeWork&) = delete;
-    NativeWork& operator=(const NativeWork&) = delete;
+    Counted() : began_(std::chrono::steady_clock::now()) {}
+    ~Counted() { busy += std::chrono::steady_clock::now() - began_; }
+    Counted(const Counted&) = delete;
+    Counted& operator=(const Counted&) = delete;
 
 private:
     std::chrono::steady_clock::time_point began_;
+};
+
+// The same, and lets other Python threads run meanwhile.
+class NativeWork {
+    Counted counted_;
     nb::gil_scoped_release released_;
 };
 
@@ -87,7 +93,18 @@ AffineMatrix affine_of(const Array<const std::uint32_t, nb::ndim<2>>& weight,
 
 PlainMatrix plain_of(const AnyMatrix& weight, int weight_type, std::size_t in);
 
+// A matrix of `in` inputs from the tuple of its arguments. The tuple keeps its arrays alive.
+Matrix matrix_of(const nb::tuple& parts, std::size_t in);
+
+struct MatrixHandle {
+    MatrixHandle(nb::tuple arrays, std::size_t in)
+        : parts(std::move(arrays)), matrix(matrix_of(parts, in)) {}
+    nb::tuple parts;
+    Matrix matrix;
+};
+
 void bind_products(nb::module_& module);
 void bind_decode(nb::module_& module);
+void bind_cache(nb::module_& module);
 
 }  // namespace flashmoe::bindings

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "block.h"
 
 namespace flashmoe::bindings {
 namespace {
@@ -54,6 +55,42 @@ void route(const ConstMatrix32& logits, bool renormalize,
     decode_of(set).route(logits.data(), rows, count, top, renormalize, ids.data(), into);
 }
 
+// Keeps the weights of a block alive. Its mixer is given with each call.
+class BlockHandle {
+public:
+    BlockHandle(const ConstFloats& norm, float eps, const nb::list& inputs, const MatrixHandle& out)
+        : parts_(nb::make_tuple(nb::tuple(inputs), out.parts)),
+          norm_(copied(norm, out_of(out.matrix), "norm must be (hidden)")),
+          block_{norm_.data(), eps, {}, out.matrix} {
+        for (const nb::handle each : inputs) {
+            block_.inputs.push_back(nb::cast<const MatrixHandle&>(each).matrix);
+            require(in_of(block_.inputs.back()) == block_.hidden(), "inputs must take hidden");
+        }
+    }
+    BlockHandle(const BlockHandle&) = delete;
+    BlockHandle& operator=(const BlockHandle&) = delete;
+
+    // `widths` of its inputs and `mixed` of its mixer's result are those that the mixer has.
+    void run(const InstructionSet& set, const ConstFloats& x,
+             const std::vector<std::size_t>& widths, std::size_t mixed, const Mixer& mixer,
+             const Floats& y, int threads) const {
+        bool fits = widths.size() == block_.inputs.size() && mixed == in_of(block_.out);
+        for (std::size_t i = 0; fits && i < widths.size(); ++i)
+            fits = widths[i] == out_of(block_.inputs[i]);
+        require(fits, "this block is another mixer's");
+        const float* from = floats_of(x, block_.hidden(), "x must be (hidden)");
+        float* into = floats_of(y, block_.hidden(), "y must be (hidden)");
+        require(from != into, "y must not overwrite x");
+        const NativeWork working;
+        residual(set, block_, from, mixer, into, threads);
+    }
+
+private:
+    nb::tuple parts_;
+    std::vector<float> norm_;
+    Block block_;
+};
+
 class DeltaNet {
 public:
     DeltaNet(std::int64_t key_heads, std::int64_t value_heads, std::int64_t key_dim,
@@ -87,30 +124,57 @@ public:
               const std::string& set_name) const {
         require_threads(threads);
         const InstructionSet& set = set_of(set_name);
-        DeltaStep s = step_;
+        DeltaStep s = on(conv_in, delta_in, conv_out, delta_out);
         const std::size_t values = s.value_heads * s.value_dim;
-        const std::size_t past = (s.taps - 1) * s.channels(), state = values * s.key_dim;
-        s.conv = conv_.data();
-        s.decay = decay_.data();
-        s.dt_bias = dt_bias_.data();
-        s.norm = norm_.data();
         s.qkv = floats_of(qkv, s.channels(), "qkv must be (channels)");
         s.z = floats_of(z, values, "z must be (value heads, value dim)");
         s.b = floats_of(b, s.value_heads, "b must be (value heads)");
         s.a = floats_of(a, s.value_heads, "a must be (value heads)");
+        s.y = floats_of(y, values, "y must be (value heads, value dim)");
+        const NativeWork working;
+        gated_delta(set, s, threads);
+    }
+
+    void block(const ConstFloats& x, const BlockHandle& block, const ConstFloats& conv_in,
+               const ConstFloats& delta_in, const Floats& conv_out, const Floats& delta_out,
+               const Floats& y, int threads, const std::string& set_name) const {
+        require_threads(threads);
+        const InstructionSet& set = set_of(set_name);
+        DeltaStep s = on(conv_in, delta_in, conv_out, delta_out);
+        const std::size_t values = s.value_heads * s.value_dim;
+        const auto mixer = [&](const std::vector<const float*>& inputs, float* mixed) {
+            s.qkv = inputs[0];
+            s.z = inputs[1];
+            s.b = inputs[2];
+            s.a = inputs[3];
+            s.y = mixed;
+            gated_delta(set, s, threads);
+        };
+        block.run(set, x, {s.channels(), values, s.value_heads, s.value_heads}, values, mixer, y,
+                  threads);
+    }
+
+private:
+    // A step with its weights and state, but without its inputs.
+    DeltaStep on(const ConstFloats& conv_in, const ConstFloats& delta_in, const Floats& conv_out,
+                 const Floats& delta_out) const {
+        DeltaStep s = step_;
+        const std::size_t past = (s.taps - 1) * s.channels();
+        const std::size_t state = s.value_heads * s.value_dim * s.key_dim;
+        s.conv = conv_.data();
+        s.decay = decay_.data();
+        s.dt_bias = dt_bias_.data();
+        s.norm = norm_.data();
         s.conv_in = floats_of(conv_in, past, "conv must be (taps - 1, channels)");
         s.conv_out = floats_of(conv_out, past, "conv must be (taps - 1, channels)");
         s.delta_in = floats_of(delta_in, state, "delta must be (value heads, key dim, value dim)");
         s.delta_out =
             floats_of(delta_out, state, "delta must be (value heads, key dim, value dim)");
-        s.y = floats_of(y, values, "y must be (value heads, value dim)");
         require(s.delta_in != s.delta_out && (past == 0 || s.conv_in != s.conv_out),
                 "the new state must not overwrite the old one");
-        const NativeWork working;
-        gated_delta(set, s, threads);
+        return s;
     }
 
-private:
     DeltaStep step_;
     std::vector<float> conv_, decay_, dt_bias_, norm_;
 };
@@ -181,6 +245,36 @@ public:
               const std::string& set_name) const {
         require_threads(threads);
         const InstructionSet& set = set_of(set_name);
+        AttendStep s = on(cos, sin, kv, position);
+        s.q = floats_of(q, s.heads * dim_ * (s.gated ? 2 : 1), "q must be (heads, dim or 2 dim)");
+        s.k = floats_of(k, kv_heads_ * dim_, "k must be (kv heads, dim)");
+        s.v = floats_of(v, kv_heads_ * dim_, "v must be (kv heads, dim)");
+        s.y = floats_of(y, s.heads * dim_, "y must be (heads, dim)");
+        const NativeWork working;
+        attend(set, s, threads);
+    }
+
+    void block(const ConstFloats& x, const BlockHandle& block, const ConstFloats& cos,
+               const ConstFloats& sin, const KeyValueHandle& kv, std::int64_t position,
+               const Floats& y, int threads, const std::string& set_name) const {
+        require_threads(threads);
+        const InstructionSet& set = set_of(set_name);
+        AttendStep s = on(cos, sin, kv, position);
+        const std::size_t queries = s.heads * dim_, keys = kv_heads_ * dim_;
+        const auto mixer = [&](const std::vector<const float*>& inputs, float* mixed) {
+            s.q = inputs[0];
+            s.k = inputs[1];
+            s.v = inputs[2];
+            s.y = mixed;
+            attend(set, s, threads);
+        };
+        block.run(set, x, {queries * (s.gated ? 2 : 1), keys, keys}, queries, mixer, y, threads);
+    }
+
+private:
+    // A step with its weights and state, but without its inputs.
+    AttendStep on(const ConstFloats& cos, const ConstFloats& sin, const KeyValueHandle& kv,
+                  std::int64_t position) const {
         AttendStep s = step_;
         s.kv = *kv;
         require(s.kv.heads == kv_heads_ && s.kv.dim == dim_, "these keys are another layer's");
@@ -189,17 +283,11 @@ public:
         s.position = static_cast<std::size_t>(position);
         s.q_norm = q_norm_.empty() ? nullptr : q_norm_.data();
         s.k_norm = k_norm_.empty() ? nullptr : k_norm_.data();
-        s.q = floats_of(q, s.heads * dim_ * (s.gated ? 2 : 1), "q must be (heads, dim or 2 dim)");
-        s.k = floats_of(k, kv_heads_ * dim_, "k must be (kv heads, dim)");
-        s.v = floats_of(v, kv_heads_ * dim_, "v must be (kv heads, dim)");
         s.cos = floats_of(cos, s.rope_dims / 2, "cos must be (rope dims / 2)");
         s.sin = floats_of(sin, s.rope_dims / 2, "sin must be (rope dims / 2)");
-        s.y = floats_of(y, s.heads * dim_, "y must be (heads, dim)");
-        const NativeWork working;
-        attend(set, s, threads);
+        return s;
     }
 
-private:
     AttendStep step_;
     std::size_t kv_heads_, dim_;
     std::vector<float> q_norm_, k_norm_;
@@ -212,6 +300,9 @@ void bind_decode(nb::module_& module) {
                "y"_a.noconvert(), "instruction_set"_a = "");
     module.def("route", &route, "logits"_a.noconvert(), "renormalize"_a, "ids"_a.noconvert(),
                "weights"_a.noconvert(), "instruction_set"_a = "");
+    nb::class_<BlockHandle>(module, "Block")
+        .def(nb::init<const ConstFloats&, float, const nb::list&, const MatrixHandle&>(),
+             "norm"_a.noconvert(), "eps"_a, "inputs"_a, "out"_a);
     nb::class_<DeltaNet>(module, "DeltaNet")
         .def(nb::init<std::int64_t, std::int64_t, std::int64_t, std::int64_t, const ConstMatrix32&,
                       const ConstFloats&, const ConstFloats&, const ConstFloats&, float>(),
@@ -220,7 +311,10 @@ void bind_decode(nb::module_& module) {
         .def("step", &DeltaNet::step, "qkv"_a.noconvert(), "z"_a.noconvert(), "b"_a.noconvert(),
              "a"_a.noconvert(), "conv_in"_a.noconvert(), "delta_in"_a.noconvert(),
              "conv_out"_a.noconvert(), "delta_out"_a.noconvert(), "y"_a.noconvert(), "threads"_a,
-             "instruction_set"_a = "");
+             "instruction_set"_a = "")
+        .def("block", &DeltaNet::block, "x"_a.noconvert(), "block"_a, "conv_in"_a.noconvert(),
+             "delta_in"_a.noconvert(), "conv_out"_a.noconvert(), "delta_out"_a.noconvert(),
+             "y"_a.noconvert(), "threads"_a, "instruction_set"_a = "");
     nb::class_<KeyValueHandle>(module, "KeyValues")
         .def(nb::init<int, const KeyValueHandle::Rows&, const KeyValueHandle::Rows&,
                       const std::optional<Matrix32>&, const std::optional<Matrix32>&>(),
@@ -234,7 +328,10 @@ void bind_decode(nb::module_& module) {
             "q_norm"_a.noconvert().none(), "k_norm"_a.noconvert().none(), "eps"_a)
         .def("step", &Attention::step, "q"_a.noconvert(), "k"_a.noconvert(), "v"_a.noconvert(),
              "cos"_a.noconvert(), "sin"_a.noconvert(), "kv"_a, "position"_a, "y"_a.noconvert(),
-             "threads"_a, "instruction_set"_a = "");
+             "threads"_a, "instruction_set"_a = "")
+        .def("block", &Attention::block, "x"_a.noconvert(), "block"_a, "cos"_a.noconvert(),
+             "sin"_a.noconvert(), "kv"_a, "position"_a, "y"_a.noconvert(), "threads"_a,
+             "instruction_set"_a = "");
 }
 
 }  // namespace flashmoe::bindings

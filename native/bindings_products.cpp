@@ -2,10 +2,7 @@
 //
 // A handle is made once: it holds the checked description of its arrays, and keeps them alive.
 
-#include <nanobind/stl/optional.h>
-
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -97,7 +94,8 @@ Type taken(nb::handle object) {
     return value;
 }
 
-// A matrix of `in` inputs from the tuple of its arguments. The tuple keeps its arrays alive.
+}  // namespace
+
 Matrix matrix_of(const nb::tuple& parts, std::size_t in) {
     if (parts.size() == 2) return plain_of(taken<AnyMatrix>(parts[0]), taken<int>(parts[1]), in);
     require(parts.size() == 6, "a matrix has 2 parts or 6");
@@ -106,12 +104,7 @@ Matrix matrix_of(const nb::tuple& parts, std::size_t in) {
                      taken<int>(parts[4]), taken<int>(parts[5]), in);
 }
 
-struct MatrixHandle {
-    MatrixHandle(nb::tuple arrays, std::size_t in)
-        : parts(std::move(arrays)), matrix(matrix_of(parts, in)) {}
-    nb::tuple parts;
-    Matrix matrix;
-};
+namespace {
 
 struct ExpertHandle {
     ExpertHandle(const MatrixHandle& gate, const MatrixHandle& up, const MatrixHandle& down)
@@ -144,18 +137,21 @@ void project(const ConstMatrix32& x, const nb::list& matrices, const Array<float
     flashmoe::project(set, x.data(), x.shape(0), products, threads);
 }
 
-void swiglu(const ConstMatrix32& x, const ExpertHandle& handle,
-            const std::optional<ConstMatrix32>& gate, const Matrix32& y, int threads,
-            const std::string& set_name) {
+void swiglu(const ConstMatrix32& x, const ExpertHandle& handle, const MatrixHandle* gate,
+            const Matrix32& y, int threads, const std::string& set_name) {
     require_threads(threads);
     const InstructionSet& set = set_of(set_name);
     require_product(x, y, x.shape(1), in_of(handle.expert.gate));
-    if (gate) floats_of(*gate, x.shape(0), "the gate must be (T, 1)");
+    require(gate == nullptr || (in_of(gate->matrix) == x.shape(1) && out_of(gate->matrix) == 1),
+            "the gate must be (1, hidden)");
     const NativeWork working;
     std::vector<std::size_t> all(x.shape(0));
     for (std::size_t t = 0; t < all.size(); ++t) all[t] = t;
     flashmoe::experts(set, x.data(), 1, {{&handle.expert, all}}, y.data(), threads);
-    if (gate) decode_of(set).scale(gate->data(), y.shape(0), y.shape(1), y.data());
+    if (gate == nullptr) return;
+    std::vector<float> gates(all.size());
+    flashmoe::project(set, x.data(), all.size(), {{&gate->matrix, gates.data()}}, threads);
+    decode_of(set).scale(gates.data(), y.shape(0), y.shape(1), y.data());
 }
 
 using Outputs = Array<float, nb::ndim<3>>;
@@ -212,8 +208,8 @@ void bind_products(nb::module_& module) {
              "up"_a, "down"_a);
     module.def("project", &project, "x"_a.noconvert(), "matrices"_a, "y"_a.noconvert(), "threads"_a,
                "instruction_set"_a = "");
-    module.def("swiglu", &swiglu, "x"_a.noconvert(), "expert"_a, "gate"_a.noconvert().none(),
-               "y"_a.noconvert(), "threads"_a, "instruction_set"_a = "");
+    module.def("swiglu", &swiglu, "x"_a.noconvert(), "expert"_a, "gate"_a.none(), "y"_a.noconvert(),
+               "threads"_a, "instruction_set"_a = "");
     module.def("experts", &experts, "x"_a.noconvert(), "ids"_a.noconvert(), "numbers"_a,
                "experts"_a, "outputs"_a.noconvert(), "threads"_a, "instruction_set"_a = "");
     module.def("combine", &combine, "outputs"_a.noconvert(), "weights"_a.noconvert(),

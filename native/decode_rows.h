@@ -4,6 +4,10 @@
 // Everything else has internal linkage, and nothing of the standard library is instantiated: see
 // RowKernels in dispatch.h.
 
+#if FLASHMOE_LANES > 4
+#include <immintrin.h>
+#endif
+
 #include <cstddef>
 #include <cstdint>
 
@@ -45,6 +49,24 @@ inline __attribute__((always_inline)) void store(float* to, Vec v, std::size_t c
         __builtin_memcpy(to, &v, sizeof v);
     else
         __builtin_memcpy(to, &v, count * 4);
+}
+
+// A whole vector past the caches, to memory aligned to it; fence() after the last. It saves reading
+// what is overwritten. Clang's __builtin_nontemporal_store does the same, GCC has no such thing.
+inline __attribute__((always_inline)) void stream(float* to, Vec v) {
+#if FLASHMOE_LANES == 16
+    _mm512_stream_ps(to, (__m512)v);
+#elif FLASHMOE_LANES == 8
+    _mm256_stream_ps(to, (__m256)v);
+#else
+    store(to, v);
+#endif
+}
+
+inline void fence() {
+#if FLASHMOE_LANES > 4
+    _mm_sfence();
+#endif
 }
 
 inline Vec splat(float x) { return Vec{} + x; }
@@ -202,8 +224,9 @@ struct Gates {
     float decay, beta;
 };
 
-// kCount vectors of columns of one head's state; `left` floats of the last remain.
-template <std::size_t kCount>
+// kCount vectors of columns of one head's state; `left` floats of the last remain. With `past`
+// the new state goes past the caches.
+template <std::size_t kCount, bool past>
 void delta_columns(const DeltaStep& s, const float* q, const float* k, const float* v, Gates gates,
                    const float* in, float* out, float* o, std::size_t left) {
     const std::size_t width = s.value_dim;
@@ -220,11 +243,22 @@ void delta_columns(const DeltaStep& s, const float* q, const float* k, const flo
         for (std::size_t j = 0; j < kCount; ++j) {
             const Vec state =
                 row(in + i * width, j) * splat(gates.decay) + correction[j] * splat(k[i]);
-            store(out + i * width + j * kLanes, state, kCount == 1 ? left : kLanes);
+            if constexpr (past)
+                stream(out + i * width + j * kLanes, state);
+            else
+                store(out + i * width + j * kLanes, state, kCount == 1 ? left : kLanes);
             outcome[j] += state * splat(q[i]);
         }
     for (std::size_t j = 0; j < kCount; ++j)
         store(o + j * kLanes, outcome[j], kCount == 1 ? left : kLanes);
+}
+
+// Whether the new state is written past the caches: one that is read again only after megabytes of
+// other layers, in rows of whole lines.
+bool goes_past(const DeltaStep& s) {
+    constexpr std::size_t kLarge = std::size_t{1} << 20, kLine = 64;
+    return s.value_heads * s.key_dim * s.value_dim * 4 >= kLarge && s.value_dim * 4 % kLine == 0 &&
+           reinterpret_cast<std::uintptr_t>(s.delta_out) % kLine == 0;
 }
 
 void delta_head(const DeltaStep& s, std::size_t h, const float* q, const float* k, const float* v) {
@@ -237,10 +271,14 @@ void delta_head(const DeltaStep& s, std::size_t h, const float* q, const float* 
     const float* in = s.delta_in + h * s.key_dim * width;
     float *out = s.delta_out + h * s.key_dim * width, *o = s.y + h * width;
     std::size_t i = 0;
-    for (; i + whole <= width; i += whole)
-        delta_columns<kTogether>(s, q, k, v + i, gates, in + i, out + i, o + i, whole);
+    const bool past = goes_past(s);
+    for (; i + whole <= width; i += whole) {
+        const auto columns =
+            past ? delta_columns<kTogether, true> : delta_columns<kTogether, false>;
+        columns(s, q, k, v + i, gates, in + i, out + i, o + i, whole);
+    }
     for (; i < width; i += kLanes)
-        delta_columns<1>(s, q, k, v + i, gates, in + i, out + i, o + i, width - i);
+        delta_columns<1, false>(s, q, k, v + i, gates, in + i, out + i, o + i, width - i);
     const Vec inverse = splat(inverse_rms(o, width, s.eps));
     for (i = 0; i < width; i += kLanes) {
         const std::size_t left = width - i;
@@ -263,6 +301,7 @@ void delta(const DeltaStep& s, std::size_t begin, std::size_t end, float* scratc
             delta_head(s, h, q, k, v);
         }
     }
+    fence();
 }
 
 #include "decode_attention.h"

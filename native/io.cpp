@@ -13,6 +13,7 @@
 #include <memory>
 #include <stdexcept>
 #include <system_error>
+#include <utility>
 
 #include "checksum.h"
 
@@ -136,11 +137,11 @@ bool Reader::is_direct(int file) const {
 Ticket Reader::submit(int file, std::uint64_t offset, std::span<unsigned char> destination,
                       std::uint64_t checksum, bool demand) {
     const Read read{offset, destination, checksum};
-    return submit_all(file, {&read, 1}, demand).front();
+    return submit_all(file, {&read, 1}, demand ? Urgency::demanded : Urgency::hinted).front();
 }
 
-std::vector<Ticket> Reader::submit_all(int file, std::span<const Read> reads, bool demand) {
-    return enqueue_all(file, reads, demand ? State::demanded : State::hinted);
+std::vector<Ticket> Reader::submit_all(int file, std::span<const Read> reads, Urgency urgency) {
+    return enqueue_all(file, reads, static_cast<State>(urgency));  // the queues' order
 }
 
 Ticket Reader::submit_idle(int file, std::uint64_t offset, std::span<unsigned char> destination,
@@ -177,7 +178,7 @@ std::vector<Ticket> Reader::enqueue_all(int file, std::span<const Read> reads, S
 void Reader::promote(Ticket ticket) {
     const auto lock = this->lock();
     Request& request = find(ticket);
-    if (request.state != State::hinted && request.state != State::idle) return;
+    if (request.state == State::demanded || request.state >= State::reading) return;
     leave(request);
     enqueue(ticket, request, State::demanded);
 }
@@ -187,6 +188,7 @@ bool Reader::cancel(Ticket ticket) {
     const Request& request = find(ticket);
     if (request.state == State::reading || request.state == State::finished) return false;
     leave(request);
+    lane_of(request.places[request.place]).rouse();
     requests_.erase(ticket);
     // A thread that waits for this ticket must learn that it is gone.
     finished_.notify_all();
@@ -222,6 +224,24 @@ Ticket Reader::wait_any(std::span<const Ticket> tickets) {
         return first != 0;
     });
     return first;
+}
+
+std::vector<Finished> Reader::collect(std::span<const Ticket> tickets, bool block) {
+    auto lock = this->lock();
+    const auto landed = [&](Ticket ticket) { return find(ticket).state == State::finished; };
+    if (block && !tickets.empty())
+        finished_.wait(lock, [&] { return std::ranges::any_of(tickets, landed); });
+    std::vector<std::pair<std::uint64_t, Finished>> found;
+    for (const Ticket ticket : tickets)
+        if (landed(ticket))
+            found.push_back({find(ticket).finished_as, {ticket, find(ticket).status}});
+    std::ranges::sort(found, {}, [](const auto& each) { return each.first; });
+    std::vector<Finished> finished;
+    for (const auto& [order, each] : found) {
+        requests_.erase(each.ticket);
+        finished.push_back(each);
+    }
+    return finished;
 }
 
 Ticket Reader::drain() {
@@ -287,10 +307,10 @@ void Reader::work(int number) {
         // References into an unordered_map survive insertions, and a ticket that is being read
         // is never erased: the request stays put while the lock is away.
         Request& request = find(ticket);
-        const bool idle = request.state == State::idle;
+        const State queue = request.state;
         leave(request);
         enter(request, State::reading);
-        if (idle) ++lane.reading_idle;
+        lane.began(queue);
         const Place& place = request.places[request.place];
         const Source& file = source_at(place.file);
         const std::uint64_t offset = place.offset + request.within;
@@ -309,7 +329,7 @@ void Reader::work(int number) {
         lock.lock();
         bytes_read_ += outcome.bytes;
         leave(request);
-        lane.ended(idle);
+        lane.ended(queue);
         lane.learn(took.count() / static_cast<double>(request.destination.size()),
                    outcome.status.code == ReadCode::ok);
         lane.use.bytes += outcome.bytes;

@@ -1,6 +1,6 @@
 // Direct reads into memory that the caller owns: one request, one record, one checksum.
 //
-// Owns the descriptors, the lanes (three queues and some reading threads for each drive) and the
+// Owns the descriptors, the lanes (four queues and some reading threads for each drive) and the
 // choice among copies; not the destinations, which must outlive their requests. Knows neither
 // records nor Python. All of it is POSIX; what differs between systems (O_DIRECT, F_NOCACHE) is in
 // io.cpp.
@@ -36,6 +36,10 @@
 //   read or reuse the destination without a fence of its own.
 // A request that is not waited for keeps its ticket, and its caller its destination, until
 // close() or drain().
+//
+// Guessed requests (Urgency::guessed) are for the moments between what is known to be needed: one
+// is started only while no other is queued in its lane and at most kTail of those are being read.
+// They wait in the queue already then, so that the disk need not wait for anybody to think of them.
 //
 // Idle requests (submit_idle) wait in a queue of their own, and may be thousands. They are started
 // only once nothing else has been queued or read in their lane for kCalm, so never between two
@@ -87,6 +91,16 @@ struct ReadStatus {
 };
 
 using Ticket = std::uint64_t;
+
+// Which queue a request waits in: demanded ones go first, then hinted ones, each in order; guessed
+// ones are started only where the drive would be idle.
+enum class Urgency : int { demanded = 0, hinted = 1, guessed = 2 };
+
+// A read that has ended.
+struct Finished {
+    Ticket ticket;
+    ReadStatus status;
+};
 
 // A read of one copy that failed: for which ticket, of which file, where.
 struct Failure {
@@ -141,18 +155,22 @@ public:
     };
     // submit() for each, under one lock: a thread that wakes for the first does not make the
     // others wait. All are checked before any is queued.
-    std::vector<Ticket> submit_all(int file, std::span<const Read> reads, bool demand);
+    std::vector<Ticket> submit_all(int file, std::span<const Read> reads, Urgency urgency);
 
     // The same into the idle queue: a read for the time in which the disk has nothing else to do.
     Ticket submit_idle(int file, std::uint64_t offset, std::span<unsigned char> destination,
                        std::uint64_t checksum);
 
-    void promote(Ticket ticket);     // hint or idle queue -> end of demand queue; else nothing
+    void promote(Ticket ticket);     // another queue -> end of demand queue; else nothing
     bool cancel(Ticket ticket);      // true: it had not started, and is forgotten
     bool done(Ticket ticket) const;  // finished: wait() will not block
     ReadStatus wait(Ticket ticket);  // blocks until finished, then forgets the ticket
     Ticket wait_any(std::span<const Ticket> tickets);  // the first of them to have finished
-    // The five above throw std::out_of_range for a ticket that is unknown or forgotten.
+    // Forgets those of some that have finished, and tells what became of each, in the order in
+    // which they did; with `block` it waits until there is one, unless there is nothing to wait
+    // for.
+    std::vector<Finished> collect(std::span<const Ticket> tickets, bool block);
+    // The six above throw std::out_of_range for a ticket that is unknown or forgotten.
 
     // Drops what is queued, waits until no thread reads, and forgets every ticket; whoever waits
     // for one gets std::out_of_range. Returns the last ticket forgotten. New ones may follow.
@@ -166,8 +184,8 @@ public:
 
 private:
     // The queues first, in order.
-    enum class State { demanded, hinted, idle, reading, finished };
-    static constexpr std::size_t kQueues = 3;
+    enum class State { demanded, hinted, guessed, idle, reading, finished };
+    static constexpr std::size_t kQueues = 4;
     using Clock = std::chrono::steady_clock;
 
     struct Place {
@@ -203,15 +221,18 @@ private:
         std::condition_variable wake;
         std::array<std::deque<Ticket>, kQueues> queues;
         std::array<std::size_t, kQueues + 1> requests = {};  // by state, finished ones not counted
-        std::size_t reading_idle = 0;                        // of those being read
+        std::size_t reading_idle = 0, reading_guessed = 0;   // of those being read
         Clock::time_point calm_at{};  // from then on, idle requests may be read
         double seconds_per_byte = 0;  // of one read among others, lately; 0: not known
         LaneUse use;
 
         explicit Lane(int lane_threads) : threads(lane_threads) {}
         void learn(double sample, bool succeeded);
-        void ended(bool idle);    // a read
-        bool takes_idle() const;  // whether idle requests are held up by the calm alone
+        void began(State queue);     // a read of a request from there
+        void ended(State queue);     // the same
+        void rouse();                // threads that wait for what may be read by now
+        bool takes_guessed() const;  // whether nothing holds guessed requests up
+        bool takes_idle() const;     // whether idle requests are held up by the calm alone
         std::size_t& count(State state) { return requests[static_cast<std::size_t>(state)]; }
         std::size_t count(State state) const { return requests[static_cast<std::size_t>(state)]; }
     };

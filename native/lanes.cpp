@@ -122,8 +122,8 @@ std::size_t Reader::soonest(const Request& request) {
         if (!is_left(request, i)) continue;
         Lane& lane = lane_of(request.places[i]);
         std::size_t ahead = lane.count(State::reading) + lane.count(State::demanded);
-        if (request.state != State::demanded) ahead += lane.count(State::hinted);
-        if (request.state == State::idle) ahead += lane.count(State::idle);
+        for (State queue : {State::hinted, State::guessed, State::idle})
+            if (request.state >= queue) ahead += lane.count(queue);
         const double rounds = 1 + static_cast<double>(ahead) / lane.threads;
         const double end = lane.seconds_per_byte * rounds;
         if (best_end < 0 || end < best_end || (end == best_end && ahead < best_ahead)) {
@@ -171,17 +171,16 @@ void Reader::enqueue(Ticket ticket, Request& request, State state) {
 // put into another queue meanwhile, is dropped on the way.
 Ticket Reader::next(Lane& lane) {
     for (std::size_t queue = 0; queue < kQueues; ++queue) {
-        if (static_cast<State>(queue) == State::idle &&
-            !(lane.takes_idle() && Clock::now() >= lane.calm_at))
-            return 0;
+        const auto state = static_cast<State>(queue);
+        if (state == State::guessed && !lane.takes_guessed()) return 0;
+        if (state == State::idle && !(lane.takes_idle() && Clock::now() >= lane.calm_at)) return 0;
         while (!lane.queues[queue].empty()) {
             const Ticket ticket = lane.queues[queue].front();
             lane.queues[queue].pop_front();
             const auto found = requests_.find(ticket);
             if (found == requests_.end()) continue;
             const Request& request = found->second;
-            if (request.state == static_cast<State>(queue) &&
-                &lane_of(request.places[request.place]) == &lane)
+            if (request.state == state && &lane_of(request.places[request.place]) == &lane)
                 return ticket;
         }
     }
@@ -197,18 +196,36 @@ void Reader::wait_for_work(Lane& lane, std::unique_lock<std::mutex>& lock) {
         lane.wake.wait(lock);
 }
 
+bool Reader::Lane::takes_guessed() const {
+    return count(State::demanded) + count(State::hinted) == 0 &&
+           count(State::reading) == reading_idle + reading_guessed;
+}
+
 bool Reader::Lane::takes_idle() const {
     const std::size_t most = (static_cast<std::size_t>(threads) + 1) / 2;
     return count(State::reading) == reading_idle && reading_idle < most;
 }
 
-void Reader::Lane::ended(bool idle) {
-    if (idle) {
+void Reader::Lane::began(State queue) {
+    if (queue == State::idle) ++reading_idle;
+    if (queue == State::guessed) ++reading_guessed;
+}
+
+void Reader::Lane::ended(State queue) {
+    if (queue == State::idle) {
         --reading_idle;
         return;
     }
+    if (queue == State::guessed) --reading_guessed;
     calm_at = Clock::now() + kCalm;
-    if (count(State::idle) > 0 && takes_idle()) wake.notify_all();  // to wait for the calm
+    if (count(State::idle) > 0 && takes_idle())
+        wake.notify_all();  // to wait for the calm
+    else
+        rouse();
+}
+
+void Reader::Lane::rouse() {
+    if (count(State::guessed) > 0 && takes_guessed()) wake.notify_all();
 }
 
 }  // namespace flashmoe

@@ -17,7 +17,10 @@
 namespace flashmoe {
 namespace {
 
-constexpr std::size_t kRangesPerThread = 8;  // small enough to even out a core that is taken away
+// A range is a thread's share of the rows that are left: the first ones are long, since memory is
+// slow where one begins, and the last ones short, so that all threads end together.
+constexpr std::size_t kShortest = 64;  // of a thread's share of all rows
+constexpr std::size_t kRound = 8;      // rows that kernels compute together
 
 // How long a thread watches for work before it sleeps. Waking a sleeper takes 5 to 50 us, more
 // than a small product; between the products of one token there are 10 to 50 us of other work.
@@ -55,8 +58,7 @@ public:
         }
         task_ = &task;
         rows_ = rows;
-        range_ =
-            std::max<std::size_t>(1, rows / (static_cast<std::size_t>(threads) * kRangesPerThread));
+        threads_ = static_cast<std::size_t>(threads);
         next_.store(0, std::memory_order_relaxed);
         running_.store(helpers, std::memory_order_relaxed);
         bool wake;
@@ -81,11 +83,19 @@ private:
     // Takes ranges until none is left. next_ hands each row to exactly one thread; everything
     // else a job consists of was published with job_.
     void drain(int worker) {
-        for (;;) {
-            const std::size_t begin = next_.fetch_add(range_, std::memory_order_relaxed);
-            if (begin >= rows_) return;
-            (*task_)(begin, std::min(begin + range_, rows_), worker);
+        std::size_t begin = next_.load(std::memory_order_relaxed);
+        while (begin < rows_) {
+            const std::size_t end = std::min(begin + range_at(begin), rows_);
+            if (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+            (*task_)(begin, end, worker);
+            begin = next_.load(std::memory_order_relaxed);
         }
+    }
+
+    std::size_t range_at(std::size_t begin) const {
+        const std::size_t range =
+            std::max((rows_ - begin) / threads_, rows_ / (threads_ * kShortest));
+        return range < kRound ? std::max<std::size_t>(range, 1) : range / kRound * kRound;
     }
 
     // A wanted worker takes part in every job, and a job ends only when all of them have
@@ -118,7 +128,7 @@ private:
     std::size_t sleepers_ = 0;  // guarded by mutex_
     // One job's fields: written by run() before it changes job_.
     const RowTask* task_ = nullptr;
-    std::size_t rows_ = 0, range_ = 1;
+    std::size_t rows_ = 0, threads_ = 1;
     std::atomic<std::size_t> next_{0}, running_{0};
     std::atomic<std::uint64_t> job_{0};  // a count of jobs, then the workers wanted
 };

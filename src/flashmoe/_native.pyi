@@ -1,7 +1,8 @@
 """Types of the native module (native/bindings.cpp).
 
-Only ``kernels/cpu.py`` and ``stream/direct.py`` import it. Every function releases the GIL while
-it works. A wrong shape, type, range or alignment is a ValueError or TypeError, never a crash.
+Only ``kernels/cpu.py``, ``stream/direct.py`` and ``stream/cache.py`` import it. Every function but
+those of ``Cache`` releases the GIL while it works. A wrong shape, type, range or alignment is a
+ValueError or TypeError, never a crash.
 """
 
 from collections.abc import Sequence
@@ -68,12 +69,15 @@ def project(
 def swiglu(
     x: npt.NDArray[np.float32],
     expert: Expert,
-    gate: npt.NDArray[np.float32] | None,
+    gate: Matrix | None,
     y: npt.NDArray[np.float32],
     threads: int,
     instruction_set: str = "",
 ) -> None:
-    """Write ``y = down(silu(gate(x)) * up(x))``, times sigmoid(gate (T, 1)): x, y (T, hidden)."""
+    """Write ``y = down(silu(gate(x)) * up(x))``, times sigmoid(gate(x)): x, y (T, hidden).
+
+    The last gate is a matrix of its own, (1, hidden).
+    """
 
 def experts(
     x: npt.NDArray[np.float32],
@@ -115,6 +119,13 @@ def route(
 ) -> None:
     """Write the largest of logits (T, count), best first, and their softmax: (T, top) each."""
 
+class Block:
+    """What surrounds a mixer: its norm (copied), the matrices before and after it."""
+
+    def __init__(
+        self, norm: npt.NDArray[np.float32], eps: float, inputs: list[Matrix], out: Matrix
+    ) -> None: ...
+
 class DeltaNet:
     """The small weights of a gated delta net, copied; formula in native/decode.h."""
 
@@ -145,6 +156,19 @@ class DeltaNet:
         instruction_set: str = "",
     ) -> None:
         """One token; writes y and the new state, which is not the old one's memory."""
+    def block(
+        self,
+        x: npt.NDArray[np.float32],
+        block: Block,
+        conv_in: npt.NDArray[np.float32],
+        delta_in: npt.NDArray[np.float32],
+        conv_out: npt.NDArray[np.float32],
+        delta_out: npt.NDArray[np.float32],
+        y: npt.NDArray[np.float32],
+        threads: int,
+        instruction_set: str = "",
+    ) -> None:
+        """Write ``y = x + out(step(inputs(norm(x))))`` for one token, x and y (1, hidden)."""
 
 class KeyValues:
     """Keys and values of a layer, (kv_heads, context, dim), kept alive.
@@ -189,6 +213,19 @@ class Attention:
         instruction_set: str = "",
     ) -> None:
         """One token at ``position``; its key and value are written there, then attended to."""
+    def block(
+        self,
+        x: npt.NDArray[np.float32],
+        block: Block,
+        cos: npt.NDArray[np.float32],
+        sin: npt.NDArray[np.float32],
+        kv: KeyValues,
+        position: int,
+        y: npt.NDArray[np.float32],
+        threads: int,
+        instruction_set: str = "",
+    ) -> None:
+        """Write ``y = x + out(step(inputs(norm(x))))`` for one token, x and y (1, hidden)."""
 
 def instruction_sets() -> list[str]:
     """Names of the sets of kernels that this machine executes, the best first.
@@ -244,15 +281,22 @@ class Reader:
         RuntimeError once the reader is closed.
         """
 
-    def submit_all(
-        self,
-        file: int,
-        offsets: Sequence[int],
-        destinations: Sequence[npt.NDArray[np.uint8]],
-        checksums: Sequence[int],
-        demand: bool,
-    ) -> list[int]:
-        """``submit`` for each; where one is refused, those before it are under way."""
+    def describe(self, file: int, begin: int, size: int, checksums: Sequence[int]) -> None:
+        """Record r of a file is ``size`` bytes at ``begin + r * size``, of that checksum."""
+
+    def into(self, arena: npt.NDArray[np.uint8], slot_bytes: int) -> None:
+        """Slot s is the ``slot_bytes`` bytes of ``arena`` at ``s * slot_bytes``. The arena is kept
+        alive until the reader is closed."""
+
+    def submit_records(
+        self, file: int, records: Sequence[int], slots: Sequence[int], urgency: int
+    ) -> int:
+        """``submit`` for described records, each into a slot: demanded (0), hinted (1), or guessed
+        (2), which is read only where the drive would be idle. The ticket of the first; those of
+        the others follow. All are checked before any is queued."""
+
+    def submit_idle_record(self, file: int, record: int, slot: int) -> int:
+        """``submit_idle`` for a described record, into a slot."""
 
     def submit_idle(
         self, file: int, offset: int, destination: npt.NDArray[np.uint8], checksum: int
@@ -282,10 +326,11 @@ class Reader:
     def wait_any(self, tickets: Sequence[int]) -> int:
         """The ticket that finished first, waiting for one if none has; it is not forgotten."""
 
-    def collect(self, tickets: Sequence[int], block: bool) -> list[tuple[int, int, int]]:
-        """``wait`` for those that have finished, in that order: (ticket, code, detail) each.
-
-        With ``block``, wait until there is one.
+    def collect(
+        self, tickets: Sequence[int], block: bool
+    ) -> tuple[list[int], list[tuple[int, int, int]]]:
+        """Those of the tickets that have finished, in that order, which are forgotten: the good
+        ones, and (ticket, code, detail) of the others. With ``block`` it waits until there is one.
         """
 
     def drain(self) -> None:
@@ -310,3 +355,45 @@ class Reader:
 
         ``wait`` still answers; destinations are no longer kept alive. Nothing in a forked child.
         """
+
+class Cache:
+    """The cache policy; calls and errors as in ``stream/cache.py``, an expert as two numbers.
+
+    Layers outside the cache are a RuntimeError, experts outside 0 to 32,767 a ValueError. An
+    absent slot is -1, and (slot, layer, expert) of an admission names who was evicted, or -1, -1.
+    """
+
+    def __init__(self, slots: int, layers: int, top_k: int | None) -> None: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def free(self) -> int: ...
+    @property
+    def pinned(self) -> int: ...
+    def __len__(self) -> int: ...
+    def resident(self, layer: int) -> int: ...
+    def lookup(self, layer: int, expert: int) -> int: ...
+    def slot(self, layer: int, expert: int) -> int: ...
+    def admit(
+        self, layer: int, expert: int, chance: float | None
+    ) -> tuple[int, int, int] | None: ...
+    def lookup_all(self, layer: int, experts: Sequence[int]) -> list[int]: ...
+    def slots_of(self, layer: int, experts: Sequence[int]) -> list[int]: ...
+    def admit_all(
+        self, layer: int, experts: Sequence[int], chances: Sequence[float] | None
+    ) -> list[tuple[int, int, int]]: ...
+    def pin_all(self, layer: int, experts: Sequence[int]) -> None: ...
+    def unpin_all(self, layer: int, experts: Sequence[int]) -> None: ...
+    def reserve(self) -> int: ...
+    def unreserve(self, slot: int) -> None: ...
+    def place(self, layer: int, expert: int, slot: int) -> None: ...
+    def seed(self, shares: npt.NDArray[np.float64]) -> None:
+        """``shares`` (layers, experts)."""
+
+    def retire(self, count: int, least: int) -> list[int]: ...
+    def restore(self, slots: Sequence[int]) -> None: ...
+    def pin(self, layer: int, expert: int) -> None: ...
+    def unpin(self, layer: int, expert: int) -> None: ...
+    def drop(self, layer: int, expert: int) -> int: ...

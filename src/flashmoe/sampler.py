@@ -29,6 +29,9 @@ _SEED_MASK = (1 << 64) - 1
 _WINDOW = 4096
 """So many of the highest scores are sorted; a nucleus is rarely wider."""
 
+_BLOCK = 512
+"""So many weights are summed together before the place of a draw is looked for."""
+
 _SLICES = 1024
 _SPAN = 16.0
 _TINY_SPAN = 1e-9  # of scores that differ by nothing
@@ -68,6 +71,9 @@ class Sampler:
         self._random = np.random.default_rng(None if seed is None else seed & _SEED_MASK)
         self._seen = {int(token) for token in prompt_ids}
         self._generated: Counter[int] = Counter()
+        # Raw scores, scaled ones and their weights. Fresh memory of such sizes is given and taken
+        # page by page, which takes longer than all the arithmetic.
+        self._room: Scores = np.empty((3, 0))
 
     def __call__(self, logits: NDArray[np.floating]) -> Choice:
         """Choose from logits (vocab,).
@@ -91,7 +97,10 @@ class Sampler:
                 f"logits have shape {logits.shape} for a vocabulary of {self._vocab_size} tokens; "
                 "give one position's row, at least as long as the vocabulary"
             )
-        raw = logits[:wanted].astype(np.float64)
+        if self._room.shape[1] != wanted:
+            self._room = np.empty((3, wanted))
+        raw: Scores = self._room[0]
+        raw[:] = logits[:wanted]
         finite = np.isfinite(raw)
         if not finite.all():
             first = int(np.argmin(finite))
@@ -125,9 +134,9 @@ class Sampler:
 
     def _draw(self, scores: Scores) -> int:
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf
-            scaled = scores - scores.max()
+            scaled = np.subtract(scores, scores.max(), out=self._room[1])
             scaled /= self._sampling.temperature
-        return _drawn(scaled, self._sampling, self._random.random())
+        return _drawn(scaled, self._sampling, self._random.random(), self._room[2])
 
     def _choice(self, raw: Scores, token: int) -> Choice:
         wanted = self._sampling.logprobs
@@ -150,22 +159,23 @@ def descending(scores: Scores, count: int) -> Ids:
     return ids[np.argsort(-scores[ids], kind="stable")[:count]]
 
 
-def _drawn(scaled: Scores, options: Sampling, share: float) -> int:
+def _drawn(scaled: Scores, options: Sampling, share: float, room: Scores | None = None) -> int:
     """The id at ``share`` (from 0 to below 1) of the weight that the filters leave over.
 
     ``scaled`` (vocab,) peaks at 0. Weights are summed in falling order, equal scores by lowest
     id, or by id where neither top-k nor top-p is on. Sorting a whole vocabulary takes ten times
     as long as all the rest, so only the highest few scores are ever sorted, and otherwise the
-    one slice of the order that holds the answer.
+    one slice of the order that holds the answer. ``room`` (vocab,) is for the weights.
     """
     top_k = options.top_k if options.top_k < scaled.size else 0
     if top_k > _WINDOW:
-        weights = np.exp(scaled) * _among_highest(scaled, top_k)
+        weights = np.exp(scaled, out=room)
+        weights *= _among_highest(scaled, top_k)
         return _from_slices(scaled, weights, options, share)
     if top_k:
         highest = _highest(scaled, top_k)
         return _from_highest(highest, float(np.exp(highest).sum()), scaled, options, share)
-    weights = np.exp(scaled)
+    weights = np.exp(scaled, out=room)
     if options.top_p == 1:
         return _place(_above(weights, options.min_p), share)
     total = float(weights.sum())
@@ -199,10 +209,20 @@ def _above(weights: Scores, min_p: float) -> Scores:
 
 
 def _place(weights: Scores, share: float) -> int:
-    """The place at ``share`` of the sum."""
-    cumulative = np.cumsum(weights)
-    place = int(np.searchsorted(cumulative, share * cumulative[-1], side="right"))
-    return place if place < weights.size else int(np.flatnonzero(weights)[-1])
+    """The place at ``share`` of the sum, taken by blocks: only one of them is gone through."""
+    whole = weights.size // _BLOCK * _BLOCK
+    sums = weights[:whole].reshape(-1, _BLOCK).sum(axis=1)
+    cumulative = np.cumsum(np.append(sums, weights[whole:].sum()))
+    point = share * cumulative[-1]
+    block = int(np.searchsorted(cumulative, point, side="right"))
+    if block < cumulative.size:
+        begin, before = block * _BLOCK, cumulative[block - 1] if block else 0.0
+        within = before + np.cumsum(weights[begin : begin + _BLOCK])
+        place = begin + int(np.searchsorted(within, point, side="right"))
+        if place < begin + within.size:
+            return place
+        weights = weights[: begin + within.size]  # but for rounding it would lie in this block
+    return int(np.flatnonzero(weights)[-1])
 
 
 def _from_highest(

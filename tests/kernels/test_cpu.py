@@ -127,18 +127,19 @@ def test_experts_are_taken_as_they_arrive():
 
 
 class Held:
-    """Experts in an order, of which some are there before they are asked for."""
+    """Experts in an order; each of ``waiting`` comes only after those before it were used."""
 
     def __init__(self, many, order, waiting):
-        self.left, self.many, self.waiting = list(order), many, waiting
+        self.order, self.many, self.waiting = order, many, waiting
 
-    def ready(self):
-        return bool(self.left) and self.left[0] not in self.waiting
-
-    def __iter__(self):
-        while self.left:
-            number = self.left.pop(0)
-            yield number, self.many[number]
+    def batches(self):
+        batch = []
+        for number in self.order:
+            if batch and number in self.waiting:
+                yield batch
+                batch = []
+            batch.append((number, self.many[number]))
+        yield batch
 
 
 @pytest.mark.parametrize("tokens", (1, 7))
@@ -194,10 +195,15 @@ def test_products_of_one_input_are_those_of_each(kind):
 def test_the_gate_of_a_resident_expert_is_a_sigmoid():
     rng = np.random.default_rng(15)
     expert, x = an_expert(rng, [Affine(4, 32)] * 3), rng.standard_normal((3, 192), np.float32)
-    gate = np.array([[-90.0], [0.0], [2.0]], np.float32)
-    got = kernels.choose("cpu", "float32", 2).swiglu(x, expert, gate)
-    wanted = reference.swiglu(x.astype(np.float64), expert, gate.astype(np.float64))
-    assert close(got, wanted) and np.abs(got[0]).max() < 1e-30
+    gate = stored(rng, Affine(8, 32), 1, 192)
+    table = kernels.choose("cpu", "float32", 2)
+    got = table.swiglu(x, expert, gate)
+    assert close(got, reference.swiglu(x.astype(np.float64), expert, gate))
+    plain = table.swiglu(x, expert)
+    apart = plain * reference.sigmoid(table.matmul(x, gate))
+    assert close(got, apart) and not close(got, plain)
+    with pytest.raises(ValueError, match="gate"):
+        table.swiglu(x, expert, stored(rng, Affine(8, 32), 2, 192))
 
 
 def test_a_handle_goes_with_its_matrix():

@@ -126,6 +126,23 @@ def test_gated_delta(shape, kind):
 
 
 @every_set
+def test_a_large_state_is_the_same_wherever_it_lies(kind):
+    """Aligned to 64 bytes it is written past the caches."""
+    shape = RecurrentShape(16, 32, 128, 80, 4)
+    inputs, weights, state = delta_case(shape)
+    room = np.empty(state[0].size + 32, np.float32)
+    start = -room.ctypes.data // 4 % 16
+    y, new = np.empty(inputs[1].shape, np.float32), []
+    for skipped in (0, 1):
+        delta = room[start + skipped :][: state[0].size].reshape(state[0].shape)
+        step = cpu._delta(weights).step
+        step(*inputs, state[1], state[0], np.empty_like(state[1]), delta, y, 2, kind)
+        new.append((y.copy(), delta.copy()))
+    for one, other in zip(*new, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@every_set
 def test_gates_at_their_ends_and_what_is_not_finite(kind):
     inputs, weights, state = delta_case(DELTA_SHAPES["odd"])
     for value in (1e4, -1e4):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flashmoe.errors import ContextError, SessionError
-from flashmoe.model.state import State
+from flashmoe.model.state import RecurrentState, State
 from tests.synthetic import DENSE, HYBRID
 
 F32 = np.dtype(np.float32)
@@ -73,3 +73,16 @@ def test_what_does_not_fit_is_refused():
         State(HYBRID, 16, np.dtype(np.float64)).assign(5, arrays)
     with pytest.raises(SessionError, match="keys"):
         State(HYBRID, 16, F32).assign(4, arrays)
+
+
+def test_two_sets_of_recurrent_arrays_take_turns():
+    layer = RecurrentState(HYBRID.recurrent, F32)
+    first, second = (layer.delta, layer.conv), layer.room()
+    for array in (*first, *second):
+        assert array.ctypes.data % 64 == 0 and not array.any()
+    second[0][:], second[1][:] = 1, 2
+    layer.replace(*second)
+    assert layer.delta is second[0] and layer.room()[0] is first[0]
+    layer.replace(layer.delta + 2, layer.conv + 2)  # made elsewhere, as a prompt's pass does
+    assert layer.delta is first[0] and (layer.delta == 3).all() and (layer.conv == 4).all()
+    assert (second[0] == 1).all() and (second[1] == 2).all()

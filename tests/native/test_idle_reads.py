@@ -48,6 +48,43 @@ def test_idle_reads_come_last_and_in_order(busy: Busy) -> None:
     assert order_of(busy, tickets) == [3, 2, 0, 1]
 
 
+def guess(reader: _native.Reader, file: int, checksum: int) -> int:
+    reader.describe(file, 0, PAGE, [checksum])
+    reader.into(pages(PAGE), PAGE)
+    return reader.submit_records(file, [0], [0], 2)
+
+
+def test_guessed_reads_come_after_hinted_ones_and_before_idle_ones(busy: Busy) -> None:
+    tickets: list[int] = []
+
+    def act() -> None:
+        tickets[:] = [idle(busy), guess(busy.reader, busy.file, busy.small)]
+        tickets.extend([busy.submit(demand=False), busy.submit(demand=True)])
+
+    busy.while_reading(act)
+    assert order_of(busy, tickets) == [3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("promoted", [False, True])
+def test_a_guessed_read_waits_until_nothing_else_is_read(tmp_path: Path, promoted: bool) -> None:
+    """Although a thread is free, unless somebody has come to wait for it."""
+    busy = Busy(tmp_path)
+    busy.reader.close()
+    reader = _native.Reader(2)
+    file = reader.open(str(tmp_path / "large"), False)
+    early = 0
+    for _ in range(5):
+        large = reader.submit(file, 0, busy.into, busy.checksum, True)
+        ticket = guess(reader, file, busy.small)
+        if promoted:
+            reader.promote(ticket)
+        assert reader.wait(ticket) == (OK, 0)
+        early += not reader.done(large)
+        assert reader.wait(large) == (OK, 0)
+    reader.close()
+    assert early > 0 if promoted else early == 0
+
+
 def test_a_promoted_one_overtakes_hints_and_a_cancelled_one_is_gone(busy: Busy) -> None:
     tickets: list[int] = []
     into = pages(PAGE)

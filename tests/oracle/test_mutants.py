@@ -46,10 +46,13 @@ def _mixers(patch: Patch, **wrong: Any) -> None:
 def _permuted_rows(patch: Patch, name: str, order: Callable[[Any], Array]) -> None:
     """Permute the rows of one of the attention's projections."""
     made = attention.Attention.__init__
+    at = ("q_proj", "k_proj", "v_proj").index(name)
 
     def permuted(self: Any, *given: Any) -> None:
         made(self, *given)
-        setattr(self, name, getattr(self, name).rows(order(self.shape)))
+        inputs = list(self.block.inputs)
+        inputs[at] = inputs[at].rows(order(self.shape))
+        self.block = replace(self.block, inputs=tuple(inputs))
 
     patch.setattr(attention.Attention, "__init__", permuted)
 

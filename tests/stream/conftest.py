@@ -25,7 +25,7 @@ from flashmoe.store.layout import (
 )
 from flashmoe.store.manifest import LayerEntry, Manifest
 from flashmoe.store.reader import Store
-from flashmoe.stream.direct import Landed
+from flashmoe.stream.direct import Urgency
 
 LAYERS, EXPERTS, TOP_K = 4, 8, 2
 
@@ -124,45 +124,40 @@ class ScriptedReader:
         self.calls: list[tuple[str, str]] = []
         self.bytes_read = 0
         self._paths: list[Path] = []
+        self._tables: dict[int, tuple[int, int, Callable[[int], str]]] = {}
         self._last = 0
 
     def open(self, path: Path, *, direct: bool) -> int:
         self._paths.append(path)
         return len(self._paths) - 1
 
-    def submit_all(
+    def describe(
         self,
         file: int,
-        offsets: Sequence[int],
-        destinations: Sequence[Array],
+        begin_bytes: int,
+        record_bytes: int,
         checksums: Sequence[int],
-        *,
-        labels: Sequence[Callable[[], str]],
-        demand: bool,
-    ) -> list[int]:
-        reads = zip(offsets, destinations, labels, strict=True)
-        return [self.submit(file, *read, demand) for read in reads]
+        label: Callable[[int], str],
+    ) -> None:
+        self._tables[file] = begin_bytes, record_bytes, label
 
-    def submit(
-        self,
-        file: int,
-        offset: int,
-        destination: Array,
-        label: Callable[[], str],
-        demand: bool,
-    ) -> int:
-        return self._submit(file, offset, destination, label(), "demand" if demand else "hint")
+    def into(self, arena: Array, slot_bytes: int) -> None:
+        self._slots = arena.reshape(-1, slot_bytes)
 
-    def submit_idle(
-        self,
-        file: int,
-        offset: int,
-        destination: Array,
-        checksum: int,
-        *,
-        label: Callable[[], str],
-    ) -> int:
-        return self._submit(file, offset, destination, label(), "idle")
+    def submit_records(
+        self, file: int, records: Sequence[int], slots: Sequence[int], urgency: Urgency
+    ) -> range:
+        call = ("demand", "hint", "guess")[urgency]
+        tickets = [self._record(file, *read, call) for read in zip(records, slots, strict=True)]
+        return range(tickets[0], tickets[-1] + 1)
+
+    def submit_idle(self, file: int, record: int, slot: int) -> int:
+        return self._record(file, record, slot, "idle")
+
+    def _record(self, file: int, record: int, slot: int, call: str) -> int:
+        begin, size, label = self._tables[file]
+        destination = self._slots[slot, :size]
+        return self._submit(file, begin + record * size, destination, label(record), call)
 
     def _submit(self, file: int, offset: int, destination: Array, label: str, call: str) -> int:
         for read in self.reads.values():
@@ -184,27 +179,30 @@ class ScriptedReader:
         self.calls.append(("cancel", self.reads.pop(ticket).label))
         return True
 
-    def collect(self, tickets: Sequence[int], *, block: bool) -> list[Landed]:
+    def collect(
+        self, tickets: Sequence[int], *, block: bool
+    ) -> tuple[list[int], list[tuple[int, ReadError]]]:
         assert all(ticket in self.reads for ticket in tickets)
         self._progress()
         while block and not any(ticket in tickets for ticket in self.order):
             self._advance(self.dice.choice(list(self.reads)))
-        return [self._landed(ticket) for ticket in self.order.copy() if ticket in tickets]
+        ended = [(each, self._landed(each)) for each in self.order.copy() if each in tickets]
+        good = [ticket for ticket, error in ended if error is None]
+        return good, [(ticket, error) for ticket, error in ended if error is not None]
 
     def done(self, ticket: int) -> bool:
         self._progress()
         return ticket in self.order
 
     def wait(self, ticket: int) -> None:
-        error = self.collect([ticket], block=True)[0].error
-        if error is not None:
+        for _, error in self.collect([ticket], block=True)[1]:
             raise error
 
-    def _landed(self, ticket: int) -> Landed:
+    def _landed(self, ticket: int) -> ReadError | None:
         self.order.remove(ticket)
         read = self.reads.pop(ticket)
         failed = ReadError(f"{read.source}: {read.label} failed")
-        return Landed(ticket, failed if read.state == "bad" else None)
+        return failed if read.state == "bad" else None
 
     def drain(self) -> None:
         for ticket in list(self.reads):

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -296,3 +297,74 @@ def test_a_guess_displaces_only_what_is_less_likely_and_can_leave_again() -> Non
     cache.lookup((2, 20))
     found = cache.admit((2, 20))
     assert found is not None and found.evicted == (1, 7)
+
+
+def test_calls_for_a_whole_routing_are_the_single_ones_in_order() -> None:
+    cache = Cache(slots=4, layers=2, top_k=2)
+    assert cache.lookup_all(0, [3, 5]) == [-1, -1]
+    assert cache.admit_all(0, [3, 5]) == [(0, -1, -1), (1, -1, -1)]
+    assert cache.pinned == 2 and cache.slots_of(0, [5, 4, 3]) == [1, -1, 0]
+    assert cache.slots_of(9, [0]) == cache.slots_of(0, [-1]) == [-1]
+    assert cache.lookup_all(1, [0, 1, 2]) == [-1, -1, -1]
+    assert cache.admit_all(1, [0, 1, 2], [0.5, 0.5, 0.5]) == [(2, -1, -1), (3, -1, -1)]
+    cache.unpin_all(0, [5, 3])
+    assert cache.admit_all(1, [2]) == [(0, 0, 3)]
+    cache.pin_all(1, [0, 2])
+    cache.unpin_all(1, [0, 0, 1, 2, 2])
+    assert cache.pinned == 0 and len(cache) == 4
+    assert cache.lookup_all(0, []) == cache.admit_all(0, []) == []
+
+
+def test_where_one_of_a_routing_raises_those_before_it_stand() -> None:
+    cache = Cache(slots=4, layers=1)
+    cache.admit_all(0, [0])
+    with pytest.raises(RuntimeError, match=r"expert \(0, 0\) already has slot 0"):
+        cache.admit_all(0, [1, 0, 2])
+    assert cache.slots_of(0, [0, 1, 2]) == [0, 1, -1]
+    with pytest.raises(RuntimeError, match=r"expert \(0, 2\) has no slot to be pinned in"):
+        cache.pin_all(0, [0, 2])
+    with pytest.raises(RuntimeError, match=r"expert \(0, 2\) is not pinned"):
+        cache.unpin_all(0, [0, 2])
+    cache.unpin((0, 0))
+    cache.unpin((0, 1))
+    assert cache.pinned == 0
+
+
+def test_numbers_that_no_model_has_are_refused() -> None:
+    cache = Cache(slots=2, layers=1)
+    for expert in (-1, 1 << 15):
+        for call in (cache.lookup, cache.admit, lambda key: cache.place(key, 0)):
+            with pytest.raises(ValueError, match="is not from 0 to 32767"):
+                call((0, expert))
+        assert (0, expert) not in cache
+    with pytest.raises(ValueError, match="a chance for each expert"):
+        cache.admit_all(0, [0, 1], [0.5])
+    with pytest.raises(ValueError, match="shares of 2 layers for a cache of 1"):
+        cache.seed(np.zeros((2, 3)))
+    for layer in (-1, 1):
+        with pytest.raises(RuntimeError, match="outside the 1 layers"):
+            cache.resident(layer)
+    with pytest.raises(KeyError):
+        cache.slot((0, 0))
+    cache.reserve()
+    cache.reserve()
+    with pytest.raises(IndexError, match="no slot is free"):
+        cache.reserve()
+    assert len(cache) == cache.free == 0
+
+
+def test_shares_of_any_layout_are_taken() -> None:
+    shares = np.random.default_rng(1).random((6, 4)).T
+    answers = []
+    for given_shares in (shares, np.ascontiguousarray(shares), shares.astype(np.float32)):
+        cache = Cache(slots=8, layers=4, top_k=1)
+        cache.seed(given_shares)
+        for layer in (0, 1):
+            cache.admit_all(layer, [0, 1, 2, 3])
+            cache.unpin_all(layer, [0, 1, 2, 3])
+        answers.append([cache.admit((2, expert)) for expert in range(6)])
+    assert answers[0] == answers[1] == answers[2]
+    evicted = [admission.evicted for admission in answers[0] if admission and admission.evicted]
+    assert len(evicted) == 6
+    keys = [(layer, expert) for layer in (0, 1) for expert in range(4)]
+    assert evicted[0] == max(keys, key=lambda key: key[0] + 4 / shares[key])

@@ -11,7 +11,7 @@ import xxhash
 
 from flashmoe.errors import ReadError
 from flashmoe.quant import Array
-from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.direct import DirectReader, Urgency
 
 PAGE = 4096
 DATA = np.random.default_rng(5).integers(0, 256, 4 * PAGE, np.uint8).tobytes()
@@ -168,46 +168,60 @@ def test_arguments_no_correct_caller_passes(store: Path, reader: DirectReader) -
             submit(reader, file, room, offset_bytes=offset)
 
 
+def described(store: Path, reader: DirectReader, *sums: int) -> tuple[int, Array]:
+    """A file of records of a page, and slots for as many."""
+    file, arena = reader.open(store, direct=True), pages(PAGE * len(sums))
+    reader.describe(file, 0, PAGE, sums, "expert {}".format)
+    reader.into(arena, PAGE)
+    return file, arena
+
+
 def test_a_batch_is_read_and_collected_whatever_becomes_of_each(
     store: Path, reader: DirectReader
 ) -> None:
-    file = reader.open(store, direct=True)
-    into = [pages(PAGE) for _ in range(3)]
     parts = [DATA[place * PAGE : (place + 1) * PAGE] for place in range(3)]
     sums = [xxhash.xxh3_64_intdigest(part) for part in parts]
-    sums[1] ^= 1
-    labels = [lambda place=place: f"expert {place}" for place in range(3)]
-    offsets = [0, PAGE, 2 * PAGE]
-    tickets = reader.submit_all(file, offsets, into, sums, labels=labels, demand=False)
+    file, arena = described(store, reader, sums[0], sums[1] ^ 1, sums[2])
+    tickets = reader.submit_records(file, [0, 1, 2], [2, 1, 0], Urgency.HINTED)
     reader.promote_all(tickets)
-    landed = {}
-    while len(landed) < 3:
-        left = [ticket for ticket in tickets if ticket not in landed]
-        landed |= dict(reader.collect(left, block=True))
-    assert [landed[ticket] is None for ticket in tickets] == [True, False, True]
-    assert "expert 1" in str(landed[tickets[1]])
-    assert [into[place].tobytes() for place in (0, 2)] == [parts[0], parts[2]]
+    landed, refused = list[int](), dict[int, ReadError]()
+    while len(landed) + len(refused) < 3:
+        left = [each for each in tickets if each not in landed and each not in refused]
+        good, bad = reader.collect(left, block=True)
+        landed += good
+        refused.update(bad)
+    assert sorted(landed) == [tickets[0], tickets[2]]
+    assert f"expert 1 at byte {PAGE}" in str(refused[tickets[1]])
+    assert arena[2 * PAGE :].tobytes() == parts[0] and arena[:PAGE].tobytes() == parts[2]
     for ticket in tickets:
         with pytest.raises(IndexError, match="forgotten"):
             reader.done(ticket)
 
 
-def test_nothing_of_a_batch_is_read_where_one_place_is_wrong(
-    store: Path, reader: DirectReader
-) -> None:
-    file = reader.open(store, direct=True)
-    into = [pages(PAGE), pages(PAGE)]
-    labels = [lambda: "expert 0", lambda: "expert 1"]
-    with pytest.raises(ValueError, match="expert 1: offset 7"):
-        reader.submit_all(file, [0, 7], into, [0, 0], labels=labels, demand=True)
+def test_nothing_of_a_batch_is_read_where_one_is_wrong(store: Path, reader: DirectReader) -> None:
+    file, _ = described(store, reader, 0, 0)
+    for records, slots, why in (
+        ([0, 2], [0, 1], "no such record"),
+        ([0, 1], [0, 2], "no such slot"),
+        ([0, 1], [0], "needs a slot"),
+        ([], [], "nothing"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            reader.submit_records(file, records, slots, Urgency.DEMANDED)
+    with pytest.raises(ValueError, match="not described"):
+        reader.submit_records(file + 1, [0], [0], Urgency.DEMANDED)
+    reader.describe(file, 0, 2 * PAGE, [0], str)
+    with pytest.raises(ValueError, match="larger than a slot"):
+        reader.submit_records(file, [0], [0], Urgency.DEMANDED)
     assert reader.bytes_read == 0
 
 
 def test_collecting_without_waiting_may_bring_nothing(store: Path, reader: DirectReader) -> None:
-    assert reader.collect([], block=False) == []
+    assert reader.collect([], block=False) == ([], [])
     file = reader.open(store, direct=True)
     ticket = submit(reader, file, pages(4 * PAGE))
     found: list[int] = []
     while not found:
-        found = [landed.ticket for landed in reader.collect([ticket], block=False)]
+        found, refused = reader.collect([ticket], block=False)
+        assert not refused
     assert found == [ticket]

@@ -17,7 +17,7 @@ from flashmoe.options import Runtime
 from flashmoe.store.reader import Store
 from flashmoe.store.spread import spread
 from flashmoe.stream import depth
-from flashmoe.stream.direct import LOUD_FAILURES, DirectReader
+from flashmoe.stream.direct import LOUD_FAILURES, DirectReader, Urgency
 from flashmoe.stream.drives import Drives
 from flashmoe.stream.rate import Probe
 from flashmoe.stream.records import Records
@@ -232,15 +232,18 @@ def test_reads_of_copies_that_fail_are_told_when_they_are_collected(
             damage(source.path, source.offset(expert))
     slots = Slots(3, tiny.store.layout(0).record_bytes)
     with DirectReader(2) as reader, caplog.at_level(logging.WARNING, "flashmoe"):
+        reader.into(slots.arena, slots.slot_bytes)
         records = Records(tiny.store, reader, Drives(reader, tiny.store, 2, direct=True))
         views = [slots.view(slot, slots.slot_bytes) for slot in range(3)]
-        tickets = records.submit([(0, expert) for expert in range(3)], views, demand=True)
-        landed: dict[int, ReadError | None] = {}
-        while len(landed) < 3:
-            waiting = [ticket for ticket in tickets if ticket not in landed]
-            landed.update(reader.collect(waiting, block=True))
-        assert landed[tickets[0]] is None and landed[tickets[2]] is None
-        assert str(landed[tickets[1]]).count("expert 1 of layer 0") == 2
+        tickets = records.submit(0, [0, 1, 2], [0, 1, 2], Urgency.DEMANDED)
+        landed, refused = list[int](), dict[int, ReadError]()
+        while len(landed) + len(refused) < 3:
+            waiting = [each for each in tickets if each not in landed and each not in refused]
+            good, bad = reader.collect(waiting, block=True)
+            landed += good
+            refused.update(bad)
+        assert sorted(landed) == [tickets[0], tickets[2]]
+        assert str(refused[tickets[1]]).count("expert 1 of layer 0") == 2
         for expert in (0, 2):
             assert views[expert].tobytes() == tiny.records[0][expert].tobytes()
     assert "expert 1 of" not in caplog.text

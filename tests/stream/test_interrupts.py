@@ -96,7 +96,7 @@ def check_everything(tiny: TinyStore, streamer: Streamer) -> None:
     check(tiny, streamer, 1, list(range(SLOTS)))
     states = [streamer._slots.state(slot) for slot in range(SLOTS)]
     assert states == [State.READY] * SLOTS
-    assert not streamer._cache._pins
+    assert not streamer._cache.pinned
     assert not streamer._reads.tickets and not streamer._reader._requests
 
 
@@ -149,10 +149,10 @@ def test_a_slot_that_changed_hands_halfway_is_not_believed(tiny: TinyStore) -> N
     with closing(Streamer(tiny.store, SLOTS, RUNTIME)) as streamer:
         check(tiny, streamer, 0, [0, 1, 2])
 
-        def interrupt(slots: Slots, slot: int, state: State) -> None:
+        def interrupt(slots: Slots, places: list[int]) -> None:
             raise KeyboardInterrupt
 
-        with patch.object(Slots, "move", interrupt), pytest.raises(KeyboardInterrupt):
+        with patch.object(Slots, "load", interrupt), pytest.raises(KeyboardInterrupt):
             check(tiny, streamer, 0, [3])
         check(tiny, streamer, 0, [3])
         check_everything(tiny, streamer)
@@ -161,14 +161,14 @@ def test_a_slot_that_changed_hands_halfway_is_not_believed(tiny: TinyStore) -> N
 def test_a_read_whose_ticket_was_lost_is_waited_for(tiny: TinyStore) -> None:
     with closing(Streamer(tiny.store, SLOTS, RUNTIME)) as streamer:
         native = streamer._reader._reader
-        submit, lost = native.submit_all, list[int]()
+        submit, lost = native.submit_records, list[int]()
 
         class Lost:
             def __getattr__(self, name: str) -> Any:
                 return getattr(native, name)
 
-            def submit_all(self, *arguments: Any) -> list[int]:
-                lost.extend(submit(*arguments))
+            def submit_records(self, *arguments: Any) -> int:
+                lost.append(submit(*arguments))
                 raise KeyboardInterrupt
 
         streamer._reader._reader = Lost()  # type: ignore[assignment]

@@ -38,15 +38,17 @@ def streamed(tiny: TinyStore, streamer: Streamer, layer: int, ids: list[int]) ->
     return order
 
 
-def test_ready_means_that_the_next_comes_at_once_and_the_others_stay(tiny: TinyStore) -> None:
+def test_a_batch_is_all_that_is_there_and_stays(tiny: TinyStore) -> None:
     with closing(Streamer(tiny.store, ALL, ON)) as streamer:
-        streamed(tiny, streamer, 0, list(range(TOP_K)))
-        with streamer.hold(0, np.arange(TOP_K)) as experts:
-            told = [experts.ready() for _ in experts]
-        assert told == [True] * (TOP_K - 1) + [False]
-        assert not experts.ready()
-        with streamer.hold(0, np.arange(EXPERTS)) as experts:
-            assert not any(experts.ready() for _ in experts)  # more than may stay together
+        streamed(tiny, streamer, 0, [0, 2])
+        with streamer.hold(0, np.array([0, 1, 2])) as experts:
+            batches = [dict(batch) for batch in experts.batches()]
+            assert [sorted(batch) for batch in batches] in ([[0, 2], [1]], [[0, 1, 2]])
+            for expert, weights in (item for batch in batches for item in batch.items()):
+                want = tiny.records[0][expert, : tiny.store.layout(0).nbytes]
+                assert record_of(weights) == want.tobytes()
+        with streamer.hold(0, np.arange(EXPERTS)) as experts:  # more than may stay together
+            assert [len(batch) for batch in experts.batches()] == [1] * EXPERTS
 
 
 @pytest.mark.parametrize("slots", [1, TOP_K, EXPERTS, ALL])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
 import sys
 import threading
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+AGAIN_S = 0.01
+"""After so long an interrupt that was lost comes once more."""
+
+
 @contextmanager
 def _writing(name: str) -> Iterator[None]:
     try:
@@ -33,9 +38,22 @@ def _writing(name: str) -> Iterator[None]:
 
 
 def take_interrupts() -> None:
-    """From here on Ctrl-C is a KeyboardInterrupt, and the command ends in an orderly way."""
+    """From here on Ctrl-C is a KeyboardInterrupt, and the command ends in an orderly way.
+
+    One that comes while a finalizer or a callback from C runs, where Python prints an exception
+    and goes on, comes once more.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = _interrupt_again
+
+
+def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        # Not from here: it would be raised in this very function, and be lost as well.
+        threading.Timer(AGAIN_S, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def write(text: str) -> None:

@@ -18,7 +18,7 @@ from flashmoe import _native
 from flashmoe.kernels import mixers, reference
 from flashmoe.kernels.handles import Handles
 from flashmoe.kernels.kv import KeyValues
-from flashmoe.kernels.mixers import AttentionWeights, DeltaWeights
+from flashmoe.kernels.mixers import AttentionWeights, Block, DeltaWeights, Parts
 from flashmoe.kernels.table import Kernels
 from flashmoe.quant import Affine, Array, Expert, Matrix
 
@@ -85,6 +85,14 @@ def _make_kv(kv: KeyValues) -> _native.KeyValues:
 
 _matrix = Handles[Matrix, _native.Matrix](_make_matrix)
 _expert = Handles[Expert, _native.Expert](_make_expert)
+
+
+def _make_block(block: Block) -> _native.Block:
+    inputs = [_matrix(weights) for weights in block.inputs]
+    return _native.Block(block.norm, block.eps, inputs, _matrix(block.out))
+
+
+_block = Handles[Block, _native.Block](_make_block)
 _attention = Handles[AttentionWeights, _native.Attention](_make_attention)
 _delta = Handles[DeltaWeights, _native.DeltaNet](_make_delta)
 _kv = Handles[KeyValues, _native.KeyValues](_make_kv)
@@ -118,16 +126,12 @@ def project(x: Array, matrices: Sequence[Matrix], *, threads: int) -> tuple[Arra
     return tuple(parts)
 
 
-def swiglu(x: Array, expert: Expert, gate: Array | None = None, *, threads: int) -> Array:
-    """``down(silu(gate(x)) * up(x))``: (T, hidden) float32 to (T, hidden), times sigmoid(gate)."""
+def swiglu(x: Array, expert: Expert, gate: Matrix | None = None, *, threads: int) -> Array:
+    """``down(silu(gate(x)) * up(x))``: (T, hidden) float32 to (T, hidden), under its own gate."""
     x = _fitting(x, expert.gate)
     y = np.empty(x.shape, np.float32)
-    _native.swiglu(x, _expert(expert), gate, y, threads)
+    _native.swiglu(x, _expert(expert), None if gate is None else _matrix(gate), y, threads)
     return y
-
-
-def _never() -> bool:
-    return False
 
 
 def experts(
@@ -135,21 +139,16 @@ def experts(
 ) -> Array:
     """The weighted sum of the chosen experts: x (T, hidden), ids and weights (T, k).
 
-    Those that ``held`` has without waiting (its ``ready()`` says so) are computed together.
-    Each output goes to its place and the sum is taken in the order of ids, so neither arrival
-    nor grouping changes a bit.
+    Where ``held`` has ``batches()``, those of a batch are computed together. Each output goes to
+    its place and the sum is taken in the order of ids, so neither arrival nor grouping changes a
+    bit.
     """
     x, ids = np.ascontiguousarray(x), np.ascontiguousarray(ids, np.int64)
     outputs = np.empty((*ids.shape, x.shape[1]), np.float32)
-    ready = getattr(held, "ready", _never)
-    numbers: list[int] = []
-    handles: list[_native.Expert] = []
-    for number, expert in held:
-        numbers.append(number)
-        handles.append(_expert(expert))
-        if not ready():
-            _native.experts(x, ids, numbers, handles, outputs, threads)
-            numbers, handles = [], []
+    batches = getattr(held, "batches", None)
+    for batch in batches() if batches else ([each] for each in held):
+        handles = [_expert(expert) for _, expert in batch]
+        _native.experts(x, ids, [number for number, _ in batch], handles, outputs, threads)
     y = np.empty(x.shape, np.float32)
     _native.combine(outputs, np.ascontiguousarray(weights), y)
     return y
@@ -204,6 +203,48 @@ def gated_delta(
     return y, (delta, conv)
 
 
+def attention_block(
+    x: Array,
+    block: Block,
+    weights: AttentionWeights,
+    kv: KeyValues,
+    parts: Parts,
+    *,
+    threads: int,
+) -> Array:
+    """``x + attention(norm(x))``; in one native call for one token."""
+    if len(x) != 1:
+        return mixers.attention_block(x, block, weights, kv, parts)
+    shape = weights.shape
+    cos, sin = reference.angles(kv.length, 1, shape.rope_dims, shape.rope_theta, _F32)
+    x = _fitting(x, block.inputs[0])
+    y = np.empty(x.shape, np.float32)
+    native = _attention(weights)
+    native.block(x, _block(block), cos, sin, _kv(kv), kv.length, y, threads)
+    kv.length += 1
+    return y
+
+
+def delta_block(
+    x: Array,
+    block: Block,
+    weights: DeltaWeights,
+    state: tuple[Array, Array],
+    room: tuple[Array, Array],
+    parts: Parts,
+    *,
+    threads: int,
+) -> tuple[Array, tuple[Array, Array]]:
+    """``x + gated_delta(norm(x))`` and the new state; in one native call for one token."""
+    if len(x) != 1:
+        return mixers.delta_block(x, block, weights, state, room, parts)
+    x = _fitting(x, block.inputs[0])
+    y = np.empty(x.shape, np.float32)
+    native = _delta(weights)
+    native.block(x, _block(block), state[1], state[0], room[1], room[0], y, threads)
+    return y, room
+
+
 def table(threads: int) -> Kernels:
     """The native table, for ``threads`` threads."""
     return Kernels(
@@ -217,5 +258,7 @@ def table(threads: int) -> Kernels:
         rms_norm=rms_norm,
         attend=partial(attend, threads=threads),
         gated_delta=partial(gated_delta, threads=threads),
+        attention_block=partial(attention_block, threads=threads),
+        delta_block=partial(delta_block, threads=threads),
         route=route,
     )

@@ -26,9 +26,10 @@ class Handles(Generic[Owner, Made]):
 
     def __call__(self, owner: Owner) -> Made:
         kept = self._kept.get(id(owner))
-        if kept is not None:
+        # Forgotten as the owner goes, before another object can have its identity; but for an
+        # interrupt in the midst of forgetting.
+        if kept is not None and kept[0]() is owner:
             return kept[1]
         number, made = id(owner), self._make(owner)
-        # Forgotten as the owner goes, so before another object can have its identity.
         self._kept[number] = weakref.ref(owner, lambda _: self._kept.pop(number, None)), made
         return made

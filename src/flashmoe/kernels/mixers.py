@@ -1,18 +1,22 @@
-"""The two mixers of a layer between their projections, and the small weights that these need.
+"""The two mixers of a layer, between their projections and with them, and what weights they need.
 
 Owns the order of the steps (SPEC 1.3), in numpy: the reference twins of the fused kernels. Each
-step is a function of :mod:`flashmoe.kernels.reference`; the projections are the model's.
+step of a mixer is a function of :mod:`flashmoe.kernels.reference`; a block is composed of whatever
+set of kernels it is given.
 Source of the delta net: Yang et al., Gated Delta Networks, arXiv 2412.06464.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from flashmoe.kernels.kv import KeyValues
 from flashmoe.kernels.reference import (
+    Matmul,
     attention,
     causal_conv,
     delta_rule,
@@ -22,7 +26,7 @@ from flashmoe.kernels.reference import (
     sigmoid,
     silu,
 )
-from flashmoe.quant import Array
+from flashmoe.quant import Array, Matrix
 from flashmoe.shape import AttentionShape, RecurrentShape
 
 
@@ -50,6 +54,56 @@ class DeltaWeights:
     decay: Array
     dt_bias: Array
     norm: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """What surrounds a mixer: the factors of its norm (hidden), its projections in and out."""
+
+    norm: Array
+    eps: float
+    inputs: tuple[Matrix, ...]
+    out: Matrix
+
+
+class Parts(Protocol):
+    """The kernels of which a block is composed."""
+
+    @property
+    def rms_norm(self) -> Callable[[Array, Array, float], Array]: ...
+    @property
+    def project(self) -> Callable[[Array, Sequence[Matrix]], tuple[Array, ...]]: ...
+    @property
+    def matmul(self) -> Matmul: ...
+    @property
+    def attend(self) -> Callable[..., Array]: ...
+    @property
+    def gated_delta(self) -> Callable[..., tuple[Array, tuple[Array, Array]]]: ...
+
+
+def attention_block(
+    x: Array, block: Block, weights: AttentionWeights, kv: KeyValues, parts: Parts
+) -> Array:
+    """``x + attention(norm(x))`` of T tokens, (T, hidden); ``block.inputs`` give q, k and v."""
+    q, k, v = parts.project(parts.rms_norm(x, block.norm, block.eps), block.inputs)
+    return x + parts.matmul(parts.attend(q, k, v, weights, kv), block.out)
+
+
+def delta_block(
+    x: Array,
+    block: Block,
+    weights: DeltaWeights,
+    state: tuple[Array, Array],
+    room: tuple[Array, Array],
+    parts: Parts,
+) -> tuple[Array, tuple[Array, Array]]:
+    """``x + gated_delta(norm(x))`` of T tokens, (T, hidden), and the new state.
+
+    ``block.inputs`` give qkv, z, b and a; states are those of :func:`gated_delta`.
+    """
+    inputs = parts.project(parts.rms_norm(x, block.norm, block.eps), block.inputs)
+    y, state = parts.gated_delta(*inputs, weights, state, room)
+    return x + parts.matmul(y, block.out), state
 
 
 def attend(q: Array, k: Array, v: Array, weights: AttentionWeights, kv: KeyValues) -> Array:

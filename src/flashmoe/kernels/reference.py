@@ -222,13 +222,13 @@ def route(logits: Array, top_k: int, renormalize: bool) -> tuple[Array, Array]:
     return ids, weights
 
 
-def swiglu(x: Array, expert: Expert, gate: Array | None = None) -> Array:
+def swiglu(x: Array, expert: Expert, gate: Matrix | None = None) -> Array:
     """``down(silu(gate(x)) * up(x))``: (T, hidden) to (T, hidden).
 
-    ``gate`` (T, 1) multiplies each token's result by its sigmoid.
+    ``gate`` (1, hidden) multiplies each token's result by the sigmoid of its product.
     """
     y = matmul(silu(matmul(x, expert.gate)) * matmul(x, expert.up), expert.down)
-    return y if gate is None else sigmoid(gate) * y
+    return y if gate is None else sigmoid(matmul(x, gate)) * y
 
 
 def experts(

@@ -34,4 +34,6 @@ class Kernels:
     rms_norm: Callable[[Array, Array, float], Array] = reference.rms_norm
     attend: Callable[..., Array] = mixers.attend
     gated_delta: Callable[..., tuple[Array, tuple[Array, Array]]] = mixers.gated_delta
+    attention_block: Callable[..., Array] = mixers.attention_block
+    delta_block: Callable[..., tuple[Array, tuple[Array, Array]]] = mixers.delta_block
     route: Callable[[Array, int, bool], tuple[Array, Array]] = reference.route

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from flashmoe.kernels import Kernels
 from flashmoe.kernels.kv import KeyValues
-from flashmoe.kernels.mixers import AttentionWeights
+from flashmoe.kernels.mixers import AttentionWeights, Block
 from flashmoe.model.trunk import Trunk
 from flashmoe.quant import Array
 from flashmoe.shape import ModelShape
@@ -16,16 +16,19 @@ from flashmoe.shape import ModelShape
 class Attention:
     """The mixer of one layer."""
 
-    def __init__(self, shape: ModelShape, trunk: Trunk, name: str, kernels: Kernels) -> None:
+    def __init__(
+        self, shape: ModelShape, trunk: Trunk, name: str, norm: Array, kernels: Kernels
+    ) -> None:
         assert shape.attention is not None
         self.shape = shape.attention
         self.kernels = kernels
         heads, kv_heads, width = self.shape.heads, self.shape.kv_heads, self.shape.head_dim
         query_rows = heads * width * (2 if self.shape.gated else 1)
-        self.q_proj = trunk.matrix(f"{name}.q_proj", query_rows, shape.hidden)
-        self.k_proj = trunk.matrix(f"{name}.k_proj", kv_heads * width, shape.hidden)
-        self.v_proj = trunk.matrix(f"{name}.v_proj", kv_heads * width, shape.hidden)
-        self.o_proj = trunk.matrix(f"{name}.o_proj", shape.hidden, heads * width)
+        q_proj = trunk.matrix(f"{name}.q_proj", query_rows, shape.hidden)
+        k_proj = trunk.matrix(f"{name}.k_proj", kv_heads * width, shape.hidden)
+        v_proj = trunk.matrix(f"{name}.v_proj", kv_heads * width, shape.hidden)
+        o_proj = trunk.matrix(f"{name}.o_proj", shape.hidden, heads * width)
+        self.block = Block(norm, shape.norm_eps, (q_proj, k_proj, v_proj), o_proj)
         q_norm = k_norm = None
         if self.shape.qk_norm:
             q_norm = trunk.norm(f"{name}.q_norm", width, shape.norm_offset)
@@ -33,7 +36,5 @@ class Attention:
         self.weights = AttentionWeights(self.shape, shape.norm_eps, q_norm, k_norm)
 
     def forward(self, x: Array, state: KeyValues) -> Array:
-        """(T, hidden) to (T, hidden); appends the T tokens to ``state``."""
-        q, k, v = self.kernels.project(x, (self.q_proj, self.k_proj, self.v_proj))
-        y = self.kernels.attend(q, k, v, self.weights, state)
-        return self.kernels.matmul(y, self.o_proj)
+        """``x + attention(norm(x))``, (T, hidden); appends the T tokens to ``state``."""
+        return self.kernels.attention_block(x, self.block, self.weights, state, self.kernels)

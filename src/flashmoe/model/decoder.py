@@ -36,20 +36,19 @@ class Layer:
         self.kernels = kernels
         self.observer = observer
         offset, hidden = shape.norm_offset, shape.hidden
-        self.input_norm = trunk.norm(f"{name}.input_layernorm", hidden, offset)
+        norm = trunk.norm(f"{name}.input_layernorm", hidden, offset)
         self.post_norm = trunk.norm(f"{name}.post_attention_layernorm", hidden, offset)
         self.mixer: Attention | GatedDeltaNet
         if shape.mixers[index] == "attention":
-            self.mixer = Attention(shape, trunk, f"{name}.self_attn", kernels)
+            self.mixer = Attention(shape, trunk, f"{name}.self_attn", norm, kernels)
         else:
-            self.mixer = GatedDeltaNet(shape, trunk, f"{name}.linear_attn", kernels)
+            self.mixer = GatedDeltaNet(shape, trunk, f"{name}.linear_attn", norm, kernels)
         self.moe = MixtureOfExperts(shape, trunk, index, kernels, observer)
         self.following: Layer | None = None
 
     def forward(self, x: Array, state: LayerState, streamer: Streamer) -> Array:
         """(T, hidden) to (T, hidden)."""
-        normed = self.kernels.rms_norm(x, self.input_norm, self.eps)
-        x = x + self._mix(normed, state)
+        x = self._mix(x, state)
         self.observer.ended(self.index, "mixer")
         normed = self.kernels.rms_norm(x, self.post_norm, self.eps)
         if self.following is not None and len(x) == 1:

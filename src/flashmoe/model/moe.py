@@ -60,14 +60,14 @@ class MixtureOfExperts:
         hidden) first. Unlike :meth:`route` it may be told an ``x`` that is not final."""
         if self.shape.router == "all":
             return np.arange(self.shape.count)
-        logits = self.kernels.matmul(x, self.gate)[0]
-        return np.argsort(-logits)[: WIDTH * self.shape.top_k]
+        count = min(WIDTH * self.shape.top_k, self.shape.count)
+        ids, _ = self.kernels.route(self.kernels.matmul(x, self.gate), count, False)
+        return ids.ravel()
 
     def shared(self, x: Array) -> Array:
         """The always-active expert under its own sigmoid gate; zero where there is none."""
         if not self.shape.shared_intermediate:
             return np.zeros_like(x)
-        gate = self.kernels.matmul(x, self.shared_expert_gate)
-        y = self.kernels.swiglu(x, self.shared_expert, gate)
+        y = self.kernels.swiglu(x, self.shared_expert, self.shared_expert_gate)
         self.observer.ended(self.layer, "shared")
         return y

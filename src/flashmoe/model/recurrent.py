@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from flashmoe.kernels import Kernels
-from flashmoe.kernels.mixers import DeltaWeights
+from flashmoe.kernels.mixers import Block, DeltaWeights
 from flashmoe.model.state import RecurrentState
 from flashmoe.model.trunk import Trunk
 from flashmoe.quant import Array
@@ -19,17 +19,22 @@ from flashmoe.shape import ModelShape
 class GatedDeltaNet:
     """The mixer of one layer."""
 
-    def __init__(self, shape: ModelShape, trunk: Trunk, name: str, kernels: Kernels) -> None:
+    def __init__(
+        self, shape: ModelShape, trunk: Trunk, name: str, norm: Array, kernels: Kernels
+    ) -> None:
         assert shape.recurrent is not None
         self.shape = shape.recurrent
         self.kernels = kernels
         heads, channels = self.shape.value_heads, self.shape.conv_channels
         values = heads * self.shape.value_dim
-        self.in_proj_qkv = trunk.matrix(f"{name}.in_proj_qkv", channels, shape.hidden)
-        self.in_proj_z = trunk.matrix(f"{name}.in_proj_z", values, shape.hidden)
-        self.in_proj_b = trunk.matrix(f"{name}.in_proj_b", heads, shape.hidden)
-        self.in_proj_a = trunk.matrix(f"{name}.in_proj_a", heads, shape.hidden)
-        self.out_proj = trunk.matrix(f"{name}.out_proj", shape.hidden, values)
+        inputs = (
+            trunk.matrix(f"{name}.in_proj_qkv", channels, shape.hidden),
+            trunk.matrix(f"{name}.in_proj_z", values, shape.hidden),
+            trunk.matrix(f"{name}.in_proj_b", heads, shape.hidden),
+            trunk.matrix(f"{name}.in_proj_a", heads, shape.hidden),
+        )
+        out = trunk.matrix(f"{name}.out_proj", shape.hidden, values)
+        self.block = Block(norm, shape.norm_eps, inputs, out)
         self.weights = DeltaWeights(
             self.shape,
             shape.norm_eps,
@@ -40,10 +45,8 @@ class GatedDeltaNet:
         )
 
     def forward(self, x: Array, state: RecurrentState) -> Array:
-        """(T, hidden) to (T, hidden); moves ``state`` on by T tokens."""
-        inputs = (self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a)
-        qkv, z, b, a = self.kernels.project(x, inputs)
-        before = (state.delta, state.conv)
-        y, after = self.kernels.gated_delta(qkv, z, b, a, self.weights, before, state.room())
+        """``x + gated_delta(norm(x))``, (T, hidden); moves ``state`` on by T tokens."""
+        before, room = (state.delta, state.conv), state.room()
+        y, after = self.kernels.delta_block(x, self.block, self.weights, before, room, self.kernels)
         state.replace(*after)
-        return self.kernels.matmul(y, self.out_proj)
+        return y

@@ -7,11 +7,13 @@ of a snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from flashmoe.arena import arena
 from flashmoe.errors import ContextError, SessionError
 from flashmoe.kernels.kv import KeyValues
 from flashmoe.options import Budget
@@ -20,27 +22,30 @@ from flashmoe.shape import ModelShape, RecurrentShape
 
 
 class RecurrentState:
-    """``delta`` (value_heads, key_dim, value_dim); ``conv`` the last inputs, oldest first."""
+    """``delta`` (value_heads, key_dim, value_dim); ``conv`` the last inputs, oldest first.
+
+    Two sets of arrays take turns, so that the state before the last pass stays for a rewind. Both
+    lie in one arena, each array aligned to 64 bytes: new ones can be written past the caches.
+    """
 
     def __init__(self, shape: RecurrentShape, dtype: np.dtype[Any]) -> None:
-        self.delta: Array = np.zeros((shape.value_heads, shape.key_dim, shape.value_dim), dtype)
-        self.conv: Array = np.zeros((shape.conv_kernel - 1, shape.conv_channels), dtype)
-        self._before: tuple[Array, Array] | None = None
+        delta = (shape.value_heads, shape.key_dim, shape.value_dim)
+        conv = (shape.conv_kernel - 1, shape.conv_channels)
+        arrays = aligned_zeros((delta, delta, conv, conv), dtype)
+        self._sets = (arrays[0], arrays[2]), (arrays[1], arrays[3])
+        self.delta, self.conv = self._sets[0]
 
     def replace(self, delta: Array, conv: Array) -> None:
-        """Move on to other arrays; those until now stay as they are for a rewind."""
-        self.delta, self.conv, self._before = delta, conv, (self.delta, self.conv)
+        """Move on to another state; that until now stays as it is for a rewind."""
+        room = self.room()
+        for held, given in zip(room, (delta, conv), strict=True):
+            if held is not given:
+                held[...] = given
+        self.delta, self.conv = room
 
     def room(self) -> tuple[Array, Array]:
-        """Memory for the next state, of shapes as ``delta`` and ``conv``; apart from these.
-
-        It is what the state before the last one was held in: two sets of arrays take turns, and
-        a rewind may have made that one the state again.
-        """
-        before = self._before
-        if before is None or before[0] is self.delta or before[1] is self.conv:
-            before = self._before = (np.empty_like(self.delta), np.empty_like(self.conv))
-        return before
+        """Memory for the next state, of shapes as ``delta`` and ``conv``; apart from these."""
+        return self._sets[self.delta is self._sets[0][0]]
 
     def arrays(self) -> dict[str, Array]:
         """What a snapshot keeps."""
@@ -49,6 +54,17 @@ class RecurrentState:
     def assign(self, name: str, array: Array) -> None:
         """Take over a copy of one of the arrays that :meth:`arrays` gave."""
         self.arrays()[name][...] = array
+
+
+def aligned_zeros(extents: Sequence[tuple[int, ...]], dtype: np.dtype[Any]) -> list[Array]:
+    """Arrays of zeros one after the other in an arena, each from a multiple of 64 bytes on."""
+    sizes = [int(np.prod(extent)) * dtype.itemsize for extent in extents]
+    starts = list(accumulate((size + 63 & -64 for size in sizes), initial=0))
+    memory = arena(starts[-1])
+    return [
+        np.frombuffer(memory[start : start + size], dtype).reshape(extent)
+        for start, size, extent in zip(starts, sizes, extents, strict=False)
+    ]
 
 
 LayerState: TypeAlias = KeyValues | RecurrentState

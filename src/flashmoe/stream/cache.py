@@ -1,17 +1,21 @@
 """Which slot holds which expert: a pure policy, no bytes and no I/O.
 
-Owns the map from experts to slots, who leaves, and the pins that keep an expert in place while
-it is read or used. Does not own the slots' bytes (``slots``), the reads (``streamer``) or the
-chance that an expert is chosen (``forecast``). The same calls in the same order always give the
-same answers, so that a routing log replays to the hit rate of the run that wrote it; nearly so
-where experts were guessed, since a wrong guess takes a slot and depends on the disk's timing.
+Says who has which slot, who leaves, and which pins keep an expert in place while it is read or
+used. Does not own the slots' bytes (``slots``) or the reads (``streamer``). The policy itself is
+native (``native/cache.h``, and ``native/forecast.h`` for the chance that an expert is chosen),
+since between kernels that stream megabytes the interpreter's own data has left the processor's
+cache (E26 in docs/EXPERIMENTS.md); here are its door and the rules it follows.
+
+The same calls in the same order always give the same answers, so that a routing log replays to the
+hit rate of the run that wrote it; nearly so where experts were guessed, since a wrong guess takes a
+slot and depends on the disk's timing.
 
 A token visits the layers in turn, so an expert can be used again only when its layer comes
 round. Who leaves is the expert whose use is expected farthest ahead, in visits of layers:
 
     layers until its layer comes round + layers * (1 / p - 1)
 
-with p the ``forecast`` chance that its layer then chooses it. (Belady's rule, "evict what is
+with p the forecast chance that its layer then chooses it. (Belady's rule, "evict what is
 used last", with an expectation in place of the future.) While no visit of its own layer
 intervenes, the moment so expected stays where it is; so only the layer being visited is ranked
 anew, and an eviction compares one candidate a layer. Figures: E7 in docs/EXPERIMENTS.md.
@@ -31,22 +35,16 @@ Invariant: every slot is free or holds exactly one expert; a pinned expert is ne
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from flashmoe import _native
 from flashmoe.quant import Array
-from flashmoe.stream.forecast import Forecast, Trust
 
 Key: TypeAlias = tuple[int, int]
 """An expert: (layer, index within the layer)."""
-
-_WIDE = 2  # a visit to more than so many times what one token chooses is several tokens'
-_SHARE = 8  # a wide visit may displace one slot in so many
-_FLOOR = 1e-4  # of a chance: the farthest expected use is finite, and ties go to the sweep
-_OUT = 2.0  # above every chance: not to be evicted
-_NOBODY = -1.0  # before every moment
 
 
 class Admission(NamedTuple):
@@ -54,46 +52,6 @@ class Admission(NamedTuple):
 
     slot: int
     evicted: Key | None
-
-
-class _Layer:
-    """The experts of one layer that are in memory, and the one to leave first."""
-
-    def __init__(self, moment: int, trust: Trust) -> None:
-        self.forecast = Forecast(trust)
-        self.moment = moment  # of its last visit, in visits
-        self.resident: Array = np.zeros(0, bool)
-        self.count = 0  # of them
-        self._keep: Array = np.zeros(0, np.float32)  # the chance, or _OUT
-        self.candidate = 0
-        self.chance = 0.0  # of the candidate
-
-    def place(self, expert: int) -> None:
-        self.forecast.cover(expert)
-        more = len(self.forecast) - len(self.resident)
-        if more:
-            self.resident = np.pad(self.resident, (0, more))
-        self.resident[expert] = True
-        self.count += 1
-
-    def rank(self, sheltered: Collection[int]) -> None:
-        """Take up new chances; ``sheltered`` experts are no candidates."""
-        chances = self.forecast.chances()[: len(self.resident)]
-        self._keep = np.where(self.resident, chances, np.float32(_OUT))
-        if sheltered:
-            inside = [expert for expert in sheltered if expert < len(self._keep)]
-            self._keep[inside] = _OUT
-
-    def exclude(self, expert: int) -> None:
-        self._keep[expert] = _OUT
-
-    def expected(self, layers: int) -> float:
-        """Choose the candidate; the moment of its expected use, or -1 where there is none."""
-        if not len(self._keep):
-            return _NOBODY
-        self.candidate = int(self._keep.argmin())
-        self.chance = chance = float(self._keep[self.candidate])
-        return _NOBODY if chance == _OUT else layers + self.moment + layers / max(chance, _FLOOR)
 
 
 class Cache:
@@ -104,51 +62,53 @@ class Cache:
     Looking up, pinning and dropping are O(1), plus O(experts of a layer) once a visit; an
     eviction is O(layers + experts of a layer). Both are short passes over arrays; neither
     depends on the number of slots.
+
+    The calls that end in ``_all`` are the single ones for several experts of one layer, in this
+    order; where one of them raises, those before it stand.
     """
 
     def __init__(self, slots: int, layers: int, top_k: int | None = None) -> None:
-        if slots < 1 or layers < 1:
-            raise ValueError(f"a cache of {slots} slots for {layers} layers holds nothing")
-        self.slots = slots
-        self.layers = layers
-        self._slot: dict[Key, int] = {}
-        self._pins: dict[Key, int] = {}
-        self._free = list(range(slots - 1, -1, -1))  # the lowest leaves first
-        trust = Trust()
-        self._layers = [_Layer(layer - layers, trust) for layer in range(layers)]
-        self._expected = [_NOBODY] * layers  # of each layer's candidate
-        self._stale: set[int] = set()  # layers to be ranked anew
-        self._passed: set[Key] = set()  # were candidates while pinned
-        self._moment = -1
-        self._layer = -1  # being visited
-        self._routing: dict[int, None] = {}  # of the visit, in the order of asking
-        self._told: list[int] = []  # of it, what the forecast does not know yet
-        self._displacing: dict[Key, None] = {}  # admitted by the visit in place of others
-        self._top_k = top_k
-        self._narrowest: int | None = None  # width of a visit
+        self._policy = _native.Cache(slots, layers, top_k)
+
+    @property
+    def slots(self) -> int:
+        """Slots there are, free ones included and retired ones not."""
+        return self._policy.slots
+
+    @property
+    def layers(self) -> int:
+        """Layers whose experts may have one."""
+        return self._policy.layers
 
     def __len__(self) -> int:
-        return len(self._slot)
+        return len(self._policy)
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._slot
+    def __contains__(self, key: Key) -> bool:
+        return self._policy.slot(*key) >= 0
 
     def lookup(self, key: Key) -> int | None:
         """The slot of an expert, or None where it has none; counts as a use."""
-        layer, expert = key
-        if layer != self._layer or expert in self._routing:
-            self._visit(layer)
-        self._routing[expert] = None
-        self._told.append(expert)
-        return self._slot.get(key)
+        slot = self._policy.lookup(*key)
+        return None if slot < 0 else slot
+
+    def lookup_all(self, layer: int, experts: Sequence[int]) -> list[int]:
+        """The slot of each, or -1; each counts as a use."""
+        return self._policy.lookup_all(layer, experts)
 
     def resident(self, layer: int) -> int:
         """How many experts of a layer have a slot."""
-        return self._layers[layer].count
+        return self._policy.resident(layer)
 
     def slot(self, key: Key) -> int:
         """The slot of an expert that has one; does not count as a use."""
-        return self._slot[key]
+        slot = self._policy.slot(*key)
+        if slot < 0:
+            raise KeyError(key)
+        return slot
+
+    def slots_of(self, layer: int, experts: Sequence[int]) -> list[int]:
+        """The slot of each, or -1; does not count as a use."""
+        return self._policy.slots_of(layer, experts)
 
     def admit(self, key: Key, chance: float | None = None) -> Admission | None:
         """Give an absent expert a slot, evicting if need be.
@@ -158,187 +118,77 @@ class Cache:
         used next, with a ``chance``, displaces neither experts of this visit nor one that is
         likelier to be used when its own layer comes round; pin it at once.
         """
-        if key in self._slot:
-            raise RuntimeError(f"expert {key} already has slot {self._slot[key]}")
-        self._check(key[0])
-        evicted = None
-        if not self._free:
-            evicted = self._victim(key) if chance is None else self._farthest(chance)
-            if evicted is None:
-                return None
-            self._remove(evicted)
-        slot = self._free.pop()
-        self._slot[key] = slot
-        self._layers[key[0]].place(key[1])
-        if self._visiting(key):
-            if evicted is not None:
-                self._displacing[key] = None
-        elif chance is None:
-            self._stale.add(key[0])
-        else:
-            self._passed.add(key)  # ranked once it is unpinned; before, its layer need not be
-        return Admission(slot, evicted)
+        found = self._policy.admit(*key, chance)
+        if found is None:
+            return None
+        slot, layer, expert = found
+        return Admission(slot, None if layer < 0 else (layer, expert))
+
+    def admit_all(
+        self, layer: int, experts: Sequence[int], chances: Sequence[float] | None = None
+    ) -> list[tuple[int, int, int]]:
+        """Admit and pin each, until nobody may leave for one: the answer may be the shorter.
+
+        Each is (slot, layer, expert), the latter two of who was evicted, or -1.
+        """
+        return self._policy.admit_all(layer, experts, chances)
 
     @property
     def free(self) -> int:
         """Slots that hold nothing and are reserved for nobody."""
-        return len(self._free)
+        return self._policy.free
 
     def reserve(self) -> int:
-        """Take a free slot for an expert that is to come; :meth:`place` or ``unreserve`` it."""
-        return self._free.pop()
+        """Take a free slot for an expert that is to come; :meth:`place` or ``unreserve`` it.
+
+        IndexError where none is free.
+        """
+        return self._policy.reserve()
 
     def unreserve(self, slot: int) -> None:
         """A reserved slot is free again."""
-        self._free.append(slot)
+        self._policy.unreserve(slot)
 
     def place(self, key: Key, slot: int) -> None:
         """An absent expert is in a reserved slot; does not count as a use."""
-        if key in self._slot:
-            raise RuntimeError(f"expert {key} already has slot {self._slot[key]}")
-        self._check(key[0])
-        self._slot[key] = slot
-        self._layers[key[0]].place(key[1])
-        self._stale.add(key[0])
+        self._policy.place(*key, slot)
 
     def seed(self, shares: Array) -> None:
         """How often each expert was chosen before all this, (layers, experts), 0 to 1."""
-        for layer, row in enumerate(shares):
-            self._layers[layer].forecast.seed(row)
-            self._stale.add(layer)
+        self._policy.seed(np.require(shares, np.float64, ["C", "A"]))
 
     def retire(self, count: int, least: int) -> list[int]:
         """Take ``count`` experts and every free slot away, as far as ``least`` slots remain.
 
         Returns the slots. Pinned experts stay, so it may be fewer.
         """
-        most = max(self.slots - least, 0)
-        for _ in range(min(count, most)):
-            victim = self._farthest() or self._sheltered()
-            if victim is None:
-                break
-            self._remove(victim)
-        taken = [self._free.pop() for _ in range(min(most, len(self._free)))]
-        self.slots -= len(taken)
-        return taken
+        return self._policy.retire(count, least)
 
     def restore(self, slots: Collection[int]) -> None:
         """Give retired slots back."""
-        self._free.extend(slots)
-        self.slots += len(slots)
+        self._policy.restore(list(slots))
+
+    @property
+    def pinned(self) -> int:
+        """Experts that are pinned, once or more often."""
+        return self._policy.pinned
 
     def pin(self, key: Key) -> None:
         """Keep an expert in its slot until as many :meth:`unpin` calls; pins add up."""
-        if key not in self._slot:
-            raise RuntimeError(f"expert {key} has no slot to be pinned in")
-        self._pins[key] = self._pins.get(key, 0) + 1
+        self._policy.pin(*key)
+
+    def pin_all(self, layer: int, experts: Sequence[int]) -> None:
+        """:meth:`pin` each."""
+        self._policy.pin_all(layer, experts)
 
     def unpin(self, key: Key) -> None:
         """Take back one :meth:`pin`."""
-        pins = self._pins.get(key, 0)
-        if not pins:
-            raise RuntimeError(f"expert {key} is not pinned")
-        if pins > 1:
-            self._pins[key] = pins - 1
-            return
-        del self._pins[key]
-        if key in self._passed:
-            self._passed.remove(key)
-            self._stale.add(key[0])
+        self._policy.unpin(*key)
+
+    def unpin_all(self, layer: int, experts: Sequence[int]) -> None:
+        """:meth:`unpin` each."""
+        self._policy.unpin_all(layer, experts)
 
     def drop(self, key: Key) -> int:
         """Forget an expert, because its bytes are no good; returns the slot that is now free."""
-        if key in self._pins:
-            raise RuntimeError(f"expert {key} is pinned and cannot be dropped")
-        if key not in self._slot:
-            raise RuntimeError(f"expert {key} has no slot to be dropped from")
-        self._stale.add(key[0])
-        return self._remove(key)
-
-    def _check(self, layer: int) -> None:
-        if not 0 <= layer < self.layers:
-            raise RuntimeError(f"layer {layer} lies outside the {self.layers} layers")
-
-    def _visiting(self, key: Key) -> bool:
-        return key[0] == self._layer and key[1] in self._routing
-
-    def _visit(self, layer: int) -> None:
-        """The layer comes round; the visit before it is over and shelters nobody any more."""
-        self._check(layer)
-        if self._routing:
-            self._tell()
-            self._stale.add(self._layer)
-            self._note_width(len(self._routing))
-        self._moment += (layer - self._layer - 1) % self.layers + 1
-        self._layer = layer
-        self._routing = {}
-        self._displacing.clear()
-        self._layers[layer].forecast.begin()
-        self._stale.add(layer)
-
-    def _note_width(self, width: int) -> None:
-        """A visit was so wide. Where it shows that all before were wide, mend what they taught."""
-        narrowest, self._narrowest = self._narrowest, min(self._narrowest or width, width)
-        if self._top_k is None and narrowest is not None and width * _WIDE < narrowest:
-            for layer in self._layers:
-                layer.forecast.discount(width / narrowest)
-
-    def _narrow(self) -> int:
-        """How many experts one token chooses, as far as is known."""
-        width = len(self._routing)
-        return self._top_k or min(self._narrowest or width, width)
-
-    def _tell(self) -> None:
-        """Let the forecast know what the visit has asked."""
-        if self._told:
-            narrow, width = self._narrow(), len(self._routing)
-            visited = self._layers[self._layer]
-            visited.moment = self._moment
-            visited.forecast.add(self._told, min(1.0, narrow / width), wide=width > _WIDE * narrow)
-            self._told.clear()
-            self._stale.add(self._layer)
-
-    def _victim(self, key: Key) -> Key | None:
-        """Who leaves for ``key``; None where nobody may."""
-        if self._visiting(key):
-            allowed = max(_WIDE * self._narrow(), self.slots // _SHARE)
-            if len(self._displacing) >= allowed:
-                return next((own for own in self._displacing if own not in self._pins), None)
-        return self._farthest() or self._sheltered()
-
-    def _farthest(self, chance: float = 1.0) -> Key | None:
-        """The unpinned expert outside this visit whose expected use is farthest ahead.
-
-        None where there is none, or where it is used with more than this ``chance``.
-        """
-        if len(self._routing) >= (self._top_k or self._narrowest or 1):
-            self._tell()  # before that, more of this layer may be looked up, and be in memory
-        for layer in self._stale:
-            self._layers[layer].rank(self._routing if layer == self._layer else ())
-            self._expected[layer] = self._layers[layer].expected(self.layers)
-        self._stale.clear()
-        while (moment := max(self._expected)) != _NOBODY:
-            layer = self._expected.index(moment)
-            key = (layer, self._layers[layer].candidate)
-            if self._layers[layer].chance > chance:
-                return None
-            self._layers[layer].exclude(key[1])
-            self._expected[layer] = self._layers[layer].expected(self.layers)
-            if key not in self._pins:
-                return key
-            self._passed.add(key)
-        return None
-
-    def _sheltered(self) -> Key | None:
-        """The unpinned expert of this visit that was asked for first."""
-        inside = ((self._layer, expert) for expert in self._routing)
-        return next((key for key in inside if key in self._slot and key not in self._pins), None)
-
-    def _remove(self, key: Key) -> int:
-        """Take an expert out of its slot, which is free then."""
-        slot = self._slot.pop(key)
-        self._layers[key[0]].resident[key[1]] = False
-        self._layers[key[0]].count -= 1
-        self._displacing.pop(key, None)
-        self._free.append(slot)
-        return slot
+        return self._policy.drop(*key)

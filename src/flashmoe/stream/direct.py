@@ -14,6 +14,9 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Sequence
+from enum import IntEnum
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +35,14 @@ LOUD_FAILURES = 8
 _log = logging.getLogger(__name__)
 
 
+class Urgency(IntEnum):
+    """Which reads go first (``native/io.h``); guessed ones wait until the disk would be idle."""
+
+    DEMANDED = 0
+    HINTED = 1
+    GUESSED = 2
+
+
 class Mend(NamedTuple):
     """What to do about a damaged file: how to find out more, and how to put it right."""
 
@@ -48,13 +59,6 @@ class _Failure(NamedTuple):
     detail: int
 
 
-class Landed(NamedTuple):
-    """A read that has finished, and what was wrong with it, if anything was."""
-
-    ticket: int
-    error: ReadError | None
-
-
 class _Request(NamedTuple):
     """What a message about a read must name."""
 
@@ -63,6 +67,21 @@ class _Request(NamedTuple):
     offset_bytes: int
     size_bytes: int
     checksum: int
+
+
+class _Table(NamedTuple):
+    """The records of a file, all of one size."""
+
+    file: int
+    label: Callable[[int], str]
+    begin_bytes: int
+    record_bytes: int
+    checksums: Sequence[int]
+
+    def request(self, record: int) -> _Request:
+        offset = self.begin_bytes + record * self.record_bytes
+        label, checksum = partial(self.label, record), self.checksums[record]
+        return _Request(self.file, label, offset, self.record_bytes, checksum)
 
 
 def busy_ms() -> float:
@@ -82,7 +101,9 @@ class DirectReader:
         self._reader = Reader(threads)
         self._paths: list[Path] = []
         self._mends: list[Mend] = []
-        self._requests: dict[int, _Request] = {}
+        self._tables: dict[int, _Table] = {}  # by file
+        # By ticket: a request, or its file and the number of its record there.
+        self._requests: dict[int, _Request | tuple[int, int]] = {}
         self._failures: dict[int, list[_Failure]] = {}  # by ticket
         self._warned = 0
 
@@ -165,51 +186,49 @@ class DirectReader:
         self._requests[ticket] = _Request(file, label, offset_bytes, destination.nbytes, checksum)
         return ticket
 
-    def submit_all(
+    def describe(
         self,
         file: int,
-        offsets_bytes: Sequence[int],
-        destinations: Sequence[Array],
+        begin_bytes: int,
+        record_bytes: int,
         checksums: Sequence[int],
-        *,
-        labels: Sequence[Callable[[], str]],
-        demand: bool,
-    ) -> list[int]:
-        """:meth:`submit` for several reads of one file, in this order; their tickets.
+        label: Callable[[int], str],
+    ) -> None:
+        """Say what records a file has, so that their reads need only name them.
+
+        Record r is ``record_bytes`` bytes at ``begin_bytes + r * record_bytes``.
+        """
+        self._tables[file] = _Table(file, label, begin_bytes, record_bytes, checksums)
+        self._reader.describe(file, begin_bytes, record_bytes, checksums)
+
+    def into(self, arena: Array, slot_bytes: int) -> None:
+        """Let described records go into slots: slot s is at ``s * slot_bytes`` of ``arena``.
+
+        The arena is as the destination of :meth:`submit`, and kept alive until :meth:`close`.
+        """
+        _check_destination(arena)
+        self._reader.into(arena, slot_bytes)
+
+    def submit_records(
+        self, file: int, records: Sequence[int], slots: Sequence[int], urgency: Urgency
+    ) -> range:
+        """Start reading records of a described file, each into its slot; their tickets.
 
         Raises:
-            ValueError: an argument that no correct caller passes; :meth:`drain` then ends the
-                reads before it.
+            ValueError: an argument that no correct caller passes; nothing is read then.
         """
-        reads = (offsets_bytes, destinations, checksums)
-        try:
-            tickets = self._reader.submit_all(file, *reads, demand)
-        except (TypeError, ValueError):
-            for label, offset, destination in zip(labels, offsets_bytes, destinations, strict=True):
-                _check_place(label, offset, destination)
-            raise
-        requests = self._requests
-        for ticket, label, (offset, destination, checksum) in zip(
-            tickets, labels, zip(*reads, strict=True), strict=True
-        ):
-            requests[ticket] = _Request(file, label, offset, destination.nbytes, checksum)
+        first = self._reader.submit_records(file, records, slots, urgency)
+        tickets = range(first, first + len(records))
+        self._requests.update(zip(tickets, zip(repeat(file), records), strict=False))
         return tickets
 
-    def submit_idle(
-        self,
-        file: int,
-        offset_bytes: int,
-        destination: Array,
-        checksum: int,
-        *,
-        label: Callable[[], str],
-    ) -> int:
-        """The same for a read that waits until the disk has nothing else to do.
+    def submit_idle(self, file: int, record: int, slot: int) -> int:
+        """Start a read that waits until the disk has nothing else to do; the ticket.
 
         Thousands may wait; promoting or cancelling one of them costs no more for that.
         """
-        ticket = self._reader.submit_idle(file, offset_bytes, destination, checksum)
-        self._requests[ticket] = _Request(file, label, offset_bytes, destination.nbytes, checksum)
+        ticket = self._reader.submit_idle_record(file, record, slot)
+        self._requests[ticket] = file, record
         return ticket
 
     def promote(self, ticket: int) -> None:
@@ -240,17 +259,29 @@ class DirectReader:
         Raises:
             ReadError: the read failed, was short, or brought bytes of another checksum.
         """
-        error = self._landed(ticket, *self._reader.wait(ticket)).error
+        error = self._landed(ticket, *self._reader.wait(ticket))
         if error is not None:
             raise error
 
-    def collect(self, tickets: Sequence[int], *, block: bool) -> list[Landed]:
+    def collect(
+        self, tickets: Sequence[int], *, block: bool
+    ) -> tuple[list[int], list[tuple[int, ReadError]]]:
         """Those of some reads that have finished, in that order; forgets their tickets.
 
-        With ``block`` it waits until there is one. An error is not raised but told, so that
-        one read that failed does not hide others.
+        The good ones, and the others with what was wrong, which is not raised, so that one read
+        that failed does not hide others. With ``block`` it waits until there is one.
         """
-        return [self._landed(*landed) for landed in self._reader.collect(tickets, block)]
+        good, others = self._reader.collect(tickets, block)
+        for ticket in good:
+            del self._requests[ticket]
+        refused = []
+        for ticket, code, detail in others:
+            error = self._landed(ticket, code, detail)
+            if error is None:
+                good.append(ticket)
+            else:
+                refused.append((ticket, error))
+        return good, refused
 
     def wait_any(self, tickets: Sequence[int]) -> int:
         """The ticket among ``tickets`` that finished first, waiting until one has.
@@ -285,11 +316,16 @@ class DirectReader:
         """
         self._reader.close()
 
-    def _landed(self, ticket: int, code: int, detail: int) -> Landed:
-        """What came of a read; a copy that failed before another was read is logged."""
-        request = self._requests.pop(ticket)
+    def _landed(self, ticket: int, code: int, detail: int) -> ReadError | None:
+        """What was wrong with a read; a copy that failed before another was read is logged."""
+        found = self._requests.pop(ticket)
         if code == _OK:
-            return Landed(ticket, None)
+            return None
+        if isinstance(found, _Request):
+            request = found
+        else:
+            file, record = found
+            request = self._tables[file].request(record)
         for other, file, offset_bytes, *how in self._reader.failures():
             failure = _Failure(file, offset_bytes, *how)
             self._failures.setdefault(other, []).append(failure)
@@ -297,12 +333,12 @@ class DirectReader:
         if code == _OK_AFTER_FAILURE:
             for failure in failures:
                 self._warn(self._explain(request, failure))
-            return Landed(ticket, None)
+            return None
         closed = code == _OS_ERROR and detail == errno.ECANCELED
         if not failures or closed:
             failures.append(_Failure(request.file, request.offset_bytes, code, detail))
         what = "; and ".join(self._explain(request, one) for one in failures)
-        return Landed(ticket, ReadError(what))
+        return ReadError(what)
 
     def _warn(self, what: str) -> None:
         self._warned += 1

@@ -10,8 +10,9 @@ asks for it or it loses its slot.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import compress, repeat
+from typing import NamedTuple
 
 from flashmoe.quant import Array
 from flashmoe.stream.cache import Cache, Key
@@ -19,13 +20,14 @@ from flashmoe.stream.counters import Counters
 from flashmoe.stream.prefetch import Prefetch
 
 
-@dataclass(eq=False)
-class _Ahead:
-    """The layer to guess for, who ranks its experts, and how once that is done."""
+class Guess(NamedTuple):
+    """Experts of a layer to read, best first, how likely each is to be asked for, and those of
+    the layer's likeliest that are in memory and must not leave for it."""
 
     layer: int
-    rank: Callable[[], Array]
-    ranked: list[int] | None = None
+    experts: list[int]
+    chances: list[float]
+    present: list[int]
 
 
 class Guesses:
@@ -36,53 +38,41 @@ class Guesses:
         self._policy = policy
         self._cache = cache
         self._counters = counters
-        self._ahead: _Ahead | None = None
-        self._started: tuple[int, float] | None = None  # the layer guessed for, and when
+        self._ahead: tuple[int, Callable[[], Array]] | None = None  # a layer, who ranks its experts
+        self._started: int | None = None  # the layer guessed for
+        self._idle_since: float | None = None  # from when on its reads could start
         self._busy_since: float | None = None  # definite reads under way, since then
         self._began, self._spent_ms = 0.0, 0.0  # of the last guess
         self._spared = 0  # reads of the open hold that guesses have done
 
     def foresee(self, layer: int, rank: Callable[[], Array]) -> None:
         """Guess for a layer as soon as the disk is idle, if that pays."""
-        self._ahead = _Ahead(layer, rank) if self._policy.pays(layer) else None
+        self._ahead = (layer, rank) if self._policy.pays(layer) else None
 
     def forget(self) -> None:
         """There is nothing to be guessed now."""
         self._ahead = None
 
-    @property
-    def pending(self) -> bool:
-        """Whether there is something to guess as soon as the disk is idle."""
-        return self._ahead is not None
-
-    def rank(self) -> None:
-        """Rank the experts of the layer ahead now: there is time for it."""
-        ahead = self._ahead
-        if ahead is not None and ahead.ranked is None:
-            ahead.ranked = ahead.rank().tolist()
-
-    def choose(self) -> tuple[list[Key], list[Key]]:
-        """What to read now, best first, and what must not leave for it; both empty for nothing."""
-        ahead = self._ahead
-        if ahead is None:
-            return [], []
+    def choose(self) -> Guess | None:
+        """What to read once the disk is idle, if anything."""
+        if self._ahead is None:
+            return None
         self._began = time.perf_counter()
-        self.rank()
-        self._ahead = None
-        layer, ranked, cache = ahead.layer, ahead.ranked or [], self._cache
-        chosen = self._policy.choose(layer, ranked, lambda expert: (layer, expert) in cache)
-        present = [key for key in ((layer, expert) for expert in ranked) if key in cache]
-        self._started = layer, self._spent()
-        return [(layer, expert) for expert in chosen], present if chosen else []
+        (layer, rank), self._ahead = self._ahead, None
+        ranked, policy = rank().tolist(), self._policy
+        present = [slot >= 0 for slot in self._cache.slots_of(layer, ranked)]
+        chosen = policy.choose(layer, ranked, present)
+        now = self._spent()
+        self._started, self._idle_since = layer, None if self._busy_since else now
+        if not chosen:
+            return None
+        chances = [policy.chance(expert) for expert in chosen]
+        return Guess(layer, chosen, chances, list(compress(ranked, present)))
 
-    def chance(self, key: Key) -> float:
-        """How likely one of those just chosen is to be asked for."""
-        return self._policy.chance(key[1])
-
-    def reading(self, keys: Sequence[Key]) -> None:
+    def reading(self, layer: int, experts: Collection[int]) -> None:
         """The reads of these have started."""
-        self.unasked.update(keys)
-        self._counters.guessed += len(keys)
+        self.unasked.update(zip(repeat(layer), experts))
+        self._counters.guessed += len(experts)
         self._spent()
 
     def _spent(self) -> float:
@@ -96,25 +86,26 @@ class Guesses:
         if key in self.unasked:
             self._counters.guessed -= 1
 
-    def gone(self, key: Key) -> None:
-        """An expert has lost its slot."""
-        self.unasked.discard(key)
+    def gone(self, keys: Iterable[Key]) -> None:
+        """Experts have lost their slots."""
+        self.unasked.difference_update(keys)
 
-    def asked(self, layer: int, keys: Sequence[Key]) -> set[Key]:
+    def asked(self, layer: int, experts: Sequence[int]) -> set[int]:
         """A routing asks for these experts; which of them are there because of a guess."""
         if self._started is not None:
             self._policy.cost(self._spent_ms)
-            if self._started[0] == layer:
-                self._policy.idle(layer, (time.perf_counter() - self._started[1]) * 1e3)
-                self._policy.learn(layer, [key[1] for key in keys])
+            if self._started == layer:
+                if self._idle_since is not None:
+                    self._policy.idle(layer, (time.perf_counter() - self._idle_since) * 1e3)
+                self._policy.learn(layer, experts)
             self._started = None
         if not self.unasked:
-            return self.unasked
-        right = self.unasked.intersection(keys)
+            return set()
+        right = self.unasked.intersection(zip(repeat(layer), experts))
         self.unasked -= right
         self._counters.guessed_right += len(right)
         self._spared += len(right)
-        return right
+        return {expert for _, expert in right}
 
     def busy(self) -> None:
         """Reads have been started that a hold will wait for."""
@@ -124,8 +115,9 @@ class Guesses:
     def read(self, count: int) -> None:
         """So many reads that a hold waited for have come, the last one just now."""
         if self._busy_since is not None and count:
-            self._policy.read((time.perf_counter() - self._busy_since) * 1e3 / count)
-            self._busy_since = None
+            now = time.perf_counter()
+            self._policy.read((now - self._busy_since) * 1e3 / count)
+            self._busy_since, self._idle_since = None, now
 
     def waited(self, layer: int, ms: float) -> None:
         """A hold of one token's experts has ended, and had waited so long."""

@@ -5,24 +5,26 @@ Owns the record alone; the ``streamer`` moves them along.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
-from flashmoe.stream.cache import Key
+from flashmoe.errors import ReadError
 
 
 @dataclass(eq=False)
 class Hold:
-    """A hold of ``wanted``; the reads that it has waited for, and how long."""
+    """A hold of ``wanted`` experts of a layer; the reads that it has waited for, and how long."""
 
     layer: int
-    wanted: frozenset[Key]
-    here: deque[Key] = field(default_factory=deque)  # pinned, HELD, not yielded yet
-    coming: dict[int, Key] = field(default_factory=dict)  # by the ticket of the read
-    absent: deque[Key] = field(default_factory=deque)  # without a slot
-    yielded: deque[Key] = field(default_factory=deque)  # pinned, HELD
+    wanted: frozenset[int]
+    lasts: bool  # each expert is valid until the hold ends
+    here: list[int] = field(default_factory=list)  # pinned, HELD, not yielded yet
+    coming: dict[int, int] = field(default_factory=dict)  # by the ticket of the read
+    absent: list[int] = field(default_factory=list)  # without a slot
+    yielded: list[int] = field(default_factory=list)  # pinned, HELD
+    places: dict[int, int] = field(default_factory=dict)  # slots of those that are HELD
     reads: int = 0
     waited_ms: float = 0.0
+    failed: ReadError | None = None
 
     @property
     def pending(self) -> bool:

@@ -14,7 +14,7 @@ Invariant: the same calls in the same order give the same answers; times are tol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 
 WIDTH = 2
 """So many times what one token chooses are candidates."""
@@ -26,6 +26,7 @@ RATE = 0.05
 """Share of each new measurement in a running mean."""
 
 _FIRST = 2  # reads a layer before anything has been measured
+_RETRY = 64  # layers for which guessing does not pay
 _GAIN = 1.5  # what guessing could save must exceed its own time so many times
 
 
@@ -39,28 +40,32 @@ class Prefetch:
         self._waited_ms: list[float | None] = [None] * layers
         self._read_ms: float | None = None
         self._cost_ms = 0.0
-        self._candidates: list[tuple[int, int]] = []  # (rank, expert), absent when guessed
+        self._refused = 0
+        self._candidates: dict[int, int] = {}  # rank by expert, of those absent when guessed
         self._layer = -1  # that they belong to
 
     def pays(self, layer: int) -> bool:
-        """Whether guessing costs less time than the waiting for this layer that it could save."""
-        waited = self._waited_ms[layer]
-        return waited is None or waited > _GAIN * self._cost_ms
+        """Whether guessing costs less time than the waiting for this layer that it could save.
 
-    def choose(
-        self, layer: int, ranked: Sequence[int], present: Callable[[int], bool]
-    ) -> list[int]:
+        Now and then it is tried although it does not: what it costs is known from trying alone,
+        and one bad moment must not end it for good.
+        """
+        waited = self._waited_ms[layer]
+        if waited is None or waited > _GAIN * self._cost_ms:
+            return True
+        self._refused += 1
+        return self._refused % _RETRY == 0
+
+    def choose(self, layer: int, ranked: Sequence[int], present: Sequence[bool]) -> list[int]:
         """The absent experts to read, best first; ``ranked`` has the likeliest first."""
         self._layer = layer
-        self._candidates = [
-            (rank, expert)
-            for rank, expert in enumerate(ranked[: self.width])
-            if not present(expert)
-        ]
+        self._candidates = {}
         chosen: list[int] = []
-        for rank, expert in self._candidates:
-            if self._chosen[rank] > self._least(layer, len(chosen)):
-                chosen.append(expert)
+        for rank, expert in enumerate(ranked[: self.width]):
+            if not present[rank]:
+                self._candidates[expert] = rank
+                if self._chosen[rank] > self._least(layer, len(chosen)):
+                    chosen.append(expert)
         return chosen
 
     def _least(self, layer: int, place: int) -> float:
@@ -73,14 +78,15 @@ class Prefetch:
 
     def chance(self, expert: int) -> float:
         """How likely a candidate of the last choice is."""
-        return next(self._chosen[rank] for rank, own in self._candidates if own == expert)
+        return self._chosen[self._candidates[expert]]
 
-    def learn(self, layer: int, routing: Sequence[int]) -> None:
+    def learn(self, layer: int, routing: Collection[int]) -> None:
         """What a layer chose in the end."""
         if layer != self._layer:
             return
-        for rank, expert in self._candidates:
-            self._chosen[rank] += RATE * ((expert in routing) - self._chosen[rank])
+        chosen = self._chosen
+        for expert, rank in self._candidates.items():
+            chosen[rank] += RATE * ((expert in routing) - chosen[rank])
         self._layer = -1
 
     def idle(self, layer: int, ms: float) -> None:
@@ -97,8 +103,8 @@ class Prefetch:
         self._read_ms = _mean(self._read_ms, ms)
 
     def cost(self, ms: float) -> None:
-        """So much time a guess has taken from the arithmetic."""
-        self._cost_ms = _mean(self._cost_ms or None, ms)
+        """So much time a guess has taken from the arithmetic; less is believed at once."""
+        self._cost_ms = min(ms, _mean(self._cost_ms or None, ms))
 
 
 def _mean(before: float | None, value: float) -> float:

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 
-from flashmoe.errors import ReadError
-from flashmoe.quant import Array
 from flashmoe.stream.cache import Cache, Key
 from flashmoe.stream.counters import Counters
-from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.direct import DirectReader, Urgency
 from flashmoe.stream.guesses import Guesses
 from flashmoe.stream.holding import Hold
 from flashmoe.stream.records import Records
@@ -52,78 +50,80 @@ class Reads:
         self._counters = counters
 
     def start(
-        self, absent: deque[Key], note: Callable[[int], None], *, demand: bool, guess: bool = False
-    ) -> dict[int, Key]:
-        """Start reads of one layer, from the front, until no slot can be had; their tickets.
+        self,
+        layer: int,
+        absent: list[int],
+        note: Callable[[int], None],
+        urgency: Urgency,
+        chances: Sequence[float] | None = None,
+    ) -> dict[int, int]:
+        """Start reads of a layer's experts, from the front, until no slot can be had.
 
-        ``note`` is told before each by how many bytes it makes resident memory grow, and may
-        shrink the cache.
+        Returns the experts by ticket, and takes them from ``absent``. ``chances`` are those of
+        guesses. ``note`` is told before by how many bytes they make resident memory grow at most,
+        and may shrink the cache.
         """
-        keys, views = list[Key](), list[Array]()
         cache, slots = self._cache, self._slots
-        while absent:
-            self._warmup.give_way()
-            note(slots.slot_bytes if cache.free else 0)
-            key = absent[0]
-            admission = cache.admit(key, self._guesses.chance(key) if guess else None)
-            if admission is None:
-                break
-            slot = admission.slot
-            if admission.evicted is not None:
-                slots.move(slot, State.FREE)
-                self._guesses.gone(admission.evicted)
-            slots.move(slot, State.LOADING)
-            cache.pin(key)
-            views.append(slots.view(slot, self._records.record_bytes(key[0])))
-            keys.append(absent.popleft())
-        if not keys:
+        self._warmup.give_way(len(absent))
+        note(min(len(absent), cache.free) * slots.slot_bytes)
+        admitted = cache.admit_all(layer, absent, chances)
+        if not admitted:
             return {}
-        tickets = self._records.submit(keys, views, demand=demand)
-        self.tickets.update(zip(keys, tickets, strict=True))
-        return dict(zip(tickets, keys, strict=True))
+        self._guesses.gone((out_layer, expert) for _, out_layer, expert in admitted)
+        places = [slot for slot, _, _ in admitted]
+        slots.load(places)
+        started = absent[: len(places)]
+        del absent[: len(places)]
+        tickets = self._records.submit(layer, started, places, urgency)
+        self.tickets.update(zip(zip(repeat(layer), started), tickets, strict=False))
+        return dict(zip(tickets, started, strict=True))
 
-    def collect(self, hold: Hold, *, block: bool) -> bool:
+    def collect(self, hold: Hold, *, block: bool) -> None:
         """Take the experts of a hold whose reads have ended, waiting for one with ``block``.
-
-        Returns whether the last that it needs has come, so that the disk is idle.
 
         Raises:
             ReadError: the first of those that failed; all are put away, and good ones taken.
         """
         began = time.perf_counter()
-        landed = self._reader.collect(list(hold.coming), block=block)
+        landed, refused = self._reader.collect(list(hold.coming), block=block)
         if block:
             waited_ms = (time.perf_counter() - began) * 1e3
             self._counters.wait_ms += waited_ms
             hold.waited_ms += waited_ms
-        refusals = []
-        for ticket, error in landed:
-            key = hold.coming.pop(ticket)
-            if error is not None:
-                self._abandon(key)
-                refusals.append(error)
-                continue
-            del self.tickets[key]  # what was pinned for its read is pinned for the hold
-            slot = self._cache.slot(key)
-            self._slots.move(slot, State.READY)
-            self._slots.move(slot, State.HELD)
-            hold.here.append(key)
+        if not landed and not refused:
+            return
+        for ticket in landed:
+            expert = hold.coming.pop(ticket)
+            del self.tickets[hold.layer, expert]  # what was pinned for its read is for the hold
+            hold.here.append(expert)
+        arrived = hold.here[-len(landed) :] if landed else []
+        hold.places.update(zip(arrived, self._cache.slots_of(hold.layer, arrived), strict=True))
+        self._slots.move_all((hold.places[e] for e in arrived), State.READY, State.HELD)
+        for ticket, error in refused:
+            self._abandon((hold.layer, hold.coming.pop(ticket)))
+            hold.failed = hold.failed or error
         self._counters.bytes_read = self._reader.bytes_read
-        if refusals:
-            raise refusals[0]
+        if hold.failed is not None:
+            raise hold.failed
         hold.reads += len(landed)
-        if not landed or hold.reading:
-            return False
-        self._guesses.read(hold.reads)
-        return True
+        if not hold.reading:
+            self._guesses.read(hold.reads)
 
     def put_away(self, keys: Iterable[Key], *, block: bool) -> None:
         """Take reads that nobody waits for and that have ended; ``block`` until there is one."""
         others = {self.tickets[key]: key for key in keys}
-        if others:
-            for ticket, error in self._reader.collect(list(others), block=block):
-                self._landed(others[ticket], error)
-            self._counters.bytes_read = self._reader.bytes_read
+        if not others:
+            return
+        landed, refused = self._reader.collect(list(others), block=block)
+        for ticket in landed:
+            key = others[ticket]
+            del self.tickets[key]
+            self._cache.unpin(key)
+            self._slots.move(self._cache.slot(key), State.READY)
+        for ticket, error in refused:
+            _log.debug("an expert read in advance is not used: %s", error)
+            self._abandon(others[ticket])
+        self._counters.bytes_read = self._reader.bytes_read
 
     def make_room(self) -> None:
         """Every slot is taken by reads for others: drop one, or wait for one to end."""
@@ -149,19 +149,9 @@ class Reads:
             self._abandon(key)
         return cancelled
 
-    def _landed(self, key: Key, error: ReadError | None) -> None:
-        """Open the slot of a read that nobody waits for, or free it where the read failed."""
-        if error is not None:
-            _log.debug("an expert read in advance is not used: %s", error)
-            self._abandon(key)
-            return
-        del self.tickets[key]
-        self._cache.unpin(key)
-        self._slots.move(self._cache.slot(key), State.READY)
-
     def _abandon(self, key: Key) -> None:
         """Forget a read that brought nothing, and the expert with it."""
         del self.tickets[key]
         self._cache.unpin(key)
         self._slots.move(self._cache.drop(key), State.FREE)
-        self._guesses.gone(key)
+        self._guesses.gone((key,))

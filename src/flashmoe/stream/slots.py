@@ -17,6 +17,7 @@ is loading for; whoever computes with them holds it. Any other transition is a b
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import numpy as np
@@ -65,6 +66,13 @@ class Slots:
         self._states = [State.FREE] * count
         self._experts: list[tuple[RecordLayout, Expert] | None] = [None] * count
 
+    @property
+    def arena(self) -> Array:
+        """All slots, one after the other: writable, uint8, page-aligned, shared memory."""
+        if self._arena is None:
+            raise RuntimeError("the slots are closed")
+        return self._arena
+
     def view(self, slot: int, nbytes: int) -> Array:
         """The first ``nbytes`` bytes of a slot: writable, uint8, page-aligned, shared memory."""
         return self._part(self._arena, slot, nbytes)
@@ -106,6 +114,19 @@ class Slots:
         if (before, state) not in _LEGAL:
             raise RuntimeError(f"slot {slot} cannot go from {before.value} to {state.value}")
         self._states[slot] = state
+
+    def move_all(self, slots: Iterable[int], *states: State) -> None:
+        """Take slots to their next state, and on from there."""
+        for slot in slots:
+            for state in states:
+                self.move(slot, state)
+
+    def load(self, slots: Iterable[int]) -> None:
+        """Make slots LOADING; the experts in them, if there are any, have been evicted."""
+        for slot in slots:
+            if self._states[slot] == State.READY:
+                self.move(slot, State.FREE)
+            self.move(slot, State.LOADING)
 
     def discard(self, slot: int) -> None:
         """Give the memory of a free slot back to the system until it is written again."""

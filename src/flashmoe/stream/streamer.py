@@ -18,20 +18,19 @@ a hold that was never left, believes nothing: all reads are ended and all slots 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
+from itertools import compress
 
 from flashmoe.errors import ReadError
 from flashmoe.options import Runtime
-from flashmoe.quant import Array, Expert
+from flashmoe.quant import Array
 from flashmoe.store.reader import Store
 from flashmoe.stream import depth
-from flashmoe.stream.arrivals import Arrivals
-from flashmoe.stream.cache import Cache, Key
+from flashmoe.stream.arrivals import Arrivals, Batch
+from flashmoe.stream.cache import Cache
 from flashmoe.stream.counters import Counters
-from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.direct import DirectReader, Urgency
 from flashmoe.stream.drives import Drives
 from flashmoe.stream.guesses import Guesses
 from flashmoe.stream.holding import Hold
@@ -66,6 +65,7 @@ class Streamer:
         self._open = True
         self.io_threads = depth.choose(store, self._slots, runtime)
         self._reader = DirectReader(self.io_threads)
+        self._reader.into(self._slots.arena, self._slots.slot_bytes)
         try:
             direct = runtime.io == "direct"
             self.drives = Drives(self._reader, store, self.io_threads, direct=direct)
@@ -96,7 +96,7 @@ class Streamer:
             self.counters,
         )
         # By layer: the experts of its last hint, unless held since, and which had a slot then.
-        self._asked: dict[int, dict[Key, bool]] = {}
+        self._asked: dict[int, dict[int, bool]] = {}
         self._hold: Hold | None = None  # the open one
         self._sound = True
 
@@ -109,44 +109,44 @@ class Streamer:
         """
         if not self._hints:
             return
-        keys = self._keys(layer, ids)
-        wanted = frozenset() if self._hold is None else self._hold.wanted
-        if wanted:
-            keys = [key for key in keys if key not in wanted]
+        experts, hold, tickets = self._routed(layer, ids), self._hold, self._reads.tickets
         self._sound = False
-        self._warmup.precede(keys, self._reads.tickets)
-        self._reads.put_away(self._reads.tickets.keys() - wanted, block=False)
-        asked, present = self._ask(layer, keys)
-        self._asked[layer] = asked
-        if len(present) < len(keys):
+        if hold is not None and hold.layer == layer:
+            experts = [expert for expert in experts if expert not in hold.wanted]
+        self._warmup.precede(layer, experts, tickets)
+        if tickets:
+            awaited = () if hold is None else hold.coming
+            others = [key for key, ticket in tickets.items() if ticket not in awaited]
+            self._reads.put_away(others, block=False)
+        self._asked[layer], present = self._ask(layer, experts)
+        if len(present) < len(experts):
             self._guesses.busy()
-            absent = deque(keys if not present else [key for key in keys if key not in present])
-            for key in present:
-                self._cache.pin(key)
-            self._reads.start(absent, partial(self._relief.note, self), demand=False)
-            for key in present:
-                self._cache.unpin(key)
-        elif not self._hold and self._reads.tickets.keys().isdisjoint(keys):
-            self._guess()
+            here = frozenset(present)
+            absent = [expert for expert in experts if expert not in here] if here else experts
+            self._cache.pin_all(layer, present)
+            self._reads.start(layer, absent, self._note(), Urgency.HINTED)
+            self._cache.unpin_all(layer, present)
+        self._guess()
         self._sound = True
 
     def foresee(self, layer: int, rank: Callable[[], Array]) -> None:
         """Guess what a layer will choose, and read some of it while the disk would be idle.
 
-        ``rank`` gives the ids of its experts, (n,), the likeliest first. It is called where this
-        waits for reads anyway, at the latest when the next hold is left, or not at all where no
-        guess pays. The reads start when the next routing has all of its own, and those that have
-        not started when ``layer`` itself is hinted or held, and wants others, are dropped. A
-        guess is no use of an expert. Does nothing where ``Runtime.hints`` is off.
+        ``rank`` gives the ids of its experts, (n,), the likeliest first. It is called by the next
+        hint or hold, or not at all where no guess pays. The reads start when the next routing has
+        its own, and those that have not started when ``layer`` itself is hinted or held, and
+        wants others, are dropped. A guess is no use of an expert. Does nothing where
+        ``Runtime.hints`` is off.
         """
         if self._hints and self._cache.resident(layer) < self._records.count(layer):
             self._guesses.foresee(layer, rank)
         else:
             self._guesses.forget()
 
-    @contextmanager
-    def hold(self, layer: int, ids: Array) -> Iterator[Arrivals]:
-        """Yield (id, expert) for each distinct id of ``ids`` (any shape), once, in any order.
+    def hold(self, layer: int, ids: Array) -> Arrivals:
+        """Keep the experts of a routing, ids (any shape), while a ``with`` block uses them.
+
+        Yields (id, expert) for each distinct id, once, in any order.
 
         The arrays of an expert are read-only views of a slot. How long their bytes stay is
         decided by the number of distinct ids: up to twice what one token chooses (and as many as
@@ -161,24 +161,18 @@ class Streamer:
             ReadError: a record could not be read whole and right; names it. The streamer
                 remains usable, and the next hold reads that record again.
         """
-        keys = self._keys(layer, ids)
+        experts = self._routed(layer, ids)
         if self._hold is not None:  # nested, or an interrupt came before its block began
             self._reset()
         self._sound = False
-        self._warmup.precede(keys, self._reads.tickets)
+        self._warmup.precede(layer, experts, self._reads.tickets)
         self.usage.note(layer, ids)
-        hold = self._hold = self._claim(layer, keys)
-        self._start_absent(hold)
-        if not hold.reading:
-            self._guess()
+        hold = self._hold = self._claim(layer, experts)
+        if hold.absent:
+            self._start_absent(hold)
+        self._guess()
         self._sound = True
-        try:
-            yield Arrivals(self._arrivals(hold), partial(self._ready, hold))
-        except BaseException:
-            self._end(hold)
-            raise
-        if not self._end(hold):
-            raise RuntimeError("this hold was ended by another; holds do not nest")
+        return Arrivals(partial(self._take, hold), partial(self._end, hold))
 
     @property
     def slots(self) -> int:
@@ -220,7 +214,7 @@ class Streamer:
                 self._slots.move(slot, State.FREE)
             self._slots.discard(slot)
         for key in [key for key in self._guesses.unasked if key not in self._cache]:
-            self._guesses.gone(key)
+            self._guesses.gone((key,))
         self._given_back += taken
         self._sound = sound
         return len(taken)
@@ -240,14 +234,14 @@ class Streamer:
         self._reader.close()
         self._slots.close()
 
-    def _keys(self, layer: int, ids: Array) -> list[Key]:
+    def _routed(self, layer: int, ids: Array) -> list[int]:
         """The distinct experts of a routing, in file order, for a streamer in good order."""
         if not self._open:
             raise RuntimeError("the streamer is closed: open the store again")
-        keys = self._records.keys(layer, ids)
+        experts = self._records.routed(layer, ids)
         if not self._sound:
             self._reset()
-        return keys
+        return experts
 
     def _reset(self) -> None:
         """Start anew with empty slots, whatever an interrupt has left."""
@@ -256,105 +250,111 @@ class Streamer:
         self.counters.bytes_read = self._reader.bytes_read
         self._forget()
 
-    def _claim(self, layer: int, keys: list[Key]) -> Hold:
+    def _note(self) -> Callable[[int], None]:
+        # Made anew each time: kept, it would keep the slots alive.
+        return partial(self._relief.note, self)
+
+    def _claim(self, layer: int, experts: list[int]) -> Hold:
         """Count a routing, sort it by where its experts are, and pin those in memory."""
-        hold = Hold(layer, frozenset(keys))
+        hold = Hold(layer, frozenset(experts), len(experts) <= self._lasting)
         asked = self._asked.pop(layer, {})
-        cache, reads = self._cache, self._reads.tickets
-        new = [key for key in keys if key not in asked]
+        new = [expert for expert in experts if expert not in asked]
         if new:
             asked = asked | self._ask(layer, new)[0]
-        hits = sum(asked[key] for key in keys)
-        for key in keys:
-            if key in reads:
-                hold.coming[reads[key]] = key
-            elif key in cache:
-                self._take(key)
-                hold.here.append(key)
+        hits = sum(asked[expert] for expert in experts)
+        tickets = self._reads.tickets
+        for expert, slot in zip(experts, self._cache.slots_of(layer, experts), strict=True):
+            if tickets and (layer, expert) in tickets:
+                hold.coming[tickets[layer, expert]] = expert
+            elif slot >= 0:
+                hold.here.append(expert)
+                hold.places[expert] = slot
             else:
-                hold.absent.append(key)
+                hold.absent.append(expert)
+        self._cache.pin_all(layer, hold.here)
+        self._slots.move_all(hold.places.values(), State.HELD)
         if hold.coming:
             self._reader.promote_all(list(hold.coming))
         self.counters.hits += hits
-        self.counters.misses += len(keys) - hits
+        self.counters.misses += len(experts) - hits
         return hold
 
-    def _ask(self, layer: int, keys: list[Key]) -> tuple[dict[Key, bool], list[Key]]:
+    def _ask(self, layer: int, experts: list[int]) -> tuple[dict[int, bool], list[int]]:
         """Which experts were in memory, and not because of a guess, and all that have slots.
 
         A use of each. Wrong guesses whose reads have not started are dropped.
         """
-        guessed, lookup = self._guesses.asked(layer, keys), self._cache.lookup
-        present = [key for key in keys if lookup(key) is not None]
-        asked = dict.fromkeys(keys, False)
-        asked.update((key, key not in guessed) for key in present)
-        for key in self._guesses.unasked.intersection(self._reads.tickets):
-            self._reads.cancel(key)
+        guessed = self._guesses.asked(layer, experts)
+        slots = self._cache.lookup_all(layer, experts)
+        present = [expert for expert, slot in zip(experts, slots, strict=True) if slot >= 0]
+        asked = dict.fromkeys(experts, False)
+        asked.update((expert, expert not in guessed) for expert in present)
+        if self._guesses.unasked:
+            for key in self._guesses.unasked.intersection(self._reads.tickets):
+                self._reads.cancel(key)
         return asked, present
 
     def _guess(self) -> None:
-        """The disk is idle from here to the next routing: read what that is likely to be."""
-        keys, present = self._guesses.choose()
-        self._warmup.precede(keys, self._reads.tickets)
-        keys = [key for key in keys if key not in self._cache]
-        if keys:
-            for key in present:
-                self._cache.pin(key)
-            note = partial(self._relief.note, self)
-            begun = self._reads.start(deque(keys), note, demand=False, guess=True)
-            self._guesses.reading(list(begun.values()))
-            for key in present:
-                self._cache.unpin(key)
+        """Between what this layer needs and the next routing the disk would be idle: let it read
+        then what that is likely to be."""
+        guess = self._guesses.choose()
+        if guess is None:
+            return
+        layer, experts, chances, present = guess
+        if self._warmup:
+            self._warmup.precede(layer, experts, self._reads.tickets)
+            absent = [slot < 0 for slot in self._cache.slots_of(layer, experts)]
+            experts, chances = list(compress(experts, absent)), list(compress(chances, absent))
+        self._cache.pin_all(layer, present)
+        begun = self._reads.start(layer, experts, self._note(), Urgency.GUESSED, chances)
+        self._guesses.reading(layer, begun.values())
+        self._cache.unpin_all(layer, present)
 
-    def _arrivals(self, hold: Hold) -> Generator[tuple[int, Expert], None, None]:
-        while hold.pending:
-            if self._hold is not hold or not self._sound or not self._open:
-                raise RuntimeError(
-                    "this hold has ended: it was left, or ended by another hold, by an interrupt "
-                    "or by close"
-                )
-            self._sound = False
-            try:
-                key = self._next(hold)
-            except ReadError:
-                self._sound = True  # the read that failed is put away
-                raise
-            hold.yielded.append(key)
-            expert = self._slots.expert(self._cache.slot(key), self._records.layout(key[0]))
-            self._sound = True
-            yield key[1], expert
+    def _take(self, hold: Hold, most: int) -> Batch:
+        """Up to ``most`` experts of a hold that are there, at least one; none at its end."""
+        if not hold.pending:
+            return []
+        if self._hold is not hold or not self._sound or not self._open:
+            raise RuntimeError(
+                "this hold has ended: it was left, or ended by another hold, by an interrupt "
+                "or by close"
+            )
+        if hold.failed is not None:
+            raise hold.failed
+        self._sound = False
+        try:
+            self._await(hold)
+        except ReadError:
+            self._sound = True  # the read that failed is put away
+            raise
+        count = most if hold.lasts else 1
+        experts, hold.here = hold.here[:count], hold.here[count:]
+        hold.yielded += experts
+        layout, slots = self._records.layout(hold.layer), self._slots
+        batch = [(expert, slots.expert(hold.places[expert], layout)) for expert in experts]
+        self._sound = True
+        return batch
 
-    def _ready(self, hold: Hold) -> bool:
-        lasts = self._hold is hold and len(hold.wanted) <= self._lasting
-        return lasts and (bool(hold.here) or any(map(self._reader.done, hold.coming)))
-
-    def _next(self, hold: Hold) -> Key:
-        """The next expert to yield, waiting for it if need be."""
+    def _await(self, hold: Hold) -> None:
+        """Take what has come; where nothing is there, wait for it."""
         while True:
             if hold.absent:
                 self._start_absent(hold)
-            # Guesses want to know when the disk is idle.
-            if hold.coming and self._guesses.pending and self._reads.collect(hold, block=False):
-                self._guess()
-            if hold.here:
-                return hold.here.popleft()
             if hold.coming:
-                self._guesses.rank()
-                if self._reads.collect(hold, block=True):
-                    self._guess()
-            else:
+                self._reads.collect(hold, block=not hold.here)
+            elif not hold.here:
                 self._reads.make_room()
+            if hold.here:
+                return
 
     def _start_absent(self, hold: Hold) -> None:
         """Start reads for an open hold; its consumed experts give way if it has too many."""
-        if not hold.absent:
-            return
         self._guesses.busy()
-        note = partial(self._relief.note, self)  # made anew: kept, it would keep the slots alive
-        hold.coming.update(self._reads.start(hold.absent, note, demand=True))
-        while hold.absent and hold.yielded and len(hold.wanted) > self._lasting:
-            self._release(hold.yielded.popleft())
-            hold.coming.update(self._reads.start(hold.absent, note, demand=True))
+        start, note = partial(self._reads.start, hold.layer, hold.absent), self._note()
+        hold.coming.update(start(note, Urgency.DEMANDED))
+        while hold.absent and hold.yielded and not hold.lasts:
+            self._release(hold, [hold.yielded.pop(0)])
+            hold.coming.update(start(note, Urgency.DEMANDED))
 
     def _end(self, hold: Hold) -> bool:
         """Leave a hold; False where another hold or an interrupt has ended it already."""
@@ -362,19 +362,16 @@ class Streamer:
             return False
         if self._open and self._sound:
             self._sound = False
-            for key in (*hold.here, *hold.yielded):
-                self._release(key)
-            self._reads.settle(hold.coming.values())
+            self._release(hold, hold.here + hold.yielded)
+            if hold.coming:
+                self._reads.settle([(hold.layer, expert) for expert in hold.coming.values()])
             if len(hold.wanted) <= self._store.shape.experts.top_k:
                 self._guesses.waited(hold.layer, hold.waited_ms)
             self._hold = None
             self._sound = True
         return True
 
-    def _take(self, key: Key) -> None:
-        self._cache.pin(key)
-        self._slots.move(self._cache.slot(key), State.HELD)
-
-    def _release(self, key: Key) -> None:
-        self._slots.move(self._cache.slot(key), State.READY)
-        self._cache.unpin(key)
+    def _release(self, hold: Hold, experts: list[int]) -> None:
+        """Whoever asked for these experts has done with them."""
+        self._slots.move_all([hold.places.pop(expert) for expert in experts], State.READY)
+        self._cache.unpin_all(hold.layer, experts)

@@ -1,7 +1,7 @@
 """How often each expert is chosen: counted while a store runs, kept beside it between starts.
 
 Owns the counts, the file ``usage.json`` in the store's directory, and how an older file and a
-newer run become one. Does not own what is done with them (``warmup``, ``forecast``).
+newer run become one. Does not own what is done with them (``warmup``, ``cache``).
 
 The file is a wish, not a part of the store: it is written whole or not at all, whatever is in
 it changes speed and never an answer, and one that is missing, of another store, or nonsense is
@@ -60,7 +60,7 @@ class Usage:
     def note(self, layer: int, ids: Array) -> None:
         """A layer has chosen ``ids`` (T, k) for T tokens; a vector is one token's."""
         waiting = self._waiting[layer]
-        waiting.extend(ids.ravel().tolist())
+        waiting += ids.ravel().tolist()
         if not layer:
             self.tokens += len(ids) if ids.ndim > 1 else 1
         if len(waiting) > _MANY:

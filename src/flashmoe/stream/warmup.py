@@ -69,16 +69,15 @@ class Warmup:
                 continue
             slot = self._cache.reserve()
             self._slots.move(slot, State.LOADING)
-            view = self._slots.view(slot, self._records.record_bytes(key[0]))
-            self._waiting[key] = (self._records.submit_idle(key, view), slot)
+            self._waiting[key] = (self._records.submit_idle(key, slot), slot)
 
-    def precede(self, keys: Iterable[Key], reads: dict[Key, int]) -> None:
-        """A routing asks for ``keys``: what of it waits is dropped, what has begun goes to
+    def precede(self, layer: int, experts: Iterable[int], reads: dict[Key, int]) -> None:
+        """A routing asks for ``experts``: what of it waits is dropped, what has begun goes to
         ``reads``, as a read that somebody waits for, its expert pinned."""
         if not self._waiting:
             return
         self.land()
-        for key in keys:
+        for key in ((layer, expert) for expert in experts):
             if key in self._waiting and not self._cancelled(key):
                 ticket, slot = self._waiting.pop(key)
                 self._cache.place(key, slot)
@@ -93,13 +92,13 @@ class Warmup:
                 return
             self._finish(key)
 
-    def give_way(self) -> None:
-        """Where no slot is free, free that of a read which has not started, if there is one;
-        else let the cache have what has arrived."""
-        if not self._waiting or self._cache.free:
-            return
-        if not self._cancelled(next(reversed(self._waiting))):
-            self.land()
+    def give_way(self, count: int) -> None:
+        """Where fewer than ``count`` slots are free, free those of reads which have not started;
+        where there are none, let the cache have what has arrived."""
+        while self._waiting and self._cache.free < count:
+            if not self._cancelled(next(reversed(self._waiting))):
+                self.land()
+                return
 
     def end_one(self) -> bool:
         """Free a slot or wait for one read; False where there are none."""

@@ -1,4 +1,5 @@
-"""How likely each expert of one layer is to be chosen when the layer next comes round.
+"""The forecast in plain Python, the twin that the native one is compared with: how likely each
+expert of one layer is to be chosen when the layer next comes round.
 
 Learns from the routings alone, while they happen: how often an expert is chosen, and which
 experts follow which from one token to the next. Does not know what is in memory.
@@ -17,6 +18,9 @@ more than chance has it. Origin and figures: E7 in docs/EXPERIMENTS.md.
 
 A visit that is ``wide`` (a prompt chunk) says who is used but not who follows whom, so it adds a
 little to s and nothing else.
+
+Sums and roundings are in the order that ``native/forecast.h`` promises, so that the chances are
+equal to the last bit: numpy's own products would leave it to BLAS, its logarithm to the processor.
 
 Invariant: 0 <= p <= 1; the counts of a layer take ``experts ** 2`` bytes.
 """
@@ -46,6 +50,14 @@ _GRAIN = 8  # of a count in a byte, so that halving keeps fractions; 8 * (MEMORY
 _PRIOR = np.float32(PRIOR * _GRAIN)
 _RARE = np.float32(1e-6)  # uses a visit of an expert that is never used: no 0, no subnormals
 _MOST = 4.0  # trust
+
+
+def _sum(rows: Array) -> Array:
+    """Of the rows, one after another."""
+    total = rows[0].copy()
+    for row in rows[1:]:
+        total += row
+    return total
 
 
 class Trust:
@@ -130,23 +142,25 @@ class Forecast:
         return self._chances
 
     def _predict(self) -> Array:
-        often: Array = ((1 / len(HALF_LIVES) / np.maximum(self._visits, 1)).T @ self._frequency)[0]
+        weights = np.float32(1 / len(HALF_LIVES)) / np.maximum(self._visits, np.float32(1))
+        often = _sum(self._frequency * weights)
         if self._routing.size and not self._wide:
             routing = self._routing
             # With x the sum over I of n(i, j) / (n(i) + PRIOR): a / s = x / (|I| s) + c.
             share = np.reciprocal(self._followed[routing] + _PRIOR)
-            ratio = share @ self._follows[routing].astype(np.float32)
+            ratio = _sum(share[:, None] * self._follows[routing].astype(np.float32))
             ratio /= often
-            ratio += _PRIOR * share.sum()
+            ratio += _PRIOR * np.float32(share.sum(dtype=np.float64))
             ratio *= np.float32(1 / routing.size)
-            self._gain = np.log(ratio, out=ratio)
-            often *= np.exp(self._gain * np.float32(self._trust.value))
+            self._gain = np.log(ratio.astype(np.float64)).astype(np.float32)
+            power = self._gain * np.float32(self._trust.value)
+            often *= np.exp(power.astype(np.float64)).astype(np.float32)
         return np.minimum(often, np.float32(1), out=often)
 
     def _learn(self, added: Array) -> None:
         if self._gain is not None and self._chances is not None:
-            expected = float(self._chances @ self._gain) / float(self._chances.sum())
-            self._trust.learn(float(self._gain[added].mean()) - expected)
+            chances, gain = self._chances.astype(np.float64), self._gain.astype(np.float64)
+            self._trust.learn(float(gain[added].mean() - chances @ gain / chances.sum()))
         before = self._before
         if not self._routing.size:  # the first part of this routing
             self._followed[before] += _GRAIN

@@ -1,0 +1,185 @@
+// The cache policy for Python: single calls, and those for the routing of one layer.
+//
+// The calls take microseconds, so they keep the interpreter, which also keeps them one at a time.
+// Their time counts as native all the same.
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/tuple.h>
+
+#include <optional>
+#include <span>
+#include <tuple>
+
+#include "bindings.h"
+#include "cache.h"
+
+namespace flashmoe::bindings {
+namespace {
+
+using Experts = std::vector<std::int64_t>;
+using Slots = std::vector<std::int32_t>;
+// (slot, layer, expert), the latter two of who was evicted, or -1 where nobody was.
+using Admitted = std::tuple<std::int32_t, std::int64_t, std::int64_t>;
+
+// Counts the time until it goes.
+class CountedWork {
+public:
+    CountedWork() : began_(std::chrono::steady_clock::now()) {}
+    ~CountedWork() { busy += std::chrono::steady_clock::now() - began_; }
+    CountedWork(const CountedWork&) = delete;
+    CountedWork& operator=(const CountedWork&) = delete;
+
+private:
+    std::chrono::steady_clock::time_point began_;
+};
+
+class PythonCache {
+public:
+    PythonCache(std::int64_t slots, std::int64_t layers, std::optional<std::int64_t> top_k)
+        : cache_(slots, layers, top_k.value_or(0)) {}
+
+    std::int32_t lookup(std::int64_t layer, std::int64_t expert) {
+        const CountedWork working;
+        return cache_.lookup({layer, expert});
+    }
+
+    std::int32_t slot(std::int64_t layer, std::int64_t expert) const {
+        return cache_.slot({layer, expert});
+    }
+
+    std::optional<Admitted> admit(std::int64_t layer, std::int64_t expert,
+                                  std::optional<double> chance) {
+        const CountedWork working;
+        return admitted({layer, expert}, chance);
+    }
+
+    Slots lookup_all(std::int64_t layer, const Experts& experts) {
+        const CountedWork working;
+        Slots slots;
+        slots.reserve(experts.size());
+        for (const std::int64_t expert : experts) slots.push_back(cache_.lookup({layer, expert}));
+        return slots;
+    }
+
+    Slots slots_of(std::int64_t layer, const Experts& experts) const {
+        const CountedWork working;
+        Slots slots;
+        slots.reserve(experts.size());
+        for (const std::int64_t expert : experts) slots.push_back(cache_.slot({layer, expert}));
+        return slots;
+    }
+
+    std::vector<Admitted> admit_all(std::int64_t layer, const Experts& experts,
+                                    const std::optional<std::vector<double>>& chances) {
+        require(!chances || chances->size() == experts.size(), "a chance for each expert");
+        const CountedWork working;
+        std::vector<Admitted> all;
+        all.reserve(experts.size());
+        for (std::size_t i = 0; i < experts.size(); ++i) {
+            const Key key{layer, experts[i]};
+            const auto found = admitted(key, chances ? std::optional((*chances)[i]) : std::nullopt);
+            if (!found) break;
+            cache_.pin(key);
+            all.push_back(*found);
+        }
+        return all;
+    }
+
+    void pin_all(std::int64_t layer, const Experts& experts) {
+        const CountedWork working;
+        for (const std::int64_t expert : experts) cache_.pin({layer, expert});
+    }
+
+    void unpin_all(std::int64_t layer, const Experts& experts) {
+        const CountedWork working;
+        for (const std::int64_t expert : experts) cache_.unpin({layer, expert});
+    }
+
+    void seed(const Array<const double, nb::ndim<2>>& shares) {
+        require(reinterpret_cast<std::uintptr_t>(shares.data()) % alignof(double) == 0,
+                "arrays of float64 must be aligned to 8 bytes");
+        const CountedWork working;
+        cache_.seed(std::span(shares.data(), shares.size()), shares.shape(1));
+    }
+
+    Slots retire(std::int64_t count, std::int64_t least) {
+        const CountedWork working;
+        return cache_.retire(count, least);
+    }
+
+    Cache& policy() { return cache_; }
+    const Cache& policy() const { return cache_; }
+
+private:
+    std::optional<Admitted> admitted(Key key, std::optional<double> chance) {
+        const std::optional<Admission> found = cache_.admit(key, chance);
+        if (!found) return std::nullopt;
+        const Key evicted = found->evicted.value_or(Key{-1, -1});
+        return Admitted{found->slot, evicted.layer, evicted.expert};
+    }
+
+    Cache cache_;
+};
+
+}  // namespace
+
+void bind_cache(nb::module_& module) {
+    nb::class_<PythonCache>(module, "Cache")
+        .def(nb::init<std::int64_t, std::int64_t, std::optional<std::int64_t>>(), "slots"_a,
+             "layers"_a, "top_k"_a.none())
+        .def_prop_ro("slots", [](const PythonCache& self) { return self.policy().slots(); })
+        .def_prop_ro("layers", [](const PythonCache& self) { return self.policy().layers(); })
+        .def_prop_ro("free", [](const PythonCache& self) { return self.policy().free(); })
+        .def_prop_ro("pinned", [](const PythonCache& self) { return self.policy().pinned(); })
+        .def("__len__", [](const PythonCache& self) { return self.policy().size(); })
+        .def(
+            "resident",
+            [](const PythonCache& self, std::int64_t layer) {
+                return self.policy().resident(layer);
+            },
+            "layer"_a)
+        .def("lookup", &PythonCache::lookup, "layer"_a, "expert"_a)
+        .def("slot", &PythonCache::slot, "layer"_a, "expert"_a)
+        .def("admit", &PythonCache::admit, "layer"_a, "expert"_a, "chance"_a.none())
+        .def("lookup_all", &PythonCache::lookup_all, "layer"_a, "experts"_a)
+        .def("slots_of", &PythonCache::slots_of, "layer"_a, "experts"_a)
+        .def("admit_all", &PythonCache::admit_all, "layer"_a, "experts"_a, "chances"_a.none())
+        .def("pin_all", &PythonCache::pin_all, "layer"_a, "experts"_a)
+        .def("unpin_all", &PythonCache::unpin_all, "layer"_a, "experts"_a)
+        .def("reserve", [](PythonCache& self) { return self.policy().reserve(); })
+        .def(
+            "unreserve",
+            [](PythonCache& self, std::int32_t slot) { self.policy().unreserve(slot); }, "slot"_a)
+        .def(
+            "place",
+            [](PythonCache& self, std::int64_t layer, std::int64_t expert, std::int32_t slot) {
+                require(slot >= 0, "a slot is a number from 0");
+                self.policy().place({layer, expert}, slot);
+            },
+            "layer"_a, "expert"_a, "slot"_a)
+        .def("seed", &PythonCache::seed, "shares"_a.noconvert())
+        .def("retire", &PythonCache::retire, "count"_a, "least"_a)
+        .def(
+            "restore", [](PythonCache& self, const Slots& slots) { self.policy().restore(slots); },
+            "slots"_a)
+        .def(
+            "pin",
+            [](PythonCache& self, std::int64_t layer, std::int64_t expert) {
+                self.policy().pin({layer, expert});
+            },
+            "layer"_a, "expert"_a)
+        .def(
+            "unpin",
+            [](PythonCache& self, std::int64_t layer, std::int64_t expert) {
+                self.policy().unpin({layer, expert});
+            },
+            "layer"_a, "expert"_a)
+        .def(
+            "drop",
+            [](PythonCache& self, std::int64_t layer, std::int64_t expert) {
+                return self.policy().drop({layer, expert});
+            },
+            "layer"_a, "expert"_a);
+}
+
+}  // namespace flashmoe::bindings

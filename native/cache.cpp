@@ -1,0 +1,361 @@
+// The map, the pins, and who leaves.
+
+#include "cache.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+namespace flashmoe {
+namespace {
+
+constexpr std::int64_t kWide = 2;   // a visit to more than so many times what one token chooses is
+                                    // several tokens'
+constexpr std::int64_t kShare = 8;  // a wide visit may displace one slot in so many
+constexpr double kFloor = 1e-4;     // of a chance: the farthest expected use is finite, and ties
+                                    // go to the sweep
+constexpr float kOut = 2.0f;        // above every chance: not to be evicted
+constexpr double kNobody = -1.0;    // before every moment
+constexpr std::size_t kFewest = 8;
+constexpr std::int64_t kMostSlots = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t kMostLayers = 1 << 16;
+
+std::string name(Key key) {
+    return "expert (" + std::to_string(key.layer) + ", " + std::to_string(key.expert) + ")";
+}
+
+std::size_t index(std::int64_t expert) { return static_cast<std::size_t>(expert); }
+
+// Where the least is first; the values are a whole number of kFewest. Lanes of their own, since one
+// running minimum would wait for itself at every step.
+std::size_t least_of(const std::vector<float>& values) {
+    std::array<float, kFewest> lanes;
+    lanes.fill(kOut);
+    for (std::size_t i = 0; i < values.size(); i += kFewest)
+        for (std::size_t lane = 0; lane < kFewest; ++lane)
+            lanes[lane] = values[i + lane] < lanes[lane] ? values[i + lane] : lanes[lane];
+    const float least = *std::min_element(lanes.begin(), lanes.end());
+    return index(std::find(values.begin(), values.end(), least) - values.begin());
+}
+
+}  // namespace
+
+void Cache::Layer::cover(std::size_t expert) {
+    if (expert < slot.size()) return;
+    const std::size_t count = std::max(kFewest, std::bit_ceil(expert + 1));
+    slot.resize(count, -1);
+    pins.resize(count);
+    asked.resize(count);
+    passed.resize(count);
+    keep.resize(count, kOut);
+}
+
+// Takes up new chances.
+void Cache::Layer::rank() {
+    const float* chances = forecast.chances();
+    const std::size_t count = std::min(forecast.size(), keep.size());
+    for (std::size_t i = 0; i < count; ++i) {
+        const float likely = chances[i];  // read in any case: no branch to foretell
+        keep[i] = slot[i] >= 0 ? likely : kOut;
+    }
+}
+
+// The candidate, and the moment of its expected use, or kNobody where there is none.
+double Cache::Layer::choose(std::int64_t layers) {
+    if (keep.empty()) return kNobody;
+    candidate = least_of(keep);
+    chance = static_cast<double>(keep[candidate]);
+    if (keep[candidate] == kOut) return kNobody;
+    return static_cast<double>(layers + moment) +
+           static_cast<double>(layers) / std::max(chance, kFloor);
+}
+
+Cache::Cache(std::int64_t slots, std::int64_t layers, std::int64_t top_k)
+    : slots_(slots), top_k_(std::max<std::int64_t>(top_k, 0)) {
+    if (slots < 1 || layers < 1 || slots > kMostSlots || layers > kMostLayers)
+        throw std::invalid_argument("a cache of " + std::to_string(slots) + " slots for " +
+                                    std::to_string(layers) + " layers holds nothing");
+    layers_.reserve(index(layers));
+    stale_.reserve(index(layers));
+    for (std::int64_t layer = 0; layer < layers; ++layer) {
+        layers_.emplace_back(trust_);
+        layers_.back().moment = layer - layers;
+    }
+    expected_.assign(index(layers), kNobody);
+    free_.reserve(index(slots));
+    for (std::int64_t slot = slots; slot-- > 0;)  // the lowest leaves first
+        free_.push_back(static_cast<std::int32_t>(slot));
+}
+
+std::int64_t Cache::resident(std::int64_t layer) const {
+    check(layer);
+    return layers_[index(layer)].count;
+}
+
+std::int32_t Cache::lookup(Key key) {
+    Layer& layer = checked(key);
+    if (key.layer != layer_ || layer.asked[index(key.expert)] == visit_) visit(key.layer);
+    layer.asked[index(key.expert)] = visit_;
+    routing_.push_back(static_cast<std::int32_t>(key.expert));
+    return layer.slot[index(key.expert)];
+}
+
+std::int32_t Cache::slot(Key key) const {
+    if (key.layer < 0 || key.layer >= layers()) return -1;
+    const std::vector<std::int32_t>& slot = layers_[index(key.layer)].slot;
+    return key.expert >= 0 && index(key.expert) < slot.size() ? slot[index(key.expert)] : -1;
+}
+
+std::optional<Admission> Cache::admit(Key key, std::optional<double> chance) {
+    require_absent(key);
+    Layer& layer = checked(key);
+    std::optional<Key> evicted;
+    if (free_.empty()) {
+        evicted = chance ? farthest(*chance) : victim(key);
+        if (!evicted) return std::nullopt;
+        remove(*evicted);
+    }
+    const std::int32_t slot = free_.back();
+    free_.pop_back();
+    settle(key, slot);
+    if (visiting(key)) {
+        if (evicted) displacing_.push_back(static_cast<std::int32_t>(key.expert));
+    } else if (!chance) {
+        make_stale(key.layer);
+    } else {  // ranked once it is unpinned; before, its layer need not be
+        layer.passed[index(key.expert)] = 1;
+    }
+    return Admission{slot, evicted};
+}
+
+std::int32_t Cache::reserve() {
+    if (free_.empty()) throw std::out_of_range("no slot is free to be reserved");
+    const std::int32_t slot = free_.back();
+    free_.pop_back();
+    return slot;
+}
+
+void Cache::place(Key key, std::int32_t slot) {
+    require_absent(key);
+    checked(key);
+    settle(key, slot);
+    make_stale(key.layer);
+}
+
+void Cache::seed(std::span<const double> shares, std::size_t experts) {
+    if (experts > static_cast<std::size_t>(kMostExperts))
+        throw std::invalid_argument("shares of " + std::to_string(experts) + " experts a layer");
+    const std::size_t rows = experts ? shares.size() / experts : 0;
+    if (rows > layers_.size())
+        throw std::invalid_argument("shares of " + std::to_string(rows) +
+                                    " layers for a cache of " + std::to_string(layers()));
+    for (std::size_t layer = 0; layer < rows; ++layer) {
+        layers_[layer].forecast.seed(shares.subspan(layer * experts, experts));
+        make_stale(static_cast<std::int64_t>(layer));
+    }
+}
+
+std::vector<std::int32_t> Cache::retire(std::int64_t count, std::int64_t least) {
+    const std::int64_t most = std::max<std::int64_t>(slots_ - least, 0);
+    for (std::int64_t i = 0; i < std::min(count, most); ++i) {
+        const std::optional<Key> leaving = anybody();
+        if (!leaving) break;
+        remove(*leaving);
+    }
+    const std::int64_t taking = std::min(most, free());
+    const std::vector<std::int32_t> taken(free_.rbegin(), free_.rbegin() + taking);
+    free_.resize(free_.size() - taken.size());
+    slots_ -= taking;
+    return taken;
+}
+
+void Cache::restore(std::span<const std::int32_t> slots) {
+    free_.insert(free_.end(), slots.begin(), slots.end());
+    slots_ += static_cast<std::int64_t>(slots.size());
+}
+
+void Cache::pin(Key key) {
+    if (slot(key) < 0) throw std::runtime_error(name(key) + " has no slot to be pinned in");
+    if (!layer_of(key).pins[index(key.expert)]++) ++pinned_;
+}
+
+void Cache::unpin(Key key) {
+    if (!is_pinned(key)) throw std::runtime_error(name(key) + " is not pinned");
+    Layer& layer = layer_of(key);
+    if (--layer.pins[index(key.expert)]) return;
+    --pinned_;
+    if (layer.passed[index(key.expert)]) {
+        layer.passed[index(key.expert)] = 0;
+        make_stale(key.layer);
+    }
+}
+
+std::int32_t Cache::drop(Key key) {
+    if (is_pinned(key)) throw std::runtime_error(name(key) + " is pinned and cannot be dropped");
+    const std::int32_t found = slot(key);
+    if (found < 0) throw std::runtime_error(name(key) + " has no slot to be dropped from");
+    make_stale(key.layer);
+    remove(key);
+    return found;
+}
+
+Cache::Layer& Cache::checked(Key key) {
+    check(key.layer);
+    if (key.expert < 0 || key.expert >= kMostExperts)
+        throw std::invalid_argument(name(key) + " is not from 0 to " +
+                                    std::to_string(kMostExperts - 1));
+    Layer& layer = layer_of(key);
+    layer.cover(index(key.expert));
+    return layer;
+}
+
+void Cache::check(std::int64_t layer) const {
+    if (layer < 0 || layer >= layers())
+        throw std::runtime_error("layer " + std::to_string(layer) + " lies outside the " +
+                                 std::to_string(layers()) + " layers");
+}
+
+void Cache::require_absent(Key key) const {
+    if (const std::int32_t found = slot(key); found >= 0)
+        throw std::runtime_error(name(key) + " already has slot " + std::to_string(found));
+}
+
+bool Cache::visiting(Key key) const {
+    return key.layer == layer_ && layers_[index(layer_)].asked[index(key.expert)] == visit_;
+}
+
+bool Cache::is_pinned(Key key) const {
+    return slot(key) >= 0 && layers_[index(key.layer)].pins[index(key.expert)] > 0;
+}
+
+void Cache::make_stale(std::int64_t layer) {
+    bool& stale = layers_[index(layer)].stale;
+    if (!stale) stale_.push_back(layer);
+    stale = true;
+}
+
+// The layer comes round; the visit before it is over and shelters nobody any more.
+void Cache::visit(std::int64_t layer) {
+    if (!routing_.empty()) {
+        tell();
+        make_stale(layer_);
+        note_width(static_cast<std::int64_t>(routing_.size()));
+    }
+    moment_ += (layer - layer_ - 1 + layers()) % layers() + 1;
+    layer_ = layer;
+    ++visit_;
+    routing_.clear();
+    told_ = 0;
+    displacing_.clear();
+    layers_[index(layer)].forecast.begin();
+    make_stale(layer);
+}
+
+// A visit was so wide. Where it shows that all before were wide, mends what they taught.
+void Cache::note_width(std::int64_t width) {
+    const std::int64_t before = narrowest_;
+    narrowest_ = before ? std::min(before, width) : width;
+    if (top_k_ || !before || width * kWide >= before) return;
+    const double share = static_cast<double>(width) / static_cast<double>(before);
+    for (Layer& layer : layers_) layer.forecast.discount(static_cast<float>(share));
+}
+
+// How many experts one token chooses, as far as is known.
+std::int64_t Cache::narrow() const {
+    const auto width = static_cast<std::int64_t>(routing_.size());
+    if (top_k_) return top_k_;
+    return narrowest_ ? std::min(narrowest_, width) : width;
+}
+
+// Lets the forecast know what the visit has asked.
+void Cache::tell() {
+    if (told_ == routing_.size()) return;
+    const std::int64_t one = narrow();
+    const auto width = static_cast<std::int64_t>(routing_.size());
+    const double weight = std::min(1.0, static_cast<double>(one) / static_cast<double>(width));
+    Layer& visited = layers_[index(layer_)];
+    visited.moment = moment_;
+    visited.forecast.add(std::span<const std::int32_t>(routing_).subspan(told_),
+                         static_cast<float>(weight), width > kWide * one);
+    told_ = routing_.size();
+    make_stale(layer_);
+}
+
+void Cache::settle(Key key, std::int32_t slot) {
+    Layer& layer = layer_of(key);
+    layer.forecast.cover(index(key.expert));
+    layer.slot[index(key.expert)] = slot;
+    ++layer.count;
+    ++size_;
+}
+
+// Who leaves for an expert; nobody where nobody may.
+std::optional<Key> Cache::victim(Key key) {
+    if (visiting(key)) {
+        const std::int64_t allowed = std::max(kWide * narrow(), slots_ / kShare);
+        if (static_cast<std::int64_t>(displacing_.size()) >= allowed) {
+            for (const std::int32_t own : displacing_)
+                if (!is_pinned({layer_, own})) return Key{layer_, own};
+            return std::nullopt;
+        }
+    }
+    return anybody();
+}
+
+std::optional<Key> Cache::anybody() {
+    const std::optional<Key> found = farthest(1.0);
+    return found ? found : sheltered();
+}
+
+// The unpinned expert outside this visit whose expected use is farthest ahead; nobody where there
+// is none, or where it is used with more than this chance.
+std::optional<Key> Cache::farthest(double chance) {
+    const std::int64_t whole = top_k_ ? top_k_ : std::max<std::int64_t>(narrowest_, 1);
+    if (static_cast<std::int64_t>(routing_.size()) >= whole)
+        tell();  // before that, more of this layer may be looked up, and be in memory
+    for (const std::int64_t number : stale_) {
+        Layer& layer = layers_[index(number)];
+        layer.rank();
+        if (number == layer_)
+            for (const std::int32_t expert : routing_) layer.keep[index(expert)] = kOut;
+        expected_[index(number)] = layer.choose(layers());
+        layer.stale = false;
+    }
+    stale_.clear();
+    for (;;) {
+        const auto last = std::max_element(expected_.begin(), expected_.end());
+        if (*last == kNobody) return std::nullopt;
+        const std::int64_t number = last - expected_.begin();
+        Layer& layer = layers_[index(number)];
+        if (layer.chance > chance) return std::nullopt;
+        const Key key{number, static_cast<std::int64_t>(layer.candidate)};
+        layer.keep[layer.candidate] = kOut;
+        *last = layer.choose(layers());
+        if (!is_pinned(key)) return key;
+        layer.passed[index(key.expert)] = 1;
+    }
+}
+
+// The unpinned expert of this visit that was asked for first.
+std::optional<Key> Cache::sheltered() const {
+    for (const std::int32_t expert : routing_) {
+        const Key key{layer_, expert};
+        if (slot(key) >= 0 && !is_pinned(key)) return key;
+    }
+    return std::nullopt;
+}
+
+// Takes an expert out of its slot, which is free then.
+void Cache::remove(Key key) {
+    Layer& layer = layer_of(key);
+    free_.push_back(layer.slot[index(key.expert)]);
+    layer.slot[index(key.expert)] = -1;
+    --layer.count;
+    --size_;
+    if (visiting(key)) std::erase(displacing_, static_cast<std::int32_t>(key.expert));
+}
+
+}  // namespace flashmoe

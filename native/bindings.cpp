@@ -1,8 +1,8 @@
 // The module `flashmoe._native`, and its reader; no file but bindings* knows Python.
 //
 // Owns the references that keep a destination alive while it is read into. Arithmetic is bound in
-// bindings_products.cpp and bindings_decode.cpp; arithmetic and reads themselves know nothing of
-// Python.
+// bindings_products.cpp and bindings_decode.cpp, the cache policy in bindings_cache.cpp; what they
+// bind knows nothing of Python.
 
 #include "bindings.h"
 
@@ -121,6 +121,7 @@ public:
     // Records go into slots: slot s is the slot_bytes at s * slot_bytes of the arena.
     void into(const Destination& arena, std::uint64_t slot_bytes) {
         require(slot_bytes != 0 && arena.size() % slot_bytes == 0, "an arena is of whole slots");
+        require(!arena_ && !closed_, "a reader has its slots once, until it is closed");
         arena_ = arena;
         slot_bytes_ = slot_bytes;
     }
@@ -231,6 +232,7 @@ public:
         }
         destinations_.clear();  // no thread is left to write to them, and none is accepted
         arena_.reset();
+        closed_ = true;
     }
 
 private:
@@ -262,6 +264,7 @@ private:
     std::vector<Table> tables_;  // by file
     std::optional<Destination> arena_;
     std::uint64_t slot_bytes_ = 0;
+    bool closed_ = false;
     std::unordered_map<Ticket, Destination> destinations_;
     std::unique_ptr<Reader> reader_;
 };

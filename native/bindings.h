@@ -12,6 +12,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -73,6 +74,19 @@ auto floats_of(const Floats& array, std::size_t count, const char* what) {
     require(array.size() == count, what);
     require_floats(array.data(), "arrays of float32 must be aligned to 4 bytes");
     return array.data();
+}
+
+// Arrays that are read and written in one call.
+inline void require_apart(const float* a, std::size_t a_count, const float* b, std::size_t b_count,
+                          const char* what) {
+    const std::less_equal<const float*> up_to;
+    require(up_to(a + a_count, b) || up_to(b + b_count, a), what);
+}
+
+template <class Handle>
+const Handle& handle_of(nb::handle object, const char* what) {
+    if (!nb::isinstance<Handle>(object)) throw nb::type_error(what);
+    return nb::cast<const Handle&>(object);
 }
 
 inline Scalar scalar_of(int code) {

@@ -21,25 +21,13 @@ using Slots = std::vector<std::int32_t>;
 // (slot, layer, expert), the latter two of who was evicted, or -1 where nobody was.
 using Admitted = std::tuple<std::int32_t, std::int64_t, std::int64_t>;
 
-// Counts the time until it goes.
-class CountedWork {
-public:
-    CountedWork() : began_(std::chrono::steady_clock::now()) {}
-    ~CountedWork() { busy += std::chrono::steady_clock::now() - began_; }
-    CountedWork(const CountedWork&) = delete;
-    CountedWork& operator=(const CountedWork&) = delete;
-
-private:
-    std::chrono::steady_clock::time_point began_;
-};
-
 class PythonCache {
 public:
     PythonCache(std::int64_t slots, std::int64_t layers, std::optional<std::int64_t> top_k)
         : cache_(slots, layers, top_k.value_or(0)) {}
 
     std::int32_t lookup(std::int64_t layer, std::int64_t expert) {
-        const CountedWork working;
+        const Counted working;
         return cache_.lookup({layer, expert});
     }
 
@@ -49,12 +37,12 @@ public:
 
     std::optional<Admitted> admit(std::int64_t layer, std::int64_t expert,
                                   std::optional<double> chance) {
-        const CountedWork working;
+        const Counted working;
         return admitted({layer, expert}, chance);
     }
 
     Slots lookup_all(std::int64_t layer, const Experts& experts) {
-        const CountedWork working;
+        const Counted working;
         Slots slots;
         slots.reserve(experts.size());
         for (const std::int64_t expert : experts) slots.push_back(cache_.lookup({layer, expert}));
@@ -62,7 +50,7 @@ public:
     }
 
     Slots slots_of(std::int64_t layer, const Experts& experts) const {
-        const CountedWork working;
+        const Counted working;
         Slots slots;
         slots.reserve(experts.size());
         for (const std::int64_t expert : experts) slots.push_back(cache_.slot({layer, expert}));
@@ -72,7 +60,7 @@ public:
     std::vector<Admitted> admit_all(std::int64_t layer, const Experts& experts,
                                     const std::optional<std::vector<double>>& chances) {
         require(!chances || chances->size() == experts.size(), "a chance for each expert");
-        const CountedWork working;
+        const Counted working;
         std::vector<Admitted> all;
         all.reserve(experts.size());
         for (std::size_t i = 0; i < experts.size(); ++i) {
@@ -86,24 +74,24 @@ public:
     }
 
     void pin_all(std::int64_t layer, const Experts& experts) {
-        const CountedWork working;
+        const Counted working;
         for (const std::int64_t expert : experts) cache_.pin({layer, expert});
     }
 
     void unpin_all(std::int64_t layer, const Experts& experts) {
-        const CountedWork working;
+        const Counted working;
         for (const std::int64_t expert : experts) cache_.unpin({layer, expert});
     }
 
     void seed(const Array<const double, nb::ndim<2>>& shares) {
         require(reinterpret_cast<std::uintptr_t>(shares.data()) % alignof(double) == 0,
                 "arrays of float64 must be aligned to 8 bytes");
-        const CountedWork working;
+        const Counted working;
         cache_.seed(std::span(shares.data(), shares.size()), shares.shape(1));
     }
 
     Slots retire(std::int64_t count, std::int64_t least) {
-        const CountedWork working;
+        const Counted working;
         return cache_.retire(count, least);
     }
 
@@ -153,7 +141,6 @@ void bind_cache(nb::module_& module) {
         .def(
             "place",
             [](PythonCache& self, std::int64_t layer, std::int64_t expert, std::int32_t slot) {
-                require(slot >= 0, "a slot is a number from 0");
                 self.policy().place({layer, expert}, slot);
             },
             "layer"_a, "expert"_a, "slot"_a)

@@ -63,7 +63,7 @@ public:
           norm_(copied(norm, out_of(out.matrix), "norm must be (hidden)")),
           block_{norm_.data(), eps, {}, out.matrix} {
         for (const nb::handle each : inputs) {
-            block_.inputs.push_back(nb::cast<const MatrixHandle&>(each).matrix);
+            block_.inputs.push_back(handle_of<MatrixHandle>(each, "inputs are matrices").matrix);
             require(in_of(block_.inputs.back()) == block_.hidden(), "inputs must take hidden");
         }
     }
@@ -80,7 +80,7 @@ public:
         require(fits, "this block is another mixer's");
         const float* from = floats_of(x, block_.hidden(), "x must be (hidden)");
         float* into = floats_of(y, block_.hidden(), "y must be (hidden)");
-        require(from != into, "y must not overwrite x");
+        require_apart(from, block_.hidden(), into, block_.hidden(), "y must not overwrite x");
         const NativeWork working;
         residual(set, block_, from, mixer, into, threads);
     }
@@ -170,8 +170,9 @@ private:
         s.delta_in = floats_of(delta_in, state, "delta must be (value heads, key dim, value dim)");
         s.delta_out =
             floats_of(delta_out, state, "delta must be (value heads, key dim, value dim)");
-        require(s.delta_in != s.delta_out && (past == 0 || s.conv_in != s.conv_out),
-                "the new state must not overwrite the old one");
+        const char* apart = "the new state must not overwrite the old one";
+        require_apart(s.delta_in, state, s.delta_out, state, apart);
+        require_apart(s.conv_in, past, s.conv_out, past, apart);
         return s;
     }
 

@@ -127,7 +127,7 @@ void project(const ConstMatrix32& x, const nb::list& matrices, const Array<float
     std::size_t outputs = 0;
     require_floats(x.data(), "x must be aligned to 4 bytes");
     for (const nb::handle each : matrices) {
-        const Matrix& matrix = nb::cast<const MatrixHandle&>(each).matrix;
+        const Matrix& matrix = handle_of<MatrixHandle>(each, "matrices are handles of them").matrix;
         require(in_of(matrix) == x.shape(1), "x must be (T, in) with the weights' in");
         products.push_back({&matrix, y.data() + outputs});
         outputs += x.shape(0) * out_of(matrix);
@@ -171,7 +171,8 @@ void experts(const ConstMatrix32& x, const Ids& ids, const std::vector<std::int6
     require(numbers.size() == handles.size(), "every expert needs its number");
     std::vector<ExpertUse> uses;
     for (std::size_t i = 0; i < numbers.size(); ++i) {
-        const Expert& expert = nb::cast<const ExpertHandle&>(handles[i]).expert;
+        const Expert& expert =
+            handle_of<ExpertHandle>(handles[i], "experts are handles of them").expert;
         require(in_of(expert.gate) == hidden, "an expert must take what x has");
         ExpertUse use{&expert, {}};
         for (std::size_t place = 0; place < rows * places; ++place)

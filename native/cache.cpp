@@ -67,6 +67,7 @@ void Cache::Layer::rank() {
 double Cache::Layer::choose(std::int64_t layers) {
     if (keep.empty()) return kNobody;
     candidate = least_of(keep);
+    if (candidate == keep.size()) return kNobody;  // a chance that is no number
     chance = static_cast<double>(keep[candidate]);
     if (keep[candidate] == kOut) return kNobody;
     return static_cast<double>(layers + moment) +
@@ -74,8 +75,9 @@ double Cache::Layer::choose(std::int64_t layers) {
 }
 
 Cache::Cache(std::int64_t slots, std::int64_t layers, std::int64_t top_k)
-    : slots_(slots), top_k_(std::max<std::int64_t>(top_k, 0)) {
-    if (slots < 1 || layers < 1 || slots > kMostSlots || layers > kMostLayers)
+    : slots_(slots), most_slots_(slots), top_k_(std::max<std::int64_t>(top_k, 0)) {
+    if (slots < 1 || layers < 1 || slots > kMostSlots || layers > kMostLayers ||
+        top_k > kMostExperts)
         throw std::invalid_argument("a cache of " + std::to_string(slots) + " slots for " +
                                     std::to_string(layers) + " layers holds nothing");
     layers_.reserve(index(layers));
@@ -116,8 +118,9 @@ std::optional<Admission> Cache::admit(Key key, std::optional<double> chance) {
     if (free_.empty()) {
         evicted = chance ? farthest(*chance) : victim(key);
         if (!evicted) return std::nullopt;
-        remove(*evicted);
     }
+    layer.forecast.cover(index(key.expert));  // what may fail for want of memory fails here
+    if (evicted) remove(*evicted);
     const std::int32_t slot = free_.back();
     free_.pop_back();
     settle(key, slot);
@@ -152,6 +155,9 @@ void Cache::seed(std::span<const double> shares, std::size_t experts) {
     if (rows > layers_.size())
         throw std::invalid_argument("shares of " + std::to_string(rows) +
                                     " layers for a cache of " + std::to_string(layers()));
+    for (const double share : shares)
+        if (!(share >= 0 && share <= 1))
+            throw std::invalid_argument("a share is a number from 0 to 1");
     for (std::size_t layer = 0; layer < rows; ++layer) {
         layers_[layer].forecast.seed(shares.subspan(layer * experts, experts));
         make_stale(static_cast<std::int64_t>(layer));
@@ -172,7 +178,13 @@ std::vector<std::int32_t> Cache::retire(std::int64_t count, std::int64_t least) 
     return taken;
 }
 
+void Cache::unreserve(std::int32_t slot) {
+    require_slot(slot);
+    free_.push_back(slot);
+}
+
 void Cache::restore(std::span<const std::int32_t> slots) {
+    for (const std::int32_t slot : slots) require_slot(slot);
     free_.insert(free_.end(), slots.begin(), slots.end());
     slots_ += static_cast<std::int64_t>(slots.size());
 }
@@ -216,6 +228,11 @@ void Cache::check(std::int64_t layer) const {
     if (layer < 0 || layer >= layers())
         throw std::runtime_error("layer " + std::to_string(layer) + " lies outside the " +
                                  std::to_string(layers()) + " layers");
+}
+
+void Cache::require_slot(std::int32_t slot) const {
+    if (slot < 0 || slot >= most_slots_ || std::ranges::find(free_, slot) != free_.end())
+        throw std::invalid_argument("slot " + std::to_string(slot) + " was not given out");
 }
 
 void Cache::require_absent(Key key) const {

@@ -59,7 +59,7 @@ public:
     std::optional<Admission> admit(Key key, std::optional<double> chance);
 
     std::int32_t reserve();
-    void unreserve(std::int32_t slot) { free_.push_back(slot); }
+    void unreserve(std::int32_t slot);
     void place(Key key, std::int32_t slot);
 
     // How often each expert was chosen before all this, a row of `experts` for each layer.
@@ -97,6 +97,7 @@ private:
     Layer& checked(Key key);
     void check(std::int64_t layer) const;
     void require_absent(Key key) const;
+    void require_slot(std::int32_t slot) const;
     bool visiting(Key key) const;
     bool is_pinned(Key key) const;
     void make_stale(std::int64_t layer);
@@ -111,7 +112,7 @@ private:
     std::optional<Key> anybody();
     void remove(Key key);
 
-    std::int64_t slots_, top_k_;
+    std::int64_t slots_, most_slots_, top_k_;
     std::int64_t size_ = 0, pinned_ = 0;
     Trust trust_;
     std::vector<Layer> layers_;

@@ -178,6 +178,10 @@ std::vector<Ticket> Reader::enqueue_all(int file, std::span<const Read> reads, S
 void Reader::promote(Ticket ticket) {
     const auto lock = this->lock();
     Request& request = find(ticket);
+    if (request.state == State::reading) {
+        lane_of(request.places[request.place]).wanted(request.queue);
+        request.queue = State::demanded;
+    }
     if (request.state == State::demanded || request.state >= State::reading) return;
     leave(request);
     enqueue(ticket, request, State::demanded);
@@ -307,10 +311,10 @@ void Reader::work(int number) {
         // References into an unordered_map survive insertions, and a ticket that is being read
         // is never erased: the request stays put while the lock is away.
         Request& request = find(ticket);
-        const State queue = request.state;
+        request.queue = request.state;
         leave(request);
         enter(request, State::reading);
-        lane.began(queue);
+        lane.began(request.queue);
         const Place& place = request.places[request.place];
         const Source& file = source_at(place.file);
         const std::uint64_t offset = place.offset + request.within;
@@ -329,7 +333,7 @@ void Reader::work(int number) {
         lock.lock();
         bytes_read_ += outcome.bytes;
         leave(request);
-        lane.ended(queue);
+        lane.ended(request.queue);
         lane.learn(took.count() / static_cast<double>(request.destination.size()),
                    outcome.status.code == ReadCode::ok);
         lane.use.bytes += outcome.bytes;
@@ -337,7 +341,7 @@ void Reader::work(int number) {
         if (outcome.status.code != ReadCode::ok) {
             ++lane.use.failed;
             if (give_way(ticket, request, outcome.status)) {
-                enqueue(ticket, request, State::demanded);
+                enqueue(ticket, request, request.queue);
                 finished_.notify_all();  // drain() waits for the end of the reads under way
                 continue;
             }

@@ -8,7 +8,7 @@
 // A request, by its ticket:
 //
 //                 promote()
-//      hint queue ----------> demand queue <---+
+//     other queues ---------> demand queue <---+ (or its own queue)
 //          |   \                /   |          |
 //          |    \   a thread   /    |          | failed, and another copy is left
 //  cancel()|     +-> reading <+     |cancel()  |
@@ -211,6 +211,7 @@ private:
         std::uint64_t checksum;
         State state;
         ReadStatus status;
+        State queue = State::demanded;  // that it was taken out of, or would be by now
         std::size_t place = 0;          // the copy to be read
         std::uint64_t tried = 0;        // places that failed, a bit each
         std::uint64_t finished_as = 0;  // order of finishing, from 1
@@ -230,6 +231,7 @@ private:
         void learn(double sample, bool succeeded);
         void began(State queue);     // a read of a request from there
         void ended(State queue);     // the same
+        void wanted(State queue);    // a read under way from there is waited for now
         void rouse();                // threads that wait for what may be read by now
         bool takes_guessed() const;  // whether nothing holds guessed requests up
         bool takes_idle() const;     // whether idle requests are held up by the calm alone

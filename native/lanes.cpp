@@ -211,12 +211,14 @@ void Reader::Lane::began(State queue) {
     if (queue == State::guessed) ++reading_guessed;
 }
 
-void Reader::Lane::ended(State queue) {
-    if (queue == State::idle) {
-        --reading_idle;
-        return;
-    }
+void Reader::Lane::wanted(State queue) {
+    if (queue == State::idle) --reading_idle;
     if (queue == State::guessed) --reading_guessed;
+}
+
+void Reader::Lane::ended(State queue) {
+    wanted(queue);
+    if (queue == State::idle) return;
     calm_at = Clock::now() + kCalm;
     if (count(State::idle) > 0 && takes_idle())
         wake.notify_all();  // to wait for the calm

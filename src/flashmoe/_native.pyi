@@ -1,8 +1,8 @@
 """Types of the native module (native/bindings.cpp).
 
-Only ``kernels/cpu.py``, ``stream/direct.py`` and ``stream/cache.py`` import it. Every function but
-those of ``Cache`` releases the GIL while it works. A wrong shape, type, range or alignment is a
-ValueError or TypeError, never a crash.
+Only ``kernels/cpu.py``, ``stream/direct.py`` and ``stream/cache.py`` import it. What takes longer
+than some microseconds releases the GIL while it works. A wrong shape, type, range or alignment is
+a ValueError or TypeError (``Cache`` says where it is a RuntimeError), never a crash.
 """
 
 from collections.abc import Sequence
@@ -301,10 +301,10 @@ class Reader:
     def submit_idle(
         self, file: int, offset: int, destination: npt.NDArray[np.uint8], checksum: int
     ) -> int:
-        """The same for a read that is started only once there has been no other for 50 ms."""
+        """``submit`` for a read that is started only once there has been no other for 50 ms."""
 
     def promote(self, ticket: int) -> None:
-        """Move a hinted or idle read that has not started to the demand queue."""
+        """Move a read that has not started to the demand queue; one that has counts as demanded."""
 
     def promote_all(self, tickets: Sequence[int]) -> None:
         """``promote`` for each, in this order."""

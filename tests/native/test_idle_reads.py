@@ -48,17 +48,34 @@ def test_idle_reads_come_last_and_in_order(busy: Busy) -> None:
     assert order_of(busy, tickets) == [3, 2, 0, 1]
 
 
-def guess(reader: _native.Reader, file: int, checksum: int) -> int:
+def with_slot(reader: _native.Reader, file: int, checksum: int) -> None:
+    """A slot, and a record that fits into it."""
     reader.describe(file, 0, PAGE, [checksum])
     reader.into(pages(PAGE), PAGE)
+
+
+def guess(reader: _native.Reader, file: int) -> int:
     return reader.submit_records(file, [0], [0], 2)
+
+
+def test_a_reader_has_its_slots_once(busy: Busy) -> None:
+    """Others would free memory that is being read into."""
+    with_slot(busy.reader, busy.file, busy.small)
+    with pytest.raises(ValueError, match="once"):
+        busy.reader.into(pages(PAGE), PAGE)
+    busy.reader.close()
+    with pytest.raises(ValueError, match="once"):
+        busy.reader.into(pages(PAGE), PAGE)
+    with pytest.raises(RuntimeError, match="closed"):
+        guess(busy.reader, busy.file)
 
 
 def test_guessed_reads_come_after_hinted_ones_and_before_idle_ones(busy: Busy) -> None:
     tickets: list[int] = []
+    with_slot(busy.reader, busy.file, busy.small)
 
     def act() -> None:
-        tickets[:] = [idle(busy), guess(busy.reader, busy.file, busy.small)]
+        tickets[:] = [idle(busy), guess(busy.reader, busy.file)]
         tickets.extend([busy.submit(demand=False), busy.submit(demand=True)])
 
     busy.while_reading(act)
@@ -72,10 +89,11 @@ def test_a_guessed_read_waits_until_nothing_else_is_read(tmp_path: Path, promote
     busy.reader.close()
     reader = _native.Reader(2)
     file = reader.open(str(tmp_path / "large"), False)
+    with_slot(reader, file, busy.small)
     early = 0
     for _ in range(5):
         large = reader.submit(file, 0, busy.into, busy.checksum, True)
-        ticket = guess(reader, file, busy.small)
+        ticket = guess(reader, file)
         if promoted:
             reader.promote(ticket)
         assert reader.wait(ticket) == (OK, 0)

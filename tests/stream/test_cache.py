@@ -368,3 +368,20 @@ def test_shares_of_any_layout_are_taken() -> None:
     assert len(evicted) == 6
     keys = [(layer, expert) for layer in (0, 1) for expert in range(4)]
     assert evicted[0] == max(keys, key=lambda key: key[0] + 4 / shares[key])
+
+
+@pytest.mark.parametrize("share", [np.nan, np.inf, -0.1, 1.1])
+def test_shares_that_are_none_are_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        Cache(4, 2, 1).seed(np.full((2, 4), share))
+
+
+def test_only_slots_that_were_given_out_come_back() -> None:
+    cache = Cache(2, 2, 1)
+    slot = cache.reserve()
+    cache.unreserve(slot)
+    for wrong in (slot, -1, 2):
+        with pytest.raises(ValueError, match="not given out"):
+            cache.unreserve(wrong)
+        with pytest.raises(ValueError, match="not given out"):
+            cache.restore([wrong])

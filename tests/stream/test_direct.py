@@ -60,7 +60,7 @@ def test_hints_can_be_promoted_and_cancelled(store: Path, reader: DirectReader) 
     file = reader.open(store, direct=True)
     places = [pages(4 * PAGE) for _ in range(50)]
     tickets = [submit(reader, file, into, demand=False) for into in places]
-    reader.promote(tickets[-1])
+    reader.promote_all(tickets[-1:])
     kept = [
         (ticket, into)
         for ticket, into in zip(tickets, places, strict=True)

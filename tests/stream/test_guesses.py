@@ -10,6 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from flashmoe.errors import ReadError
 from flashmoe.options import Runtime
 from flashmoe.quant import Array
 from flashmoe.stream.streamer import Streamer
@@ -112,3 +113,29 @@ def test_a_rank_that_fails_costs_the_cache_and_nothing_else(tiny: TinyStore) -> 
             token(tiny, streamer, 0, [0, 1], fail)
         for layer in range(LAYERS):
             token(tiny, streamer, layer, list(range(EXPERTS)), ranks())
+
+
+def test_what_an_open_hold_waits_for_is_no_guess_any_more(tiny: TinyStore) -> None:
+    """An expert that was hinted, has lost its slot, and was guessed again before it is held."""
+    for seed in range(20):
+        reader = ScriptedReader(random.Random(seed))
+        with patch("flashmoe.stream.streamer.DirectReader", return_value=reader):
+            streamer = Streamer(tiny.store, ALL, ON)
+        with closing(streamer):
+            streamer.hint(0, np.array([0, 1]))
+            streamer._reads.settle(list(streamer._reads.tickets))
+            streamer.shrink(ALL)
+            streamer.grow(ALL)
+            streamer.foresee(0, ranks(0, 1))
+            streamer.hint(2, np.array([3]))
+            with streamer.hold(0, np.array([0, 1])) as experts:
+                streamer.hint(3, np.array([5]))
+                assert sorted(expert for expert, _ in experts) == [0, 1]
+
+
+def test_a_wide_hold_that_fails_teaches_nothing_of_time(own: TinyStore) -> None:
+    own.damage(0, 3)
+    with closing(Streamer(own.store, ALL, ON)) as streamer:
+        with pytest.raises(ReadError):
+            token(own, streamer, 0, list(range(EXPERTS)), ranks())
+        assert streamer._guesses._busy_since is None

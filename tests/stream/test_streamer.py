@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from unittest.mock import patch
@@ -207,6 +208,20 @@ def test_closing_inside_a_hold_is_seen_at_the_next_expert(tiny: TinyStore) -> No
         assert record_of(weights) == tiny.records[0][expert, :nbytes].tobytes()
         with pytest.raises(RuntimeError, match="close"):
             next(experts)
+
+
+def test_a_streamer_that_is_dropped_gives_everything_back_at_once(tiny: TinyStore) -> None:
+    """Gigabytes do not wait for a collection of cycles."""
+    streamer = Streamer(tiny.store, TOP_K, ON)
+    streamed(tiny, streamer, 0, [0, 1])
+    streamer.hint(1, np.array([2]))
+    left = weakref.ref(streamer._reader), weakref.ref(streamer._slots)
+    gc.disable()
+    try:
+        del streamer
+        assert [reference() for reference in left] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_forked_child_is_refused_and_can_leave(tiny: TinyStore) -> None:

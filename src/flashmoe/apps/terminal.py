@@ -49,9 +49,12 @@ def take_interrupts() -> None:
 
 
 def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
-    if issubclass(lost.exc_type, KeyboardInterrupt):
+    # While the interpreter ends no thread can start, and nothing is left to be interrupted.
+    if issubclass(lost.exc_type, KeyboardInterrupt) and not sys.is_finalizing():
         # Not from here: it would be raised in this very function, and be lost as well.
-        threading.Timer(AGAIN_S, os.kill, (os.getpid(), signal.SIGINT)).start()
+        again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
     else:
         sys.__unraisablehook__(lost)
 

@@ -118,7 +118,8 @@ class State:
     def mark(self) -> Mark:
         """A point to rewind to until the next pass has ended; costs no copy.
 
-        Works because a pass appends keys and values, and replaces recurrent arrays by new ones.
+        Works because a pass appends keys and values, and writes the new recurrent state into the
+        other of two sets of arrays; the pass after it overwrites the first.
         """
         marks: list[Any] = [
             layer.length if isinstance(layer, KeyValues) else (layer.delta, layer.conv)

@@ -158,6 +158,7 @@ class _Needs:
             block_bytes=self.block_bytes,
             float_bytes=floats,
             kv=self.kv,
+            sessions=self.sessions,
         )
         copied = sizes.array_bytes(shape, context, floats, self.kv)
         return {

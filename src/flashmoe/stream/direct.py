@@ -231,12 +231,8 @@ class DirectReader:
         self._requests[ticket] = file, record
         return ticket
 
-    def promote(self, ticket: int) -> None:
-        """Let a hinted or idle read that has not started go before every hinted one."""
-        self._reader.promote(ticket)
-
     def promote_all(self, tickets: Sequence[int]) -> None:
-        """:meth:`promote` for each, in this order."""
+        """Let reads that have not started go before every hinted one, in this order."""
         self._reader.promote_all(tickets)
 
     def cancel(self, ticket: int) -> bool:
@@ -266,10 +262,11 @@ class DirectReader:
     def collect(
         self, tickets: Sequence[int], *, block: bool
     ) -> tuple[list[int], list[tuple[int, ReadError]]]:
-        """Those of some reads that have finished, in that order; forgets their tickets.
+        """Those of some reads that have finished; forgets their tickets.
 
-        The good ones, and the others with what was wrong, which is not raised, so that one read
-        that failed does not hide others. With ``block`` it waits until there is one.
+        The good ones in that order, those last that a failed copy preceded; and the others with
+        what was wrong, which is not raised, so that one read that failed does not hide others.
+        With ``block`` it waits until there is one.
         """
         good, others = self._reader.collect(tickets, block)
         for ticket in good:

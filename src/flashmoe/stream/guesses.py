@@ -119,7 +119,8 @@ class Guesses:
             self._policy.read((now - self._busy_since) * 1e3 / count)
             self._busy_since, self._idle_since = None, now
 
-    def waited(self, layer: int, ms: float) -> None:
-        """A hold of one token's experts has ended, and had waited so long."""
-        self._policy.waited(layer, ms, self._spared)
+    def ended(self, layer: int, waited_ms: float | None) -> None:
+        """A hold has ended, and had waited so long; None for more than one token's experts."""
+        if waited_ms is not None:
+            self._policy.waited(layer, waited_ms, self._spared)
         self._busy_since, self._spared = None, 0

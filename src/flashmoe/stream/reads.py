@@ -78,20 +78,17 @@ class Reads:
         self.tickets.update(zip(zip(repeat(layer), started), tickets, strict=False))
         return dict(zip(tickets, started, strict=True))
 
-    def collect(self, hold: Hold, *, block: bool) -> None:
-        """Take the experts of a hold whose reads have ended, waiting for one with ``block``.
+    def collect(self, hold: Hold) -> None:
+        """Wait until a read of a hold has ended, and take the experts of all that have.
 
         Raises:
             ReadError: the first of those that failed; all are put away, and good ones taken.
         """
         began = time.perf_counter()
-        landed, refused = self._reader.collect(list(hold.coming), block=block)
-        if block:
-            waited_ms = (time.perf_counter() - began) * 1e3
-            self._counters.wait_ms += waited_ms
-            hold.waited_ms += waited_ms
-        if not landed and not refused:
-            return
+        landed, refused = self._reader.collect(list(hold.coming), block=True)
+        waited_ms = (time.perf_counter() - began) * 1e3
+        self._counters.wait_ms += waited_ms
+        hold.waited_ms += waited_ms
         for ticket in landed:
             expert = hold.coming.pop(ticket)
             del self.tickets[hold.layer, expert]  # what was pinned for its read is for the hold

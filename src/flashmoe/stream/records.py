@@ -31,7 +31,6 @@ class Records:
     """Every expert's record, through ``reader``, from wherever ``drives`` found it."""
 
     def __init__(self, store: Store, reader: DirectReader, drives: Drives) -> None:
-        self._store = store
         self._reader = reader
         self._layers: list[_Layer] = []
         layouts: dict[RecordLayout, RecordLayout] = {}
@@ -40,7 +39,9 @@ class Records:
         ):
             layout = layouts.setdefault(entry.layout, entry.layout)
             sums = array("Q", (int(checksum, 16) for checksum in entry.checksums))
-            label = partial(self._label, number)
+            label = partial(
+                _label, store, number
+            )  # not of this object, which the reader would keep
             reader.describe(file, entry.data_offset, layout.record_bytes, sums, label)
             self._layers.append(_Layer(file, layout, len(sums)))
 
@@ -78,5 +79,6 @@ class Records:
         layer, expert = key
         return self._reader.submit_idle(self._layers[layer].file, expert, slot)
 
-    def _label(self, layer: int, expert: int) -> str:
-        return self._store.record(layer, expert).label
+
+def _label(store: Store, layer: int, expert: int) -> str:
+    return store.record(layer, expert).label

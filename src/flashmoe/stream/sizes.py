@@ -24,6 +24,9 @@ takes under 2.5 MiB for the products and systems of the reference kernels, in ei
 SAMPLER_FLOATS = 12
 """Float64 numbers a word while a token is drawn: logits, scores, weights, their order, sums."""
 
+REPLY_FLOATS = 3
+"""Those of them that a reply keeps from one token to the next."""
+
 _VECTORS_BELOW = 64  # a tensor with a side this short is kept as floats too
 
 
@@ -83,8 +86,10 @@ def scratch_bytes(
     block_bytes: int,
     float_bytes: int,
     kv: str = Budget.kv,
+    sessions: int = 1,
 ) -> int:
-    """What one pass and the drawing of a token take, rounded up throughout.
+    """What one pass and the drawing of a token take, rounded up throughout, and what a reply in
+    each of ``sessions`` keeps for that.
 
     The mixer and the experts of a layer do not live at the same time, so the larger counts.
     ``block_bytes`` is the kernels' own. Never smaller for a longer chunk or context.
@@ -96,7 +101,7 @@ def scratch_bytes(
         + _decoded_floats(shape, context_tokens, kv),
         _recurrent_floats(shape, chunk_tokens),
     )
-    words = shape.vocabulary * SAMPLER_FLOATS * 8
+    words = shape.vocabulary * (SAMPLER_FLOATS + REPLY_FLOATS * (sessions - 1)) * 8
     return floats * float_bytes + words + BLAS_BYTES + block_bytes
 
 

@@ -122,7 +122,7 @@ class Streamer:
         if len(present) < len(experts):
             self._guesses.busy()
             here = frozenset(present)
-            absent = [expert for expert in experts if expert not in here] if here else experts
+            absent = [expert for expert in experts if expert not in here]
             self._cache.pin_all(layer, present)
             self._reads.start(layer, absent, self._note(), Urgency.HINTED)
             self._cache.unpin_all(layer, present)
@@ -154,8 +154,9 @@ class Streamer:
         first and used together; beyond, each is valid only until the next one is asked for.
         After the hold none is.
 
-        Leaving early is allowed. Holds do not nest: opening another ends this one, which then
-        raises RuntimeError when it is asked for an expert or left.
+        The call opens the hold and starts its reads; leaving the block ends it, early if need be.
+        Holds do not nest: opening another ends this one, which then raises RuntimeError when it
+        is asked for an expert or left.
 
         Raises:
             ReadError: a record could not be read whole and right; names it. The streamer
@@ -261,6 +262,8 @@ class Streamer:
         new = [expert for expert in experts if expert not in asked]
         if new:
             asked = asked | self._ask(layer, new)[0]
+        if self._guesses.unasked:  # hinted, gone, and guessed again: wanted now all the same
+            self._guesses.asked(layer, experts)
         hits = sum(asked[expert] for expert in experts)
         tickets = self._reads.tickets
         for expert, slot in zip(experts, self._cache.slots_of(layer, experts), strict=True):
@@ -336,16 +339,16 @@ class Streamer:
         return batch
 
     def _await(self, hold: Hold) -> None:
-        """Take what has come; where nothing is there, wait for it."""
+        """Where nothing is there, wait for something, and take all that has come by then."""
         while True:
             if hold.absent:
                 self._start_absent(hold)
-            if hold.coming:
-                self._reads.collect(hold, block=not hold.here)
-            elif not hold.here:
-                self._reads.make_room()
             if hold.here:
                 return
+            if hold.coming:
+                self._reads.collect(hold)
+            else:
+                self._reads.make_room()
 
     def _start_absent(self, hold: Hold) -> None:
         """Start reads for an open hold; its consumed experts give way if it has too many."""
@@ -365,8 +368,8 @@ class Streamer:
             self._release(hold, hold.here + hold.yielded)
             if hold.coming:
                 self._reads.settle([(hold.layer, expert) for expert in hold.coming.values()])
-            if len(hold.wanted) <= self._store.shape.experts.top_k:
-                self._guesses.waited(hold.layer, hold.waited_ms)
+            narrow = len(hold.wanted) <= self._store.shape.experts.top_k
+            self._guesses.ended(hold.layer, hold.waited_ms if narrow else None)
             self._hold = None
             self._sound = True
         return True

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from flashmoe.apps import bench_figures, ceilings
-from flashmoe.apps.bench import reply
+from flashmoe.apps.bench import reply, warm_up
 from flashmoe.engine import Engine
 from flashmoe.errors import ReadError, StoreError
 from flashmoe.options import Budget, Runtime
@@ -82,6 +82,26 @@ def test_a_warm_cache_reads_nothing_and_a_cold_one_does(command: Command, store)
     flags = ("--prompt-tokens", 1, "--gen-tokens", 4, "--repeat", 3, "--json", "--cold")
     cold = json.loads(command("bench", store, *flags).out)
     assert cold["bytes_per_token"] > 0 and cold["hit_rate"] < 1
+
+
+def test_warming_up_fills_slots_for_all(tmp_path):
+    """Prompts of a few tokens ask for a few experts each."""
+    path = write_store(tmp_path / "store", HYBRID)
+    with Engine.open(path) as engine:
+        asked = engine.shape.layers * engine.shape.experts.count
+        assert engine.streamer.free_slots == engine.streamer.slots == asked
+        warm_up(engine, 6)
+        assert engine.streamer.free_slots <= asked // 20
+        assert sum(step.misses for step in reply(engine, 1, 6, 8).steps) <= asked // 20
+
+
+@pytest.mark.parametrize("experts", [0, 300])
+def test_flags_are_checked_before_anything_is_measured(
+    command: Command, store, monkeypatch, experts
+):
+    monkeypatch.setattr(ceilings, "measure", lambda path, runtime: pytest.fail("measured"))
+    result = command("bench", store, *QUICK, "--experts-per-token", experts)
+    assert result.code == 2 and "give 1 to" in result.err
 
 
 def test_missed_bytes_are_the_experts_missed_and_not_what_was_read(store):
@@ -223,7 +243,7 @@ def test_a_damaged_record_is_found_while_measuring(tmp_path):
         file.seek(-100, 2)
         file.write(bytes([byte[0] ^ 1]))
     with pytest.raises(ReadError, match="is damaged"):
-        ceilings.disk_rate(Store.open(path), direct=True)
+        ceilings.disk_rate(Store.open(path))
     with pytest.raises(StoreError, match="is damaged"):
         ceilings.measure(path, Runtime())
 

@@ -16,7 +16,7 @@ from flashmoe.apps import bench_figures, ceilings, terminal
 from flashmoe.apps.bench_figures import Reply
 from flashmoe.apps.flags import LOSSY_KV
 from flashmoe.apps.plan import budget_of
-from flashmoe.engine import Engine
+from flashmoe.engine import Engine, with_experts
 from flashmoe.errors import InputError
 from flashmoe.options import Budget, Runtime, Sampling
 from flashmoe.step import Step
@@ -25,6 +25,9 @@ from flashmoe.stream import memory
 from flashmoe.stream.rate import drop_pages
 
 SEED = 20_817
+
+WARMING_PROMPTS = 16
+"""At most; each leaves fewer slots free."""
 """Of the first prompt; each repetition has its own, so that none finds its experts in memory."""
 
 
@@ -54,7 +57,8 @@ def bench(request: Request, *, as_json: bool) -> None:
             f"--prompt-tokens and --gen-tokens make {context}; this model takes {longest}"
         )
     own = store.shape.experts.top_k
-    experts = own if request.experts is None else request.experts
+    experts = with_experts(store.shape, request.experts).experts.top_k
+    budget = budget_of(request.ram, context, None, experts, request.kv)
     if experts != own:
         terminal.note(f"lossy: {experts} of {own} experts a token")
     if request.kv != Budget.kv:
@@ -63,7 +67,7 @@ def bench(request: Request, *, as_json: bool) -> None:
     limits = ceilings.measure(store.path, request.runtime)
     with Engine.open(
         request.store,
-        budget=budget_of(request.ram, context, None, experts, request.kv),
+        budget=budget,
         kernels=request.kernels,
         experts_per_token=request.experts,
         runtime=request.runtime,
@@ -79,7 +83,7 @@ def repetitions(engine: Engine, request: Request) -> list[Reply]:
     """Every repetition; a first prompt that fills the cache is not among them."""
     if not request.cold:
         terminal.note("warming up")
-        reply(engine, SEED, request.prompt_tokens, 1)
+        warm_up(engine, request.prompt_tokens + request.gen_tokens - 1)
     found = list[Reply]()
     for number in range(1, request.repeat + 1):
         terminal.note(f"repetition {number} of {request.repeat}")
@@ -88,6 +92,15 @@ def repetitions(engine: Engine, request: Request) -> list[Reply]:
             drop_pages(engine.store.weight_files())
         found.append(reply(engine, SEED + number, request.prompt_tokens, request.gen_tokens))
     return found
+
+
+def warm_up(engine: Engine, prompt_tokens: int) -> None:
+    """Prompts until every slot is full, or one hardly brings anything that was not there."""
+    for number in range(WARMING_PROMPTS):
+        free = engine.streamer.free_slots
+        reply(engine, SEED - number, prompt_tokens, 1)
+        if free - engine.streamer.free_slots <= engine.streamer.slots // 100:
+            return
 
 
 def reply(engine: Engine, seed: int, prompt_tokens: int, tokens: int) -> Reply:

@@ -53,14 +53,15 @@ class Ceilings:
 def measure(path: Path, runtime: Runtime) -> Ceilings:
     """Both ceilings, measured in another process, which ends with this one's interrupt.
 
-    The disk's is that of all drives together where the store lies on several.
+    The disk's is that of all drives together where the store lies on several, and of direct
+    reads whatever the engine is told to use: they are what disks are quickest at.
 
     Raises:
         StoreError: the store does not open, or a record is damaged.
         BudgetError: the process was ended from outside.
     """
     threads = runtime.resolved_threads
-    command = [sys.executable, "-m", __name__, str(path), str(threads), runtime.io]
+    command = [sys.executable, "-m", __name__, str(path), str(threads)]
     command += map(str, runtime.store_dirs)
     # In a session of its own Ctrl-C reaches this process alone, and run() then ends the other.
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -75,24 +76,24 @@ def measure(path: Path, runtime: Runtime) -> Ceilings:
     return Ceilings(**found)
 
 
-def main(path: str, threads: str, io: str, *store_dirs: str) -> None:
+def main(path: str, threads: str, *store_dirs: str) -> None:
     """Measure in this process and write the ceilings, or the refusal, as a JSON object."""
     try:
-        rate, depth, bypassed = disk_rate(Store.open(path, store_dirs), direct=io == "direct")
+        rate, depth, bypassed = disk_rate(Store.open(path, store_dirs))
         found = vars(Ceilings(rate, depth, bypassed, memory_rate(int(threads))))
     except FlashMoeError as error:
         found = {"refusal": str(error)}
     sys.stdout.write(json.dumps(found))
 
 
-def disk_rate(store: Store, *, direct: bool) -> tuple[float, int, bool]:
-    """The best rate, its depth, and whether the reads were direct.
+def disk_rate(store: Store) -> tuple[float, int, bool]:
+    """The best rate, its depth, and whether the reads were direct, as far as files allow.
 
     Raises:
         ReadError: a record is damaged, or its file gone.
     """
     records = distinct_records(store)
-    probe = Probe(records, direct=direct, store=store)
+    probe = Probe(records, direct=True, store=store)
     rates = rates_by_depth(probe, max(record.nbytes for record in records))
     medians = {depth: statistics.median(found) for depth, found in rates.items()}
     best = max(medians, key=lambda depth: medians[depth])

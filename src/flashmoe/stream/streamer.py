@@ -181,6 +181,11 @@ class Streamer:
         return self._cache.slots
 
     @property
+    def free_slots(self) -> int:
+        """Of these, how many have not been used yet."""
+        return self._cache.free
+
+    @property
     def least_slots(self) -> int:
         """Slots that make every hold of one token last; it never shrinks below."""
         return self._lasting

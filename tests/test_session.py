@@ -1,12 +1,21 @@
 """Engine and session: the timeline, its snapshots, and what a failure leaves behind."""
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
 
 from flashmoe.engine import Engine
-from flashmoe.errors import BudgetError, ContextError, InputError, ReadError, SessionError
+from flashmoe.errors import (
+    BudgetError,
+    ClosedError,
+    ContextError,
+    InputError,
+    ReadError,
+    SessionError,
+)
 from flashmoe.options import Budget, Runtime, Sampling
 from flashmoe.step import Totals
 from tests.synthetic import DENSE, HYBRID, write_store
@@ -283,3 +292,23 @@ def test_sessions_beyond_the_memory_are_refused(path):
 def test_a_budget_below_the_floor_is_refused_before_loading(path):
     with pytest.raises(BudgetError, match="below the floor"):
         Engine.open(path, budget=Budget(ram_bytes=1 << 20))
+
+
+def test_a_closed_engine_says_so_and_has_let_its_weights_go(path):
+    engine = Engine.open(path)
+    session = engine.session()
+    reply = session.generate(IDS[:9], GREEDY)
+    next(reply)
+    weights = weakref.ref(engine.decoder)
+    engine.close()
+    engine.close()
+    gc.collect()
+    assert weights() is None
+    for use in (
+        engine.session,
+        engine.empty_cache,
+        lambda: next(reply),
+        lambda: session.logits([1]),
+    ):
+        with pytest.raises(ClosedError, match="closed: open the store again"):
+            use()

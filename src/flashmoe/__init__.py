@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flashmoe.errors import (
         BudgetError,
         CheckpointError,
+        ClosedError,
         ContextError,
         ConversionError,
         FlashMoeError,
@@ -40,6 +41,7 @@ __all__ = [
     "Budget",
     "BudgetError",
     "CheckpointError",
+    "ClosedError",
     "ContextError",
     "ConversionError",
     "Engine",

@@ -18,7 +18,7 @@ import xxhash
 from threadpoolctl import ThreadpoolController
 
 from flashmoe import kernels as kernel_sets
-from flashmoe.errors import BudgetError, InputError
+from flashmoe.errors import BudgetError, ClosedError, InputError
 from flashmoe.generation import Generation
 from flashmoe.model.decoder import Decoder
 from flashmoe.model.observer import Observer
@@ -81,6 +81,7 @@ class Engine:
         self.key = f"{xxhash.xxh3_64_hexdigest(identity.encode())}-{kv}"
         """Names store, dtype, experts a token and, behind the dash, how keys and values are held:
         what a saved timeline is valid for."""
+        self._closed = False
         self._profile: str | None = None  # names the store in its usage profile, where one is kept
         if runtime.profile and runtime.io != "os":  # whose few slots are not worth warming
             self._profile = xxhash.xxh3_64_hexdigest(manifest.encode())
@@ -117,7 +118,7 @@ class Engine:
         budget, runtime = budget or Budget(), runtime or Runtime()
         store = Store.open(path, runtime.store_dirs)
         chosen = kernel_sets.choose(kernels, dtype, runtime.resolved_threads)
-        shape = _with_experts(store.shape, experts_per_token)
+        shape = with_experts(store.shape, experts_per_token)
         words = Words(store)
         plan = plan_store(
             store,
@@ -135,7 +136,9 @@ class Engine:
 
         Raises:
             BudgetError: the memory has no room for one more beside those still in use.
+        ClosedError: the engine is closed.
         """
+        self._check_open()
         if len(self._sessions) >= self._room:
             raise BudgetError(
                 f"the memory has room for {self._room} sessions and as many are in use: let go "
@@ -171,7 +174,12 @@ class Engine:
         over more would show in the last bits. Asking for that takes 0.1 ms."""
         limited = self._blas.limit(limits=1, user_api="blas") if blas else nullcontext()
         with self._lock, limited:
+            self._check_open()
             yield
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the engine of {self.store.path} is closed: open the store again")
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -238,20 +246,29 @@ class Engine:
         kept.
         """
         with self._lock:
+            self._check_open()
             self._profile = None
             self.streamer.close()
             self.streamer = Streamer(self.store, self.plan.slots, self.runtime)
 
-    def close(self) -> None:
-        """End the reading threads and give the slots back, once a running pass has ended.
-
-        Keeps the usage profile (see :class:`flashmoe.options.Runtime`).
-        """
+    def keep_profile(self) -> None:
+        """Write down which experts were chosen (see :class:`flashmoe.options.Runtime`), once."""
         with self._lock:
-            self.streamer.close()
             identity, self._profile = self._profile, None
             if identity is not None:
                 usage.save(self.store.path, identity, self.streamer.usage)
+
+    def close(self) -> None:
+        """End the reading threads and give slots and trunk back, once a running pass has ended.
+
+        Keeps the usage profile. Repeating it is fine.
+        """
+        self.keep_profile()
+        with self._lock:
+            self.streamer.close()
+            if not self._closed:
+                del self.decoder  # the weights
+            self._closed = True
 
     def __enter__(self) -> Engine:
         return self
@@ -323,13 +340,19 @@ def _room(plan: budgets.Plan, *, promised: bool) -> int:
     return plan.sessions + max(limit - plan.planned_bytes, 0) // max(one, 1)
 
 
-def _with_experts(shape: ModelShape, wanted: int | None) -> ModelShape:
+def with_experts(shape: ModelShape, wanted: int | None) -> ModelShape:
+    """The shape with so many experts a token; None leaves the model's own.
+
+    Raises:
+        InputError: there is no router, or not so many experts.
+    """
     if wanted is None or wanted == shape.experts.top_k:
         return shape
     if shape.experts.router != "softmax":
         raise InputError("a dense model has no router: leave --experts-per-token out")
     if not 0 < wanted <= shape.experts.count:
         raise InputError(
-            f"--experts-per-token is {wanted}; this model has {shape.experts.count} experts"
+            f"--experts-per-token is {wanted}; this model has {shape.experts.count} experts: "
+            f"give 1 to {shape.experts.count}"
         )
     return replace(shape, experts=replace(shape.experts, top_k=wanted))

@@ -42,5 +42,9 @@ class SessionError(FlashMoeError):
     """A saved session that cannot be written, is damaged, or belongs to another model."""
 
 
+class ClosedError(FlashMoeError):
+    """An engine that was closed, or a session of one, is used."""
+
+
 class BudgetError(FlashMoeError):
     """A memory budget below the floor; the message names the number and what binds."""

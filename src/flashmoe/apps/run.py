@@ -104,7 +104,9 @@ def run(request: Request) -> int:
         try:
             if request.files.save is not None:
                 session.save(request.files.save)
-        finally:  # the footer has the peak of saving in it, and is due where that failed
+        finally:
+            engine.keep_profile()  # what there is to say of it comes before the footer
+            # The footer has the peak of saving in it, and is due where that failed
             _tell(engine, request, reply, onlookers.clock)
     return INTERRUPTED if reply.finish == "interrupt" else 0
 

@@ -38,8 +38,9 @@
 // close() or drain().
 //
 // Guessed requests (Urgency::guessed) are for the moments between what is known to be needed: one
-// is started only while no other is queued in its lane and at most kTail of those are being read.
-// They wait in the queue already then, so that the disk need not wait for anybody to think of them.
+// is started only while nothing but guessed and idle ones is queued or read in its lane. They wait
+// in the queue already then, so that the disk need not wait for anybody to think of them. One that
+// is promoted while it is read counts as demanded from then on.
 //
 // Idle requests (submit_idle) wait in a queue of their own, and may be thousands. They are started
 // only once nothing else has been queued or read in their lane for kCalm, so never between two

@@ -2,6 +2,7 @@
 //
 // A handle is made once: it holds the checked description of its arrays, and keeps them alive.
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -119,8 +120,9 @@ struct ExpertHandle {
     Expert expert;
 };
 
+// Of one row as matmul gives it, of more by panels.h.
 void project(const ConstMatrix32& x, const nb::list& matrices, const Array<float>& y, int threads,
-             const std::string& set_name) {
+             bool panels, const std::string& set_name) {
     require_threads(threads);
     const InstructionSet& set = set_of(set_name);
     std::vector<Product> products;
@@ -134,11 +136,14 @@ void project(const ConstMatrix32& x, const nb::list& matrices, const Array<float
     }
     floats_of(y, outputs, "y must have room for every product in turn");
     const NativeWork working;
-    flashmoe::project(set, x.data(), x.shape(0), products, threads);
+    if (panels)
+        project_panels(set, x.data(), x.shape(0), products, threads);
+    else
+        flashmoe::project(set, x.data(), x.shape(0), products, threads);
 }
 
 void swiglu(const ConstMatrix32& x, const ExpertHandle& handle, const MatrixHandle* gate,
-            const Matrix32& y, int threads, const std::string& set_name) {
+            const Matrix32& y, int threads, bool panels, const std::string& set_name) {
     require_threads(threads);
     const InstructionSet& set = set_of(set_name);
     require_product(x, y, x.shape(1), in_of(handle.expert.gate));
@@ -147,7 +152,13 @@ void swiglu(const ConstMatrix32& x, const ExpertHandle& handle, const MatrixHand
     const NativeWork working;
     std::vector<std::size_t> all(x.shape(0));
     for (std::size_t t = 0; t < all.size(); ++t) all[t] = t;
-    flashmoe::experts(set, x.data(), 1, {{&handle.expert, all}}, y.data(), threads);
+    if (panels) {
+        std::fill_n(y.data(), y.size(), 0.0F);
+        const std::vector<float> ones(all.size(), 1.0F);
+        add_experts(set, x.data(), {{&handle.expert, all, ones}}, y.data(), threads);
+    } else {
+        flashmoe::experts(set, x.data(), 1, {{&handle.expert, all}}, y.data(), threads);
+    }
     if (gate == nullptr) return;
     std::vector<float> gates(all.size());
     flashmoe::project(set, x.data(), all.size(), {{&gate->matrix, gates.data()}}, threads);
@@ -183,6 +194,33 @@ void experts(const ConstMatrix32& x, const Ids& ids, const std::vector<std::int6
     flashmoe::experts(set, x.data(), places, uses, outputs.data(), threads);
 }
 
+void add_experts_of(const ConstMatrix32& x, const Ids& ids, const ConstMatrix32& weights,
+                    const std::vector<std::int64_t>& numbers, const nb::list& handles,
+                    const Matrix32& y, int threads, const std::string& set_name) {
+    require_threads(threads);
+    const InstructionSet& set = set_of(set_name);
+    const std::size_t rows = x.shape(0), hidden = x.shape(1), places = ids.shape(1);
+    require(ids.shape(0) == rows, "ids must be (T, k)");
+    const float* given = floats_of(weights, rows * places, "weights must be (T, k)");
+    require_product(x, y, hidden, hidden);
+    require(numbers.size() == handles.size(), "every expert needs its number");
+    std::vector<PanelUse> uses;
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+        const Expert& expert =
+            handle_of<ExpertHandle>(handles[i], "experts are handles of them").expert;
+        require(in_of(expert.gate) == hidden, "an expert must take what x has");
+        PanelUse use{&expert, {}, {}};
+        for (std::size_t place = 0; place < rows * places; ++place)
+            if (ids.data()[place] == numbers[i]) {
+                use.tokens.push_back(place / places);
+                use.weights.push_back(given[place]);
+            }
+        if (!use.tokens.empty()) uses.push_back(std::move(use));
+    }
+    const NativeWork working;
+    add_experts(set, x.data(), uses, y.data(), threads);
+}
+
 void combine(const ConstOutputs& outputs, const ConstMatrix32& weights, const Matrix32& y,
              const std::string& set_name) {
     const InstructionSet& set = set_of(set_name);
@@ -208,9 +246,12 @@ void bind_products(nb::module_& module) {
         .def(nb::init<const MatrixHandle&, const MatrixHandle&, const MatrixHandle&>(), "gate"_a,
              "up"_a, "down"_a);
     module.def("project", &project, "x"_a.noconvert(), "matrices"_a, "y"_a.noconvert(), "threads"_a,
-               "instruction_set"_a = "");
+               "panels"_a = false, "instruction_set"_a = "");
     module.def("swiglu", &swiglu, "x"_a.noconvert(), "expert"_a, "gate"_a.none(), "y"_a.noconvert(),
-               "threads"_a, "instruction_set"_a = "");
+               "threads"_a, "panels"_a = false, "instruction_set"_a = "");
+    module.def("add_experts", &add_experts_of, "x"_a.noconvert(), "ids"_a.noconvert(),
+               "weights"_a.noconvert(), "numbers"_a, "experts"_a, "y"_a.noconvert(), "threads"_a,
+               "instruction_set"_a = "");
     module.def("experts", &experts, "x"_a.noconvert(), "ids"_a.noconvert(), "numbers"_a,
                "experts"_a, "outputs"_a.noconvert(), "threads"_a, "instruction_set"_a = "");
     module.def("combine", &combine, "outputs"_a.noconvert(), "weights"_a.noconvert(),

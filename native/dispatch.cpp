@@ -5,6 +5,10 @@
 #ifdef FLASHMOE_X86_64
 #include <cpuid.h>
 #endif
+#if defined(FLASHMOE_X86_64) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #if defined(FLASHMOE_ARM64) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -27,6 +31,20 @@ constexpr std::align_val_t kLine{64};
 bool has_f16c() {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
+// The tiles' 8 KiB are not saved for a process that has not asked for it (Linux 5.16 and later).
+bool has_amx() {
+#ifdef __linux__
+    constexpr unsigned kTile = 1U << 24, kInt8 = 1U << 25;  // leaf 7, edx
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    unsigned a, b, c, d;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+    if ((d & kTile) == 0 || (d & kInt8) == 0) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
 }
 #endif
 
@@ -52,7 +70,8 @@ std::vector<InstructionSet> available() {
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512vbmi") &&
                         __builtin_cpu_supports("avx512vnni");
-    if (avx512) sets.push_back({"avx512", &avx512_kernels, &decode_avx512});
+    if (avx512 && has_amx()) sets.push_back({"amx", &avx512_kernels, &decode_avx512, &panels_amx});
+    if (avx512) sets.push_back({"avx512", &avx512_kernels, &decode_avx512, &panels_avx512});
     if (avx2) sets.push_back({"avx2", &avx2_kernels, &decode_avx2});
 #endif
 #ifdef FLASHMOE_ARM64

@@ -12,6 +12,7 @@
 
 #include "decode.h"
 #include "kernels.h"
+#include "panels.h"
 
 namespace flashmoe {
 
@@ -36,6 +37,7 @@ struct InstructionSet {
     const char* name;
     const RowKernels* kernels;              // null: the portable kernels
     const DecodeKernels* decode = nullptr;  // null: likewise
+    const PanelKernels* panels = &panels_generic;
 };
 
 inline const DecodeKernels& decode_of(const InstructionSet& set) {

@@ -78,7 +78,7 @@ void vectored(const InstructionSet& set, std::vector<Work>& works, int threads) 
     }
     prepare_all(inner, inputs, threads);
     parallel_parts(widths, worth(2 * products, threads),
-                   [&](std::size_t part, std::size_t begin, std::size_t end) {
+                   [&](std::size_t part, std::size_t begin, std::size_t end, int) {
                        Work& work = works[part];
                        float *gate = work.gate.data(), *up = work.up.data();
                        inner[2 * part].rows(begin, end, gate);
@@ -89,7 +89,7 @@ void vectored(const InstructionSet& set, std::vector<Work>& works, int threads) 
                    });
     prepare_all(outer, middles, threads);
     parallel_parts(hiddens, worth(products, threads),
-                   [&](std::size_t part, std::size_t begin, std::size_t end) {
+                   [&](std::size_t part, std::size_t begin, std::size_t end, int) {
                        outer[part].rows(begin, end, works[part].y);
                    });
 }

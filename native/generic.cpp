@@ -163,23 +163,54 @@ void widen_row(const PlainMatrix& m, std::size_t row, Scratch& scratch) {
     for (std::size_t i = 0; i < m.in; ++i) into[i] = load<type>(from + i * size_of(type));
 }
 
+using WidenRow = void (*)(const PlainMatrix&, std::size_t row, Scratch& scratch);
+
+WidenRow widener(const PlainMatrix& m) {
+    if (m.scalar == Scalar::f32) return widen_row<Scalar::f32>;
+    return m.scalar == Scalar::f16 ? widen_row<Scalar::f16> : widen_row<Scalar::bf16>;
+}
+
 // Each weight row is made float32 once, in the worker's scratch row, then meets every row of x.
+template <class Matrix, class MakeRow>
+void range(const float* x, std::size_t rows, const Matrix& m, std::size_t begin, std::size_t end,
+           float* y, Scratch& scratch, MakeRow make_row) {
+    for (std::size_t o = begin; o < end; ++o) {
+        make_row(m, o, scratch);
+        for (std::size_t t = 0; t < rows; ++t)
+            y[t * m.out + o] = dot(x + t * m.in, scratch.row.data(), m.in);
+    }
+}
+
 template <class Matrix, class MakeRow>
 void matmul(const float* x, std::size_t rows, const Matrix& m, float* y, int threads,
             MakeRow make_row) {
     if (rows * m.out * m.in < kWorthThreads) threads = 1;
     std::vector<Scratch> scratch(static_cast<std::size_t>(std::max(threads, 1)), Scratch(m.in));
     parallel_rows(m.out, threads, [&](std::size_t begin, std::size_t end, int worker) {
-        Scratch& mine = scratch[static_cast<std::size_t>(worker)];
-        for (std::size_t o = begin; o < end; ++o) {
-            make_row(m, o, mine);
-            for (std::size_t t = 0; t < rows; ++t)
-                y[t * m.out + o] = dot(x + t * m.in, mine.row.data(), m.in);
-        }
+        range(x, rows, m, begin, end, y, scratch[static_cast<std::size_t>(worker)], make_row);
     });
 }
 
 }  // namespace
+
+void unpack(const AffineMatrix& m, std::size_t row, unsigned char* codes) {
+    const Byte* packed =
+        static_cast<const Byte*>(m.weight) + row * (m.in / 8) * static_cast<std::size_t>(m.bits);
+    switch (m.bits) {
+        case 2: return unpack<2>(packed, m.in, codes);
+        case 3: return unpack<3>(packed, m.in, codes);
+        case 4: return unpack<4>(packed, m.in, codes);
+        case 5: return unpack<5>(packed, m.in, codes);
+        case 6: return unpack<6>(packed, m.in, codes);
+        default: return unpack<8>(packed, m.in, codes);
+    }
+}
+
+float number(Scalar type, const void* array, std::size_t index) {
+    const Byte* at = static_cast<const Byte*>(array) + index * size_of(type);
+    if (type == Scalar::f32) return load<Scalar::f32>(at);
+    return type == Scalar::f16 ? load<Scalar::f16>(at) : load<Scalar::bf16>(at);
+}
 
 void matmul_affine(const float* x, std::size_t rows, const AffineMatrix& matrix, float* y,
                    int threads) {
@@ -188,11 +219,13 @@ void matmul_affine(const float* x, std::size_t rows, const AffineMatrix& matrix,
 
 void matmul_plain(const float* x, std::size_t rows, const PlainMatrix& matrix, float* y,
                   int threads) {
-    if (matrix.scalar == Scalar::f32)
-        return matmul(x, rows, matrix, y, threads, widen_row<Scalar::f32>);
-    if (matrix.scalar == Scalar::f16)
-        return matmul(x, rows, matrix, y, threads, widen_row<Scalar::f16>);
-    matmul(x, rows, matrix, y, threads, widen_row<Scalar::bf16>);
+    matmul(x, rows, matrix, y, threads, widener(matrix));
+}
+
+void plain(const float* x, std::size_t rows, const PlainMatrix& matrix, std::size_t begin,
+           std::size_t end, float* y) {
+    Scratch scratch(matrix.in);
+    range(x, rows, matrix, begin, end, y, scratch, widener(matrix));
 }
 
 }  // namespace flashmoe::generic

@@ -57,12 +57,12 @@ void Operand::rows(std::size_t begin, std::size_t end, float* y) const {
 void parallel_parts(const std::vector<std::size_t>& rows, int threads, const PartTask& task) {
     std::size_t total = 0;
     for (const std::size_t count : rows) total += count;
-    parallel_rows(total, threads, [&](std::size_t begin, std::size_t end, int) {
+    parallel_rows(total, threads, [&](std::size_t begin, std::size_t end, int worker) {
         std::size_t start = 0;
         for (std::size_t part = 0; part < rows.size() && start < end; start += rows[part++]) {
             const std::size_t first = std::max(begin, start),
                               last = std::min(end, start + rows[part]);
-            if (first < last) task(part, first - start, last - start);
+            if (first < last) task(part, first - start, last - start, worker);
         }
     });
 }
@@ -84,7 +84,7 @@ void project(const InstructionSet& set, const float* x, std::size_t rows,
         work += rows * out_of(*each.matrix) * in_of(*each.matrix);
     }
     parallel_parts(counts, worth(work, threads),
-                   [&](std::size_t part, std::size_t begin, std::size_t end) {
+                   [&](std::size_t part, std::size_t begin, std::size_t end, int) {
                        operands[part].rows(begin, end, products[part].y);
                    });
 }

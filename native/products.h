@@ -38,8 +38,9 @@ private:
     bool owns_ = false;
 };
 
-// Computes outputs [begin, end) of part `part`.
-using PartTask = std::function<void(std::size_t part, std::size_t begin, std::size_t end)>;
+// Computes outputs [begin, end) of part `part`; `worker` as in threads.h.
+using PartTask =
+    std::function<void(std::size_t part, std::size_t begin, std::size_t end, int worker)>;
 
 // One parallel region over parts of so many rows each, side by side.
 void parallel_parts(const std::vector<std::size_t>& rows, int threads, const PartTask& task);

@@ -62,9 +62,13 @@ def project(
     matrices: list[Matrix],
     y: npt.NDArray[np.float32],
     threads: int,
+    panels: bool = False,
     instruction_set: str = "",
 ) -> None:
-    """Write the products of x (T, in) with each matrix, (T, out) each, one after another to y."""
+    """Write the products of x (T, in) with each matrix, (T, out) each, one after another to y.
+
+    ``panels``: in the form for many rows (native/panels.h), else as ``matmul_affine``.
+    """
 
 def swiglu(
     x: npt.NDArray[np.float32],
@@ -72,11 +76,12 @@ def swiglu(
     gate: Matrix | None,
     y: npt.NDArray[np.float32],
     threads: int,
+    panels: bool = False,
     instruction_set: str = "",
 ) -> None:
     """Write ``y = down(silu(gate(x)) * up(x))``, times sigmoid(gate(x)): x, y (T, hidden).
 
-    The last gate is a matrix of its own, (1, hidden).
+    The last gate is a matrix of its own, (1, hidden); ``panels`` is as in :func:`project`.
     """
 
 def experts(
@@ -91,6 +96,22 @@ def experts(
     """Write ``outputs[t, k] = expert(x[t])`` wherever ``ids[t, k]`` is that expert's number.
 
     x (T, hidden), ids (T, k), outputs (T, k, hidden); the other places are left as they are.
+    """
+
+def add_experts(
+    x: npt.NDArray[np.float32],
+    ids: npt.NDArray[np.int64],
+    weights: npt.NDArray[np.float32],
+    numbers: list[int],
+    experts: list[Expert],
+    y: npt.NDArray[np.float32],
+    threads: int,
+    instruction_set: str = "",
+) -> None:
+    """Add ``weights[t, k] * expert(x[t])`` to ``y[t]`` wherever ``ids[t, k]`` is its number.
+
+    Expert by expert in the order given; x and y (T, hidden), ids and weights (T, k). The products
+    are those of ``panels``.
     """
 
 def combine(

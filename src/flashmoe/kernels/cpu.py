@@ -114,11 +114,14 @@ def matmul(x: Array, weights: Matrix, *, threads: int) -> Array:
 
 
 def project(x: Array, matrices: Sequence[Matrix], *, threads: int) -> tuple[Array, ...]:
-    """The products of the same activations with several matrices, in one go."""
+    """The products of the same activations with several matrices, in one go.
+
+    Those of more than one token take the form for many rows (``native/panels.h``).
+    """
     x, count = _fitting(x, matrices[0]), len(x)
     widths = [weights.shape[0] for weights in matrices]
     y = np.empty(count * sum(widths), np.float32)
-    _native.project(x, [_matrix(weights) for weights in matrices], y, threads)
+    _native.project(x, [_matrix(weights) for weights in matrices], y, threads, count > 1)
     parts, start = [], 0
     for width in widths:
         parts.append(y[start : start + count * width].reshape(count, width))
@@ -130,7 +133,8 @@ def swiglu(x: Array, expert: Expert, gate: Matrix | None = None, *, threads: int
     """``down(silu(gate(x)) * up(x))``: (T, hidden) float32 to (T, hidden), under its own gate."""
     x = _fitting(x, expert.gate)
     y = np.empty(x.shape, np.float32)
-    _native.swiglu(x, _expert(expert), None if gate is None else _matrix(gate), y, threads)
+    under = None if gate is None else _matrix(gate)
+    _native.swiglu(x, _expert(expert), under, y, threads, len(x) > 1)
     return y
 
 
@@ -139,18 +143,25 @@ def experts(
 ) -> Array:
     """The weighted sum of the chosen experts: x (T, hidden), ids and weights (T, k).
 
-    Where ``held`` has ``batches()``, those of a batch are computed together. Each output goes to
-    its place and the sum is taken in the order of ids, so neither arrival nor grouping changes a
-    bit.
+    Where ``held`` has ``batches()``, those of a batch are computed together, which changes no bit.
+    The outputs of a single token go to their places and are summed in the order of ids, whatever
+    arrived first; those of more tokens are added as the experts come, so ``held`` yields these in
+    the order of their numbers.
     """
     x, ids = np.ascontiguousarray(x), np.ascontiguousarray(ids, np.int64)
-    outputs = np.empty((*ids.shape, x.shape[1]), np.float32)
+    weights = np.ascontiguousarray(weights)
+    y = np.zeros(x.shape, np.float32)
+    outputs = np.empty((*ids.shape, x.shape[1]), np.float32) if len(x) == 1 else None
     batches = getattr(held, "batches", None)
     for batch in batches() if batches else ([each] for each in held):
+        numbers = [number for number, _ in batch]
         handles = [_expert(expert) for _, expert in batch]
-        _native.experts(x, ids, [number for number, _ in batch], handles, outputs, threads)
-    y = np.empty(x.shape, np.float32)
-    _native.combine(outputs, np.ascontiguousarray(weights), y)
+        if outputs is None:
+            _native.add_experts(x, ids, weights, numbers, handles, y, threads)
+        else:
+            _native.experts(x, ids, numbers, handles, outputs, threads)
+    if outputs is not None:
+        _native.combine(outputs, weights, y)
     return y
 
 

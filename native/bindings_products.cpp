@@ -122,7 +122,7 @@ struct ExpertHandle {
 
 // Of one row as matmul gives it, of more by panels.h.
 void project(const ConstMatrix32& x, const nb::list& matrices, const Array<float>& y, int threads,
-             bool panels, const std::string& set_name) {
+             const std::string& set_name, bool panels) {
     require_threads(threads);
     const InstructionSet& set = set_of(set_name);
     std::vector<Product> products;
@@ -143,7 +143,7 @@ void project(const ConstMatrix32& x, const nb::list& matrices, const Array<float
 }
 
 void swiglu(const ConstMatrix32& x, const ExpertHandle& handle, const MatrixHandle* gate,
-            const Matrix32& y, int threads, bool panels, const std::string& set_name) {
+            const Matrix32& y, int threads, const std::string& set_name, bool panels) {
     require_threads(threads);
     const InstructionSet& set = set_of(set_name);
     require_product(x, y, x.shape(1), in_of(handle.expert.gate));
@@ -246,9 +246,9 @@ void bind_products(nb::module_& module) {
         .def(nb::init<const MatrixHandle&, const MatrixHandle&, const MatrixHandle&>(), "gate"_a,
              "up"_a, "down"_a);
     module.def("project", &project, "x"_a.noconvert(), "matrices"_a, "y"_a.noconvert(), "threads"_a,
-               "panels"_a = false, "instruction_set"_a = "");
+               "instruction_set"_a = "", "panels"_a = false);
     module.def("swiglu", &swiglu, "x"_a.noconvert(), "expert"_a, "gate"_a.none(), "y"_a.noconvert(),
-               "threads"_a, "panels"_a = false, "instruction_set"_a = "");
+               "threads"_a, "instruction_set"_a = "", "panels"_a = false);
     module.def("add_experts", &add_experts_of, "x"_a.noconvert(), "ids"_a.noconvert(),
                "weights"_a.noconvert(), "numbers"_a, "experts"_a, "y"_a.noconvert(), "threads"_a,
                "instruction_set"_a = "");

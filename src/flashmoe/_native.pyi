@@ -62,8 +62,8 @@ def project(
     matrices: list[Matrix],
     y: npt.NDArray[np.float32],
     threads: int,
-    panels: bool = False,
     instruction_set: str = "",
+    panels: bool = False,
 ) -> None:
     """Write the products of x (T, in) with each matrix, (T, out) each, one after another to y.
 
@@ -76,8 +76,8 @@ def swiglu(
     gate: Matrix | None,
     y: npt.NDArray[np.float32],
     threads: int,
-    panels: bool = False,
     instruction_set: str = "",
+    panels: bool = False,
 ) -> None:
     """Write ``y = down(silu(gate(x)) * up(x))``, times sigmoid(gate(x)): x, y (T, hidden).
 

@@ -33,7 +33,7 @@ def activations(rows: int, columns: int) -> Floats:
 
 def product(x: Floats, weights: Matrix, kind: str = "", threads: int = 1) -> Floats:
     y = np.full(len(x) * weights.shape[0], np.nan, np.float32)
-    _native.project(x, [cpu._make_matrix(weights)], y, threads, True, kind)
+    _native.project(x, [cpu._make_matrix(weights)], y, threads, kind, True)
     return y.reshape(len(x), -1)
 
 

@@ -121,7 +121,7 @@ def project(x: Array, matrices: Sequence[Matrix], *, threads: int) -> tuple[Arra
     x, count = _fitting(x, matrices[0]), len(x)
     widths = [weights.shape[0] for weights in matrices]
     y = np.empty(count * sum(widths), np.float32)
-    _native.project(x, [_matrix(weights) for weights in matrices], y, threads, count > 1)
+    _native.project(x, [_matrix(weights) for weights in matrices], y, threads, panels=count > 1)
     parts, start = [], 0
     for width in widths:
         parts.append(y[start : start + count * width].reshape(count, width))
@@ -134,7 +134,7 @@ def swiglu(x: Array, expert: Expert, gate: Matrix | None = None, *, threads: int
     x = _fitting(x, expert.gate)
     y = np.empty(x.shape, np.float32)
     under = None if gate is None else _matrix(gate)
-    _native.swiglu(x, _expert(expert), under, y, threads, len(x) > 1)
+    _native.swiglu(x, _expert(expert), under, y, threads, panels=len(x) > 1)
     return y
 
 

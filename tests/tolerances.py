@@ -37,6 +37,13 @@ AFFINE_PRODUCT = 1e-5
 The instruction sets' kernels sum ``q x`` and ``x`` apart, and hold activations as 23-bit fixed
 point (native/kernels.h): groups that cancel and outliers bring it near, typical ones stay at 1e-6.
 """
+PANEL = 1e-4
+"""Error of products of many rows, relative to the largest result, two in a row included.
+
+Activations are 16-bit fixed point of each group's largest (native/panels.h names the exact bound):
+half a step is 1.5e-5 of that. Seen: 2e-5.
+"""
+
 NORM = 1e-6
 """Error of a native norm, routing weight or combination, relative to the largest result.
 

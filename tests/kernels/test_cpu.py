@@ -8,6 +8,7 @@ from flashmoe.errors import InputError
 from flashmoe.kernels import cpu, reference
 from flashmoe.quant import AFFINE_BITS, FLOATS, Affine, Expert, Matrix, Plain
 from flashmoe.stream.memory import resident_bytes
+from tests.tolerances import PANEL
 
 RELATIVE = 1e-5  # float32 sums of some hundred terms, in another order
 
@@ -75,8 +76,10 @@ def an_expert(rng, forms, hidden=192, width=128):
 
 
 def close(got, wanted):
-    """Two products in a row, the second of float32 sums of the first."""
-    return np.abs(got - wanted).max() <= 2 * RELATIVE * np.abs(wanted).max()
+    """Two products in a row, the second of float32 sums of the first; of many rows at once, or of
+    one in the form for that."""
+    bound = 2 * RELATIVE if len(got) == 1 else PANEL
+    return np.abs(got - wanted).max() <= bound * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("forms", NETWORKS.values(), ids=NETWORKS)
@@ -96,12 +99,15 @@ def test_neither_threads_nor_tokens_together_change_a_bit_of_an_expert():
     rng = np.random.default_rng(9)
     expert = an_expert(rng, [Affine(4, 64)] * 3, hidden=512, width=512)
     x = rng.standard_normal((5, 512)).astype(np.float32)
-    one = kernels.choose("cpu", "float32", 1).swiglu(x, expert)
+    one = kernels.choose("cpu", "float32", 1)
+    together, single = one.swiglu(x, expert), one.swiglu(x[:1], expert)
     for threads in (2, 3, 7):
         table = kernels.choose("cpu", "float32", threads)
-        np.testing.assert_array_equal(one, table.swiglu(x, expert))
-        alone = [table.swiglu(x[t : t + 1], expert) for t in range(5)]
-        np.testing.assert_array_equal(one, np.concatenate(alone))
+        np.testing.assert_array_equal(together, table.swiglu(x, expert))
+        np.testing.assert_array_equal(single, table.swiglu(x[:1], expert))
+        for first in (0, 1, 3):
+            some = table.swiglu(x[first : first + 2], expert)
+            np.testing.assert_array_equal(together[first : first + 2], some)
 
 
 def test_large_gates_saturate():
@@ -112,12 +118,12 @@ def test_large_gates_saturate():
     assert close(got, reference.swiglu(x.astype(np.float64), expert))
 
 
-def test_experts_are_taken_as_they_arrive():
+def test_experts_of_a_token_are_taken_as_they_arrive():
     rng = np.random.default_rng(11)
     many = [an_expert(rng, [Affine(4, 32)] * 3) for _ in range(4)]
-    x = rng.standard_normal((3, 192)).astype(np.float32)
-    ids = np.array([[0, 3], [2, 0], [3, 1]])
-    weights = rng.random((3, 2)).astype(np.float32)
+    x = rng.standard_normal((1, 192)).astype(np.float32)
+    ids = np.array([[2, 0, 3]])
+    weights = rng.random((1, 3)).astype(np.float32)
     table = kernels.choose("cpu", "float32", 2)
     answers = [table.experts(x, ids, weights, ((i, many[i]) for i in order))
                for order in ((0, 1, 2, 3), (3, 1, 0, 2))]  # fmt: skip
@@ -142,27 +148,44 @@ class Held:
         yield batch
 
 
-@pytest.mark.parametrize("tokens", (1, 7))
-def test_neither_arrival_nor_grouping_nor_threads_change_a_bit(tokens):
+def some_experts(rng, tokens):
     """Experts of several formats, some wanted by several tokens, one by none."""
-    rng = np.random.default_rng(13)
     many = [an_expert(rng, forms) for forms in NETWORKS.values() for _ in range(2)]
     x = rng.standard_normal((tokens, 192)).astype(np.float32)
     ids = np.stack([rng.permutation(9)[:4] for _ in range(tokens)])
     weights = rng.random(ids.shape).astype(np.float32)
     wide = x.astype(np.float64), ids, weights.astype(np.float64)
-    wanted = reference.experts(*wide, list(enumerate(many)))
+    return many, x, ids, weights, reference.experts(*wide, list(enumerate(many)))
+
+
+def test_neither_arrival_nor_grouping_nor_threads_change_a_bit_of_a_token():
+    rng = np.random.default_rng(13)
+    many, x, ids, weights, wanted = some_experts(rng, 1)
     answers = []
     for threads in (1, 2, 3):
         table = kernels.choose("cpu", "float32", threads)
         for waiting in ((), range(10), (3, 4)):
             held = Held(many, rng.permutation(10).tolist(), waiting)
             answers.append(table.experts(x, ids, weights, held))
-        alone = [table.swiglu(x[t : t + 1], many[ids[t, 2]]) for t in range(tokens)]
         outputs = np.zeros((*ids.shape, 192), np.float32)
         handles = [cpu._expert(each) for each in many]
         _native.experts(x, ids.astype(np.int64), list(range(10)), handles, outputs, threads)
-        np.testing.assert_array_equal(outputs[:, 2], np.concatenate(alone))
+        np.testing.assert_array_equal(outputs[:, 2], table.swiglu(x, many[ids[0, 2]]))
+    for answer in answers:
+        np.testing.assert_array_equal(answer, answers[0])
+    assert close(answers[0], wanted)
+
+
+def test_neither_grouping_nor_threads_nor_company_change_a_bit_of_many_tokens():
+    rng = np.random.default_rng(17)
+    many, x, ids, weights, wanted = some_experts(rng, 7)
+    answers = []
+    for threads in (1, 2, 3):
+        table = kernels.choose("cpu", "float32", threads)
+        for waiting in ((), range(10), (3, 4)):
+            answers.append(table.experts(x, ids, weights, Held(many, range(10), waiting)))
+        some = table.experts(x[2:4], ids[2:4], weights[2:4], Held(many, range(10), ()))
+        np.testing.assert_array_equal(some, answers[0][2:4])
     for answer in answers:
         np.testing.assert_array_equal(answer, answers[0])
     assert close(answers[0], wanted)
@@ -188,6 +211,9 @@ def test_products_of_one_input_are_those_of_each(kind):
             start += alone.size
     parts = kernels.choose("cpu", "float32", 2).project(x, many[:3])
     assert [part.shape for part in parts] == [(3, 1), (3, 8), (3, 15)]
+    for part, each in zip(parts, many, strict=False):
+        wanted = reference.matmul(x.astype(np.float64), each)
+        assert np.abs(part - wanted).max() <= PANEL * np.abs(wanted).max()
     with pytest.raises(ValueError, match="room"):
         _native.project(x, [cpu._matrix(many[0])], y, 1, kind)
 

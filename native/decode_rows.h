@@ -10,7 +10,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
+#include "chunk_attention.h"
 #include "decode.h"
 
 namespace flashmoe {
@@ -308,7 +310,7 @@ void delta(const DeltaStep& s, std::size_t begin, std::size_t end, float* scratc
 
 }  // namespace
 
-const DecodeKernels FLASHMOE_TABLE{rms_norm, swiglu, combine, scale, route,
-                                   delta,    append, attend,  merge};
+const DecodeKernels FLASHMOE_TABLE{rms_norm, swiglu, combine, scale,        route,       delta,
+                                   append,   attend, merge,   append_chunk, attend_chunk};
 
 }  // namespace flashmoe

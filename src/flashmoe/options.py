@@ -20,7 +20,7 @@ from flashmoe.errors import InputError
 DEFAULT_CONTEXT_TOKENS = 4096
 """The longest timeline planned for where the caller names none."""
 
-KV_KINDS = ("f32", "bf16", "int8")
+KV_KINDS = ("f32", "f16", "bf16", "int8")
 """Forms in which keys and values may be held; all but the first are lossy."""
 
 MAX_THREADS = 1024

@@ -2,8 +2,8 @@
 
 Owns nothing of the formulas (``native/kernels.h``, ``native/decode.h``) and no state but handles:
 the native description of a matrix, an expert or a layer is made once and kept while that lives.
-Float32 activations only. Results do not depend on ``threads``. A single token's mixers are native;
-those of more tokens are the reference's.
+Float32 activations only. Results do not depend on ``threads``. Attention is
+native, the gated delta net of a single token too; that of more tokens is the reference's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROW_BYTES = 5 << 15
 to 32,768 inputs, more than any published model has."""
 
 _TYPES = {"F32": 0, "F16": 1, "BF16": 2}
-_KINDS = {"f32": 0, "bf16": 1, "int8": 2}
+_KINDS = {"f32": 0, "bf16": 1, "int8": 2, "f16": 3}
 _F32 = np.dtype(np.float32)
 
 
@@ -172,14 +172,14 @@ def route(logits: Array, top_k: int, renormalize: bool) -> tuple[Array, Array]:
 def attend(
     q: Array, k: Array, v: Array, weights: AttentionWeights, kv: KeyValues, *, threads: int
 ) -> Array:
-    """Attention of T tokens; natively for one."""
-    if len(q) != 1:
-        return mixers.attend(q, k, v, weights, kv)
-    shape = weights.shape
-    cos, sin = reference.angles(kv.length, 1, shape.rope_dims, shape.rope_theta, _F32)
-    y = np.empty((1, shape.heads * shape.head_dim), np.float32)
-    _attention(weights).step(q, k, v, cos, sin, _kv(kv), kv.length, y, threads)
-    kv.length += 1
+    """Attention of T tokens. A decode step, T = 1, has a kernel of its own."""
+    shape, count = weights.shape, len(q)
+    cos, sin = reference.angles(kv.length, count, shape.rope_dims, shape.rope_theta, _F32)
+    y = np.empty((count, shape.heads * shape.head_dim), np.float32)
+    native = _attention(weights)
+    work = native.step if count == 1 else native.chunk
+    work(q, k, v, cos, sin, _kv(kv), kv.length, y, threads)
+    kv.length += count
     return y
 
 

@@ -273,6 +273,14 @@ public:
         attend(set, AttendChunk{s, tokens, 1}, threads);
     }
 
+    // Most floats that a thread of chunk() holds.
+    std::size_t unit_floats() const {
+        AttendStep s = step_;
+        s.kv.heads = kv_heads_;
+        s.kv.dim = dim_;
+        return AttendChunk{s, 1, AttendChunk::most_together(s.group())}.scratch();
+    }
+
     void block(const ConstFloats& x, const BlockHandle& block, const ConstFloats& cos,
                const ConstFloats& sin, const KeyValueHandle& kv, std::int64_t position,
                const Floats& y, int threads, const std::string& set_name) const {
@@ -351,6 +359,7 @@ void bind_decode(nb::module_& module) {
         .def("step", &Attention::step, "q"_a.noconvert(), "k"_a.noconvert(), "v"_a.noconvert(),
              "cos"_a.noconvert(), "sin"_a.noconvert(), "kv"_a, "position"_a, "y"_a.noconvert(),
              "threads"_a, "instruction_set"_a = "")
+        .def_prop_ro("unit_floats", &Attention::unit_floats)
         .def("chunk", &Attention::chunk, "q"_a.noconvert(), "k"_a.noconvert(), "v"_a.noconvert(),
              "cos"_a.noconvert(), "sin"_a.noconvert(), "kv"_a, "position"_a, "y"_a.noconvert(),
              "threads"_a, "instruction_set"_a = "")

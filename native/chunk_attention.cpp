@@ -19,11 +19,10 @@ struct Free {
     void operator()(float* memory) const { ::operator delete(memory, kLine); }
 };
 
-// The most tokens whose queries are kRows, but some units for each thread.
+// As many tokens as there may be, but some units for each thread.
 std::size_t together(AttendChunk chunk, int threads) {
     constexpr std::size_t kUnits = 3;
-    chunk.together = 1;
-    while (2 * chunk.together * chunk.first.group() <= AttendChunk::kRows) chunk.together *= 2;
+    chunk.together = AttendChunk::most_together(chunk.first.group());
     const std::size_t wanted = kUnits * static_cast<std::size_t>(threads);
     while (chunk.together * chunk.first.group() > 4 * AttendChunk::kTile && chunk.units() < wanted)
         chunk.together /= 2;

@@ -29,6 +29,13 @@ struct AttendChunk {
     std::size_t tokens;
     std::size_t together;  // tokens of a unit, a power of two: no unit has a border of blocks in it
 
+    // The most tokens whose queries are kRows, or one.
+    static std::size_t most_together(std::size_t group) {
+        std::size_t tokens = 1;
+        while (2 * tokens * group <= kRows) tokens *= 2;
+        return tokens;
+    }
+
     AttendStep at(std::size_t t) const {
         AttendStep s = first;
         const std::size_t queries = s.heads * s.kv.dim, keys = s.kv.heads * s.kv.dim;
@@ -53,8 +60,7 @@ struct AttendChunk {
     // Floats of a worker: queries, results and scores of a row, its maximum, sum and factor; a
     // block's keys and values.
     std::size_t scratch() const {
-        return rows() * (first.kv.dim + padded() + kContextBlock + 3) +
-               kContextBlock * (first.kv.dim + padded());
+        return rows() * (2 * padded() + kContextBlock + 3) + 2 * kContextBlock * padded();
     }
 };
 

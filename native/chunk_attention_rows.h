@@ -32,12 +32,13 @@ inline __attribute__((always_inline)) void transpose(Vec (&rows)[kLanes]) {
 
 // A unit's place and its scratch.
 struct Unit {
-    std::size_t head, begin, end;       // tokens of the chunk
-    std::size_t rows;                   // those of the tokens, and
-    std::size_t tiled;                  // with the zeros that fill the last tile
-    float *queries, *results, *scores;  // (tiles, dim, kTile), (rows, padded), (rows, block)
-    float *most, *total, *factor;       // (rows)
-    float *keys, *values;               // (panels, dim, kSpan), (panels, block, kSpan)
+    std::size_t head, begin, end;  // tokens of the chunk
+    std::size_t rows;              // those of the tokens, and
+    std::size_t tiled;             // with the zeros that fill the last tile
+    float* queries;                // (tiles, pieces of dim, kTile, kLanes)
+    float *results, *scores;       // (rows, padded), (rows, block)
+    float *most, *total, *factor;  // (rows)
+    float *keys, *values;          // (panels, dim, kSpan), (panels, block, kSpan)
 };
 
 Unit unit_of(const AttendChunk& c, std::size_t number, float* scratch) {
@@ -56,7 +57,7 @@ Unit unit_of(const AttendChunk& c, std::size_t number, float* scratch) {
     };
     u.keys = part(kContextBlock * c.first.kv.dim);
     u.values = part(kContextBlock * c.padded());
-    u.queries = part(c.rows() * c.first.kv.dim);
+    u.queries = part(c.rows() * c.padded());
     u.results = part(c.rows() * c.padded());
     u.scores = part(c.rows() * kContextBlock);
     u.most = part(c.rows());
@@ -70,15 +71,18 @@ void begin_unit(const AttendChunk& c, const Unit& u) {
     const std::size_t dim = c.first.kv.dim, group = c.first.group(), padded = c.padded();
     const float root = 1.0F / __builtin_sqrtf(static_cast<float>(dim));
     for (std::size_t row = 0; row < u.tiled; ++row) {
-        float *turned = u.results + row * padded, *into = u.queries + row / kTile * kTile * dim;
-        for (std::size_t i = 0; i < padded; ++i) turned[i] = 0;
+        float* turned = u.results + row * padded;
         if (row < u.rows) {
             const AttendStep s = c.at(u.begin + row / group);
             const std::size_t h = u.head * group + row % group;
             turn(s, s.q + h * dim * (s.gated ? 2 : 1), s.q_norm, root, turned);
+        } else {
+            for (std::size_t i = 0; i < dim; ++i) turned[i] = 0;
         }
-        for (std::size_t i = 0; i < dim; ++i) into[i * kTile + row % kTile] = turned[i];
-        for (std::size_t i = 0; i < dim; ++i) turned[i] = 0;
+        float* into = u.queries + row / kTile * kTile * padded + row % kTile * kLanes;
+        for (std::size_t i = 0; i < dim; i += kLanes)
+            store(into + i * kTile, load(turned + i, dim - i));
+        for (std::size_t i = 0; i < padded; i += kLanes) store(turned + i, Vec{});
         u.most[row] = -__builtin_inff();
         u.total[row] = 0;
     }
@@ -122,13 +126,15 @@ void pack_values(const unsigned char* rows, const float* scales, std::size_t cou
 // The scores of a tile with the keys of a panel, each one chain of sums over dim.
 void score_tile(const float* queries, const float* keys, std::size_t dim, float* scores) {
     Vec sums[kTile][2] = {};
-    for (std::size_t i = 0; i < dim; ++i, queries += kTile, keys += kSpan) {
-        const Vec first = load(keys), second = load(keys + kLanes);
+    for (std::size_t i = 0; i < dim; i += kLanes, queries += kTile * kLanes) {
+        const float* end = queries + least(kLanes, dim - i);
+        for (const float* query = queries; query < end; ++query, keys += kSpan) {
+            const Vec first = load(keys), second = load(keys + kLanes);
 #pragma GCC unroll 8
-        for (std::size_t r = 0; r < kTile; ++r) {
-            const Vec query = splat(queries[r]);
-            sums[r][0] += first * query;
-            sums[r][1] += second * query;
+            for (std::size_t r = 0; r < kTile; ++r) {
+                sums[r][0] += first * splat(query[r * kLanes]);
+                sums[r][1] += second * splat(query[r * kLanes]);
+            }
         }
     }
 #pragma GCC unroll 8
@@ -138,29 +144,61 @@ void score_tile(const float* queries, const float* keys, std::size_t dim, float*
     }
 }
 
-// Scores of `count` keys to exp(score - most), where most is now also of these; zeros up to a
-// whole vector. `total` becomes the sum of all so far, `factor` what results so far are to shrink
-// by.
+inline float largest(Vec4 v) { return larger(larger(v[0], v[2]), larger(v[1], v[3])); }
+
+inline float largest(Vec8 v) {
+    const Vec4 a = __builtin_shufflevector(v, v, 0, 1, 2, 3);
+    const Vec4 b = __builtin_shufflevector(v, v, 4, 5, 6, 7);
+    return largest(a > b ? a : b);
+}
+
+inline float largest(Vec16 v) {
+    const Vec8 a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+    const Vec8 b = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    return largest(a > b ? a : b);
+}
+
+// exp_of what is not above 0, with 0 below -87, before 2^n is subnormal: half of its operations.
+inline Vec exp_below(Vec x) {
+    const auto tiny = x < splat(-87.0F);
+    const Vec y = tiny ? splat(-87.0F) : x;
+    const Vec shifted = y * splat(1.44269504088896341F) + splat(0x1.8p23F);
+    const Vec n = shifted - splat(0x1.8p23F);
+    Vec r = y - n * splat(0.693359375F);
+    r = r - n * splat(-2.12194440e-4F);
+    Vec p = splat(1.9875691500e-4F);
+    p = p * r + splat(1.3981999507e-3F);
+    p = p * r + splat(8.3334519073e-3F);
+    p = p * r + splat(4.1665795894e-2F);
+    p = p * r + splat(1.6666665459e-1F);
+    p = p * r + splat(5.0000001201e-1F);
+    const Vec e = p * (r * r) + r + splat(1.0F);
+    // The lowest bits of `shifted` are n.
+    const Vec power = cast<Vec>((cast<Ints>(shifted) + 127) << 23);
+    return tiny ? Vec{} : e * power;
+}
+
+// Scores of `count` keys to exp(score - most), where most is now also of these. `total` becomes
+// the sum of all so far, `factor` what results so far are to shrink by.
 void soften_row(float* scores, std::size_t count, float* most, float* total, float* factor) {
     const std::size_t whole = count / kLanes * kLanes;
-    Vec largest = splat(*most);
+    Vec highest = splat(*most);
     for (std::size_t t = 0; t < whole; t += kLanes) {
         const Vec v = load(scores + t);
-        largest = v > largest ? v : largest;
+        highest = v > highest ? v : highest;
     }
-    float now = *most;
-    for (std::size_t i = 0; i < kLanes; ++i) now = larger(largest[i], now);
+    float now = larger(largest(highest), *most);
     for (std::size_t t = whole; t < count; ++t) now = larger(scores[t], now);
     Vec all{};
     for (std::size_t t = 0; t < whole; t += kLanes) {
-        const Vec e = exp_of(load(scores + t) - splat(now));
+        const Vec e = exp_below(load(scores + t) - splat(now));
         store(scores + t, e);
         all += e;
     }
     if (whole < count) {
-        const Vec e = exp_of(load(scores + whole, count - whole) - splat(now));
-        store(scores + whole, e, count - whole);
-        all += load(scores + whole, count - whole);
+        const std::size_t left = count - whole;
+        store(scores + whole, exp_below(load(scores + whole, left) - splat(now)), left);
+        all += load(scores + whole, left);
     }
     *factor = __builtin_expf(*most - now);
     *total = *total * *factor + sum(all);
@@ -173,7 +211,12 @@ void weigh_tile(const float* scores, const float* values, const std::size_t* see
                 const float* factor, std::size_t padded, float* results) {
     Vec sums[kTile][2] = {};
     const float* value = values;
+    for (std::size_t r = 0; r < kTile; ++r) {  // what the next lines wait for at their end
+        __builtin_prefetch(results + r * padded, 1);
+        __builtin_prefetch(results + r * padded + kLanes, 1);
+    }
     for (std::size_t t = 0; t < seen[0]; ++t, value += kSpan) {
+        __builtin_prefetch(scores + (kContextBlock + t) * kTile);  // of the next tile
         const Vec first = load(value), second = load(value + kLanes);
 #pragma GCC unroll 8
         for (std::size_t r = 0; r < kTile; ++r) {
@@ -216,7 +259,7 @@ void attend_block(const AttendChunk& c, const Unit& u, std::size_t skipped) {
     for (std::size_t t = 0; t < count; t += kSpan)
         for (std::size_t row = 0; row < u.tiled; row += kTile)
             if (t < seen(row + kTile - 1))
-                score_tile(u.queries + row * dim, u.keys + t * dim, dim,
+                score_tile(u.queries + row * c.padded(), u.keys + t * dim, dim,
                            u.scores + row * kContextBlock + t);
     for (std::size_t row = 0; row < u.tiled; ++row)
         soften_row(u.scores + row * kContextBlock, seen(row), u.most + row, u.total + row,
@@ -230,6 +273,12 @@ void attend_block(const AttendChunk& c, const Unit& u, std::size_t skipped) {
         }
 }
 
+// y * sigmoid(gate), by e^-|gate|, which does not overflow.
+inline Vec gated(Vec y, Vec gate) {
+    const Vec e = exp_below(gate < Vec{} ? gate : -gate), one = splat(1.0F);
+    return y * (gate < Vec{} ? e : one) / (one + e);
+}
+
 // Results over their sums, gated, to their places.
 void end_unit(const AttendChunk& c, const Unit& u) {
     const std::size_t dim = c.first.kv.dim, group = c.first.group();
@@ -239,9 +288,8 @@ void end_unit(const AttendChunk& c, const Unit& u) {
         const float *from = u.results + row * c.padded(), *gate = s.q + (2 * h + 1) * dim;
         const Vec inverse = splat(1.0F / u.total[row]);
         for (std::size_t i = 0; i < dim; i += kLanes) {
-            Vec y = load(from + i) * inverse;
-            if (s.gated) y *= sigmoid(load(gate + i, dim - i));
-            store(s.y + h * dim + i, y, dim - i);
+            const Vec y = load(from + i) * inverse;
+            store(s.y + h * dim + i, s.gated ? gated(y, load(gate + i, dim - i)) : y, dim - i);
         }
     }
 }

@@ -6,7 +6,7 @@
 // Float16 to floats, exactly.
 inline __attribute__((always_inline)) Vec from_f16(Halves halves) {
 #if FLASHMOE_LANES == 16
-    return (Vec)_mm512_cvtph_ps((__m256i)halves);
+    return (Vec)_mm512_maskz_cvtph_ps(0xffff, (__m256i)halves);
 #elif FLASHMOE_LANES == 8
     return (Vec)_mm256_cvtph_ps((__m128i)halves);
 #else

@@ -71,7 +71,8 @@ inline void fence() {
 #endif
 }
 
-inline Vec splat(float x) { return Vec{} + x; }
+// Less zero, since that is x itself and a broadcast from memory; zero more is a sum first, for -0.
+inline Vec splat(float x) { return x - Vec{}; }
 
 typedef float Vec4 __attribute__((vector_size(16)));
 typedef float Vec8 __attribute__((vector_size(32)));

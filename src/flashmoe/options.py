@@ -68,8 +68,8 @@ class Budget:
     that is smaller. ``slots`` pins the number of
     expert slots instead of filling the budget (it is still refused when it does not fit).
     ``sessions`` is how many timelines may live at once, each of them as long as that. ``kv`` is
-    how keys and values are held: ``f32`` as they are computed, ``bf16`` or ``int8`` in a half or a
-    quarter of the memory, which changes the answer.
+    how keys and values are held: ``f32`` as they are computed, ``f16`` or ``bf16`` in half the
+    memory or ``int8`` in a quarter, which changes the answer.
     """
 
     ram_bytes: int | None = None

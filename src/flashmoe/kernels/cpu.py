@@ -19,12 +19,18 @@ from flashmoe.kernels import mixers, reference
 from flashmoe.kernels.handles import Handles
 from flashmoe.kernels.kv import KeyValues
 from flashmoe.kernels.mixers import AttentionWeights, Block, DeltaWeights, Parts
+from flashmoe.kernels.reference import CONTEXT_BLOCK
 from flashmoe.kernels.table import Kernels
 from flashmoe.quant import Affine, Array, Expert, Matrix
+from flashmoe.shape import AttentionShape
 
 ROW_BYTES = 5 << 15
 """Scratch of a thread: one row of weights as codes and as float32 (native/generic.cpp), for up
 to 32,768 inputs, more than any published model has."""
+
+UNIT_ROWS = 256
+"""Queries of one unit of a chunk's attention (native/chunk_attention.h), unless the heads that read
+a key are more."""
 
 _TYPES = {"F32": 0, "F16": 1, "BF16": 2}
 _KINDS = {"f32": 0, "bf16": 1, "int8": 2, "f16": 3}
@@ -169,6 +175,14 @@ def route(logits: Array, top_k: int, renormalize: bool) -> tuple[Array, Array]:
     return ids, weights
 
 
+def unit_bytes(shape: AttentionShape, *, threads: int) -> int:
+    """Scratch of a chunk's attention: ``AttendChunk::scratch`` floats a thread at most."""
+    group, padded = shape.heads // shape.kv_heads, -(-shape.head_dim // 32) * 32
+    rows = -(-max(UNIT_ROWS, group) // 8) * 8
+    floats = rows * (2 * padded + CONTEXT_BLOCK + 3) + 2 * CONTEXT_BLOCK * padded
+    return threads * -(-floats // 16) * 64
+
+
 def attend(
     q: Array, k: Array, v: Array, weights: AttentionWeights, kv: KeyValues, *, threads: int
 ) -> Array:
@@ -251,6 +265,7 @@ def table(threads: int) -> Kernels:
         name="cpu",
         dtype=_F32,
         block_bytes=threads * ROW_BYTES,
+        unit_bytes=partial(unit_bytes, threads=threads),
         matmul=partial(matmul, threads=threads),
         project=partial(project, threads=threads),
         swiglu=partial(swiglu, threads=threads),

@@ -35,7 +35,7 @@ def row_bytes(kind: str, width: int, float_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class Rows:
-    """Keys or values as held, (kv_heads, S, head_dim); ``rows[head]`` is (S, head_dim) floats."""
+    """Keys or values as held, (kv_heads, S, head_dim); ``rows[head, tokens]`` are floats."""
 
     codes: Array
     scales: Array | None
@@ -49,9 +49,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, head: int) -> Array:
-        floats: Array = self.codes[head].astype(self.dtype, copy=False)
-        return floats if self.scales is None else floats * self.scales[head][:, None]
+    def __getitem__(self, place: int | tuple[int, slice]) -> Array:
+        floats: Array = self.codes[place].astype(self.dtype, copy=False)
+        return floats if self.scales is None else floats * self.scales[place][:, None]
 
 
 Held: TypeAlias = Array | Rows

@@ -24,7 +24,8 @@ std::size_t together(AttendChunk chunk, int threads) {
     constexpr std::size_t kUnits = 3;
     chunk.together = AttendChunk::most_together(chunk.first.group());
     const std::size_t wanted = kUnits * static_cast<std::size_t>(threads);
-    while (chunk.together * chunk.first.group() > 4 * AttendChunk::kTile && chunk.units() < wanted)
+    while (chunk.together > 1 && chunk.units() < wanted &&
+           chunk.together * chunk.first.group() > 4 * AttendChunk::kTile)
         chunk.together /= 2;
     return chunk.together;
 }

@@ -178,7 +178,8 @@ def route(logits: Array, top_k: int, renormalize: bool) -> tuple[Array, Array]:
 def unit_bytes(shape: AttentionShape, *, threads: int) -> int:
     """Scratch of a chunk's attention: ``AttendChunk::scratch`` floats a thread at most."""
     group, padded = shape.heads // shape.kv_heads, -(-shape.head_dim // 32) * 32
-    rows = -(-max(UNIT_ROWS, group) // 8) * 8
+    tokens = 1 << max(0, (UNIT_ROWS // group).bit_length() - 1)
+    rows = -(-tokens * group // 8) * 8
     floats = rows * (2 * padded + CONTEXT_BLOCK + 3) + 2 * CONTEXT_BLOCK * padded
     return threads * -(-floats // 16) * 64
 

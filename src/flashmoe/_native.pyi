@@ -173,7 +173,8 @@ class DeltaNet:
 class KeyValues:
     """Keys and values of a layer, (kv_heads, context, dim), kept alive.
 
-    ``kind`` 0: float32; 1: bfloat16 as uint16; 2: int8 with scales (kv_heads, context).
+    ``kind`` 0: float32; 1: bfloat16 as uint16; 2: int8 with scales (kv_heads, context); 3: float16
+    as uint16.
     """
 
     def __init__(

@@ -25,6 +25,7 @@ import results
 from flashmoe import _native
 from flashmoe.kernels import cpu, mixers, reference
 from flashmoe.kernels.kv import KeyValues
+from flashmoe.options import KV_KINDS
 from flashmoe.quant import AFFINE_BITS, FLOATS, Affine, Array, Format, Matrix, Plain, parts
 from flashmoe.shape import AttentionShape, RecurrentShape
 
@@ -193,7 +194,7 @@ def mixers_of_a_step(threads: int) -> None:
     token = some(1, 8192), some(1, 512), some(1, 512)
     for length in (64, 1024, 4096):
         works: dict[str, Callable[[], object]] = {}
-        for kind in ("f32", "bf16", "int8"):
+        for kind in KV_KINDS:
             kv = KeyValues(kind, (2, length + 200, 256), np.dtype(np.float32))
             kv.extend(some(length, 2, 256), some(length, 2, 256))
             works[f"attention over {length}, {kind}"] = partial(

@@ -11,6 +11,7 @@
 
 #include "bindings.h"
 #include "block.h"
+#include "chunk_attention.h"
 
 namespace flashmoe::bindings {
 namespace {
@@ -189,10 +190,10 @@ public:
                    const std::optional<Matrix32>& key_scales,
                    const std::optional<Matrix32>& value_scales)
         : keys_(keys), values_(values), key_scales_(key_scales), value_scales_(value_scales) {
-        require(kind >= 0 && kind <= 2, "a kind is 0 (f32), 1 (bf16) or 2 (int8)");
+        require(kind >= 0 && kind <= 3, "a kind is 0 (f32), 1 (bf16), 2 (int8) or 3 (f16)");
         const nb::dlpack::dtype wanted = kind == 0   ? nb::dtype<float>()
-                                         : kind == 1 ? nb::dtype<std::uint16_t>()
-                                                     : nb::dtype<std::int8_t>();
+                                         : kind == 2 ? nb::dtype<std::int8_t>()
+                                                     : nb::dtype<std::uint16_t>();
         kv_ = {static_cast<KvKind>(kind),
                keys.data(),
                values.data(),
@@ -255,6 +256,31 @@ public:
         attend(set, s, threads);
     }
 
+    void chunk(const ConstMatrix32& q, const ConstMatrix32& k, const ConstMatrix32& v,
+               const ConstMatrix32& cos, const ConstMatrix32& sin, const KeyValueHandle& kv,
+               std::int64_t position, const Matrix32& y, int threads,
+               const std::string& set_name) const {
+        require_threads(threads);
+        const InstructionSet& set = set_of(set_name);
+        const std::size_t tokens = k.shape(0), keys = tokens * kv_heads_ * dim_;
+        AttendStep s = on(cos, sin, kv, position, tokens);
+        const std::size_t queries = tokens * s.heads * dim_;
+        s.q = floats_of(q, queries * (s.gated ? 2 : 1), "q must be (T, heads, dim or 2 dim)");
+        s.k = floats_of(k, keys, "k must be (T, kv heads, dim)");
+        s.v = floats_of(v, keys, "v must be (T, kv heads, dim)");
+        s.y = floats_of(y, queries, "y must be (T, heads, dim)");
+        const NativeWork working;
+        attend(set, AttendChunk{s, tokens, 1}, threads);
+    }
+
+    // Most floats that a thread of chunk() holds.
+    std::size_t unit_floats() const {
+        AttendStep s = step_;
+        s.kv.heads = kv_heads_;
+        s.kv.dim = dim_;
+        return AttendChunk{s, 1, AttendChunk::most_together(s.group())}.scratch();
+    }
+
     void block(const ConstFloats& x, const BlockHandle& block, const ConstFloats& cos,
                const ConstFloats& sin, const KeyValueHandle& kv, std::int64_t position,
                const Floats& y, int threads, const std::string& set_name) const {
@@ -273,19 +299,22 @@ public:
     }
 
 private:
-    // A step with its weights and state, but without its inputs.
-    AttendStep on(const ConstFloats& cos, const ConstFloats& sin, const KeyValueHandle& kv,
-                  std::int64_t position) const {
+    // A step, or the first of several, with its weights and state, but without its inputs.
+    template <class Angles>
+    AttendStep on(const Angles& cos, const Angles& sin, const KeyValueHandle& kv,
+                  std::int64_t position, std::size_t tokens = 1) const {
         AttendStep s = step_;
         s.kv = *kv;
         require(s.kv.heads == kv_heads_ && s.kv.dim == dim_, "these keys are another layer's");
-        require(position >= 0 && static_cast<std::size_t>(position) < s.kv.context,
-                "position must lie within the context");
         s.position = static_cast<std::size_t>(position);
+        require(position >= 0 && s.position < s.kv.context && tokens >= 1 &&
+                    tokens <= s.kv.context - s.position,
+                "positions must lie within the context");
         s.q_norm = q_norm_.empty() ? nullptr : q_norm_.data();
         s.k_norm = k_norm_.empty() ? nullptr : k_norm_.data();
-        s.cos = floats_of(cos, s.rope_dims / 2, "cos must be (rope dims / 2)");
-        s.sin = floats_of(sin, s.rope_dims / 2, "sin must be (rope dims / 2)");
+        const std::size_t angles = tokens * (s.rope_dims / 2);
+        s.cos = floats_of(cos, angles, "cos must be (T, rope dims / 2)");
+        s.sin = floats_of(sin, angles, "sin must be (T, rope dims / 2)");
         return s;
     }
 
@@ -328,6 +357,10 @@ void bind_decode(nb::module_& module) {
             "heads"_a, "kv_heads"_a, "dim"_a, "rope_dims"_a, "gated"_a,
             "q_norm"_a.noconvert().none(), "k_norm"_a.noconvert().none(), "eps"_a)
         .def("step", &Attention::step, "q"_a.noconvert(), "k"_a.noconvert(), "v"_a.noconvert(),
+             "cos"_a.noconvert(), "sin"_a.noconvert(), "kv"_a, "position"_a, "y"_a.noconvert(),
+             "threads"_a, "instruction_set"_a = "")
+        .def_prop_ro("unit_floats", &Attention::unit_floats)
+        .def("chunk", &Attention::chunk, "q"_a.noconvert(), "k"_a.noconvert(), "v"_a.noconvert(),
              "cos"_a.noconvert(), "sin"_a.noconvert(), "kv"_a, "position"_a, "y"_a.noconvert(),
              "threads"_a, "instruction_set"_a = "")
         .def("block", &Attention::block, "x"_a.noconvert(), "block"_a, "cos"_a.noconvert(),

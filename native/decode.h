@@ -39,10 +39,10 @@ struct DeltaStep {
     std::size_t scratch() const { return 2 * key_dim + value_dim; }  // floats a worker
 };
 
-enum class KvKind : int { f32 = 0, bf16 = 1, int8 = 2 };
+enum class KvKind : int { f32 = 0, bf16 = 1, int8 = 2, f16 = 3 };
 
 // Keys and values of one layer, each (kv_heads, context, dim). int8 codes have a float32 scale a
-// token and head, (kv_heads, context): value = code * scale.
+// token and head, (kv_heads, context): value = code * scale. What f16 cannot hold is infinity.
 struct KeyValues {
     KvKind kind;
     void *keys, *values;
@@ -72,6 +72,8 @@ struct AttendStep {
     std::size_t partial() const { return group() * (padded() + 2); }  // floats a block
 };
 
+struct AttendChunk;  // chunk_attention.h
+
 // The part that depends on the instruction set, under the rule of RowKernels in dispatch.h.
 struct DecodeKernels {
     // y = x / sqrt(mean(x^2) + eps) * weight, a row at a time.
@@ -100,6 +102,9 @@ struct DecodeKernels {
     // Heads [begin, end) from their blocks, in order, gated.
     void (*merge)(const AttendStep& step, const float* partials, std::size_t begin,
                   std::size_t end);
+    void (*append_chunk)(const AttendChunk& chunk, std::size_t begin, std::size_t end,
+                         float* scratch);
+    void (*attend_chunk)(const AttendChunk& chunk, std::size_t unit, float* scratch);
 };
 
 extern const DecodeKernels decode_generic;

@@ -3,10 +3,26 @@
 // Owns the forms in which keys and values are held. A block's scores are whole before their
 // softmax, so each element is summed once, in order; blocks are merged by their maxima.
 
+// Float16 to floats, exactly.
+inline __attribute__((always_inline)) Vec from_f16(Halves halves) {
+#if FLASHMOE_LANES == 16
+    return (Vec)_mm512_maskz_cvtph_ps(0xffff, (__m256i)halves);
+#elif FLASHMOE_LANES == 8
+    return (Vec)_mm256_cvtph_ps((__m128i)halves);
+#else
+    // The fields moved to those of a float, whose exponent is then 112 too small: a product mends
+    // that, of subnormals too, but not for infinity and NaN.
+    const Words wide = __builtin_convertvector(halves, Words);
+    const Words fields = (wide & 0x7fff) << 13, sign = (wide & 0x8000) << 16;
+    const Words finite = cast<Words>(cast<Vec>(fields) * splat(0x1p112F));
+    return cast<Vec>(((wide & 0x7c00) == 0x7c00 ? fields | 0x7f800000 : finite) | sign);
+#endif
+}
+
 // One key or value row of a kind, as floats.
 template <KvKind kind>
 struct Held {
-    static constexpr std::size_t kBytes = kind == KvKind::f32 ? 4 : kind == KvKind::bf16 ? 2 : 1;
+    static constexpr std::size_t kBytes = kind == KvKind::f32 ? 4 : kind == KvKind::int8 ? 1 : 2;
 
     static inline __attribute__((always_inline)) Vec load_at(const unsigned char* row,
                                                              std::size_t i, std::size_t count) {
@@ -16,6 +32,8 @@ struct Held {
         } else if constexpr (kind == KvKind::bf16) {
             const Words wide = __builtin_convertvector(take<Halves>(from, count), Words);
             return cast<Vec>(wide << 16);
+        } else if constexpr (kind == KvKind::f16) {
+            return from_f16(take<Halves>(from, count));
         } else {
             // In two steps: GCC widens a byte to a word at once one lane at a time.
             const Shorts wide = __builtin_convertvector(take<Codes>(from, count), Shorts);
@@ -31,16 +49,36 @@ std::uint16_t to_bf16(float x) {
     return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+// To float16, ties to even; what is too large becomes infinity, NaN stays NaN.
+std::uint16_t to_f16(float x) {
+    const std::uint32_t bits = cast<std::uint32_t>(x);
+    const std::uint32_t magnitude = bits & 0x7fffffff, sign = bits >> 16 & 0x8000;
+    // Below 2^-14 the unit is that of a half's subnormals, 2^-24, which is that of 0.5 as a float.
+    const std::uint32_t small = cast<std::uint32_t>(cast<float>(magnitude) + 0.5F) - 0x3f000000;
+    const std::uint32_t large = (magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13;
+    std::uint32_t half = magnitude < 0x38800000 ? small : large;
+    half = magnitude >= 0x47800000 ? 0x7c00 : half;
+    half = magnitude > 0x7f800000 ? 0x7e00 : half;
+    return static_cast<std::uint16_t>(sign | half);
+}
+
+template <std::uint16_t (*round)(float)>
+void hold_halves(unsigned char* to, const float* x, std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::uint16_t half = round(x[i]);
+        __builtin_memcpy(to + i * 2, &half, 2);
+    }
+}
+
 // One row into its place. int8: scale = max|x| / 127; what is not finite makes it NaN.
 void hold(const KeyValues& kv, void* rows, float* scales, std::size_t at, const float* x) {
     unsigned char* to = static_cast<unsigned char*>(rows);
     if (kv.kind == KvKind::f32) {
         __builtin_memcpy(to + at * kv.dim * 4, x, kv.dim * 4);
-    } else if (kv.kind == KvKind::bf16) {
-        for (std::size_t i = 0; i < kv.dim; ++i) {
-            const std::uint16_t half = to_bf16(x[i]);
-            __builtin_memcpy(to + (at * kv.dim + i) * 2, &half, 2);
-        }
+    } else if (kv.kind != KvKind::int8) {
+        to += at * kv.dim * 2;
+        kv.kind == KvKind::f16 ? hold_halves<to_f16>(to, x, kv.dim)
+                               : hold_halves<to_bf16>(to, x, kv.dim);
     } else {
         float most = 0;
         bool finite = true;
@@ -75,14 +113,20 @@ void turn(const AttendStep& s, const float* x, const float* norm, float factor, 
     multiply(into, dim, factor);
 }
 
-void append(const AttendStep& s, float* queries) {
-    const std::size_t dim = s.kv.dim, padded = s.padded();
+// Key and value of the token into their places; `scratch` has room for a head.
+void hold_token(const AttendStep& s, float* scratch) {
+    const std::size_t dim = s.kv.dim;
     for (std::size_t g = 0; g < s.kv.heads; ++g) {
         const std::size_t at = g * s.kv.context + s.position;
-        turn(s, s.k + g * dim, s.k_norm, 1.0F, queries);
-        hold(s.kv, s.kv.keys, s.kv.key_scales, at, queries);
+        turn(s, s.k + g * dim, s.k_norm, 1.0F, scratch);
+        hold(s.kv, s.kv.keys, s.kv.key_scales, at, scratch);
         hold(s.kv, s.kv.values, s.kv.value_scales, at, s.v + g * dim);
     }
+}
+
+void append(const AttendStep& s, float* queries) {
+    const std::size_t dim = s.kv.dim, padded = s.padded();
+    hold_token(s, queries);
     const float root = 1.0F / __builtin_sqrtf(static_cast<float>(dim));
     for (std::size_t h = 0; h < s.heads; ++h) {
         float* into = queries + h * padded;
@@ -191,6 +235,8 @@ void attend_units(const AttendStep& s, const float* queries, std::size_t begin, 
 void attend(const AttendStep& s, const float* queries, std::size_t begin, std::size_t end,
             float* partials, float* scores) {
     switch (s.kv.kind) {
+        case KvKind::f16:
+            return attend_units<KvKind::f16>(s, queries, begin, end, partials, scores);
         case KvKind::bf16:
             return attend_units<KvKind::bf16>(s, queries, begin, end, partials, scores);
         case KvKind::int8:
@@ -223,3 +269,5 @@ void merge(const AttendStep& s, const float* partials, std::size_t begin, std::s
             store(y + i, load(y + i, dim - i) * sigmoid(load(gate + i, dim - i)), dim - i);
     }
 }
+
+#include "chunk_attention_rows.h"

@@ -10,7 +10,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
+#include "chunk_attention.h"
 #include "decode.h"
 
 namespace flashmoe {
@@ -69,7 +71,8 @@ inline void fence() {
 #endif
 }
 
-inline Vec splat(float x) { return Vec{} + x; }
+// Less zero, since that is x itself and a broadcast from memory; zero more is a sum first, for -0.
+inline Vec splat(float x) { return x - Vec{}; }
 
 typedef float Vec4 __attribute__((vector_size(16)));
 typedef float Vec8 __attribute__((vector_size(32)));
@@ -308,7 +311,7 @@ void delta(const DeltaStep& s, std::size_t begin, std::size_t end, float* scratc
 
 }  // namespace
 
-const DecodeKernels FLASHMOE_TABLE{rms_norm, swiglu, combine, scale, route,
-                                   delta,    append, attend,  merge};
+const DecodeKernels FLASHMOE_TABLE{rms_norm, swiglu, combine, scale,        route,       delta,
+                                   append,   attend, merge,   append_chunk, attend_chunk};
 
 }  // namespace flashmoe

@@ -99,7 +99,7 @@ def test_snapshots_are_bit_exact_in_memory_and_on_disk(engine, path, tmp_path):
 
 
 @pytest.mark.parametrize("kernels", ["cpu", "reference"])
-@pytest.mark.parametrize("kv", ["bf16", "int8"])
+@pytest.mark.parametrize("kv", ["f16", "bf16", "int8"])
 def test_lossy_keys_and_values_are_saved_exactly_and_refused_elsewhere(
     engine, path, tmp_path, kv, kernels
 ):

@@ -194,7 +194,8 @@ class DeltaNet:
 class KeyValues:
     """Keys and values of a layer, (kv_heads, context, dim), kept alive.
 
-    ``kind`` 0: float32; 1: bfloat16 as uint16; 2: int8 with scales (kv_heads, context).
+    ``kind`` 0: float32; 1: bfloat16 as uint16; 2: int8 with scales (kv_heads, context); 3: float16
+    as uint16.
     """
 
     def __init__(
@@ -234,6 +235,23 @@ class Attention:
         instruction_set: str = "",
     ) -> None:
         """One token at ``position``; its key and value are written there, then attended to."""
+    @property
+    def unit_floats(self) -> int:
+        """The most floats of scratch that a thread of :meth:`chunk` has."""
+    def chunk(
+        self,
+        q: npt.NDArray[np.float32],
+        k: npt.NDArray[np.float32],
+        v: npt.NDArray[np.float32],
+        cos: npt.NDArray[np.float32],
+        sin: npt.NDArray[np.float32],
+        kv: KeyValues,
+        position: int,
+        y: npt.NDArray[np.float32],
+        threads: int,
+        instruction_set: str = "",
+    ) -> None:
+        """Several tokens from ``position`` on, each array with the token first."""
     def block(
         self,
         x: npt.NDArray[np.float32],

@@ -327,7 +327,7 @@ def plan_store(
         float_bytes=kernels.dtype.itemsize,
         process_bytes=-(-memory.resident_bytes() // PROCESS_STEP) * PROCESS_STEP,
         peak_bytes=memory.peak_resident_bytes(),
-        scratch_block_bytes=kernels.block_bytes,
+        scratch_block_bytes=kernels.scratch_bytes(store.shape.attention),
         memory=memory.available(),
         experts_per_token=experts_per_token,
     )

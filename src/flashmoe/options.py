@@ -20,7 +20,7 @@ from flashmoe.errors import InputError
 DEFAULT_CONTEXT_TOKENS = 4096
 """The longest timeline planned for where the caller names none."""
 
-KV_KINDS = ("f32", "bf16", "int8")
+KV_KINDS = ("f32", "f16", "bf16", "int8")
 """Forms in which keys and values may be held; all but the first are lossy."""
 
 MAX_THREADS = 1024
@@ -68,8 +68,8 @@ class Budget:
     that is smaller. ``slots`` pins the number of
     expert slots instead of filling the budget (it is still refused when it does not fit).
     ``sessions`` is how many timelines may live at once, each of them as long as that. ``kv`` is
-    how keys and values are held: ``f32`` as they are computed, ``bf16`` or ``int8`` in a half or a
-    quarter of the memory, which changes the answer.
+    how keys and values are held: ``f32`` as they are computed, ``f16`` or ``bf16`` in half the
+    memory or ``int8`` in a quarter, which changes the answer.
     """
 
     ram_bytes: int | None = None

@@ -73,10 +73,11 @@ def test_rotary_turns_pairs_half_a_width_apart_and_leaves_the_rest(rng):
     np.testing.assert_array_equal(got[..., 8:], x[..., 8:])
 
 
-@pytest.mark.parametrize("score_bytes", (16 << 20, 1))
-def test_attention_is_causal_and_grouped(rng, monkeypatch, score_bytes):
+@pytest.mark.parametrize("score_bytes", (1 << 20, 1))
+@pytest.mark.parametrize(("count", "length"), [(3, 8), (8, 8), (2, 256), (5, 258), (3, 700)])
+def test_attention_is_causal_and_grouped(rng, monkeypatch, score_bytes, count, length):
     monkeypatch.setattr(reference, "SCORE_BYTES", score_bytes)
-    heads, kv_heads, width, count, length = 6, 2, 4, 3, 8
+    heads, kv_heads, width = 6, 2, 4
     q = rng.standard_normal((count, heads, width))
     keys = rng.standard_normal((kv_heads, length, width))
     values = rng.standard_normal((kv_heads, length, width))

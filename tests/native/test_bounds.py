@@ -73,13 +73,16 @@ def run_every_step() -> None:
             heads, dim = 13, width + width % 2
             norm = walled(dim)
             attention = _native.Attention(heads, 1, dim, dim, True, norm, norm, 1e-6)
-            for form, element in enumerate((np.float32, np.uint16, np.int8)):
+            for form, element in enumerate((np.float32, np.uint16, np.int8, np.uint16)):
                 scales = walled(1, 300) if form == 2 else None
                 rows = walled(1, 300, dim, kind=element), walled(1, 300, dim, kind=element)
                 kv = _native.KeyValues(form, *rows, scales, scales)
                 turn = walled(dim // 2)
                 attention.step(walled(2 * heads * dim), norm, norm, turn, turn, kv, 299,
                                walled(heads * dim), 1, kind)  # fmt: skip
+                turns = walled(3, dim // 2), walled(3, dim // 2)
+                attention.chunk(walled(3, 2 * heads * dim), walled(3, dim), walled(3, dim), *turns,
+                                kv, 297, walled(3, heads * dim), 1, kind)  # fmt: skip
 
 
 def in_a_process(code: str) -> int:

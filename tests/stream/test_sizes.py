@@ -11,6 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flashmoe.kernels import mixers, reference
+from flashmoe.kernels.kv import KeyValues
+from flashmoe.kernels.mixers import AttentionWeights
 from flashmoe.options import Sampling
 from flashmoe.sampler import Sampler
 from flashmoe.shape import AttentionShape, ExpertsShape, ModelShape, RecurrentShape
@@ -86,11 +89,33 @@ def scratch(
 def test_scratch_covers_the_largest_arrays_of_a_chunk() -> None:
     hidden = 8 * 128 * 4096 * 4
     outputs = 128 * 10 * 4096 * 4
-    block_of_scores = 3 * 16 * MIB
-    one_query = 3 * 262144 * 16 * 4
-    assert hidden + max(outputs, block_of_scores) <= scratch(128, 4096) < 256 * MIB
-    assert hidden + one_query <= scratch(128, 262144) < 512 * MIB
+    projections = 128 * 2 * (2 * 32 + 2 * 2) * 256 * 4
+    partials = 262144 // 256 * 32 * 258 * 4
+    assert hidden + max(outputs, projections) <= scratch(128, 4096) < 256 * MIB
+    assert hidden + partials <= scratch(1, 262144) < 128 * MIB
+    assert scratch(128, 262144) - scratch(128, 4096) < partials + MIB
     assert scratch(1, 4096) < 64 * MIB
+
+
+@pytest.mark.parametrize("kv", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("float_bytes", [4, 8])
+def test_attention_takes_no_more_than_counted(kv: str, float_bytes: int) -> None:
+    """However long the context, in numpy."""
+    dtype = np.dtype(f"f{float_bytes}")
+    attention = AttentionShape(8, 2, 64, 64, 1e7, gated=True, qk_norm=False)
+    tokens, context, width = 1500, 3000, attention.head_dim
+    shape = replace(QWEN_397B, attention=attention, hidden=8)
+    held = KeyValues(kv, (2, context, width), dtype)
+    held.extend(*2 * (np.ones((context - tokens, 2, width), dtype),))
+    sizes_of = 2 * attention.heads * width, 2 * width, 2 * width
+    q, k, v = (np.ones((tokens, size), dtype) for size in sizes_of)
+    weights = AttentionWeights(attention, 1e-6, None, None)
+    taken = traced_bytes(lambda: mixers.attend(q, k, v, weights, held))
+    scores = reference.SCORE_BYTES // float_bytes
+    counted = sizes._attention_floats(shape, tokens, context, scores)
+    counted = (counted + sizes._decoded_floats(shape, kv)) * float_bytes
+    assert taken + q.nbytes + k.nbytes + v.nbytes < counted
+    assert counted < 3 * (taken + q.nbytes)
 
 
 @given(st.integers(1, 512), st.integers(1, 262143), st.sampled_from([4, 8]))

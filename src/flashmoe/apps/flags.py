@@ -20,6 +20,7 @@ PROMPT_TOKENS, GEN_TOKENS, REPEAT = 512, 128, 3
 """What ``bench`` measures unless it is told otherwise."""
 
 LOSSY_KV = {
+    "f16": "keys and values are rounded to float16",
     "bf16": "keys and values are rounded to bfloat16",
     "int8": "keys and values are rounded to 8 bits, with a scale a token and head",
 }
@@ -162,10 +163,10 @@ Slots: TypeAlias = Annotated[
 ]
 
 Kv: TypeAlias = Annotated[
-    Literal["f32", "bf16", "int8"],
+    Literal["f32", "f16", "bf16", "int8"],
     _memory(
-        "How keys and values are held: as computed (f32), or LOSSY: in a half (bf16) or a quarter "
-        "(int8) of the memory.",
+        "How keys and values are held: as computed (f32), or LOSSY: in a half (f16, bf16) or a "
+        "quarter (int8) of the memory.",
         "--kv",
     ),
 ]

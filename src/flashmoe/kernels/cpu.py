@@ -2,8 +2,8 @@
 
 Owns nothing of the formulas (``native/kernels.h``, ``native/decode.h``) and no state but handles:
 the native description of a matrix, an expert or a layer is made once and kept while that lives.
-Float32 activations only. Results do not depend on ``threads``. A single token's mixers are native;
-those of more tokens are the reference's.
+Float32 activations only. Results do not depend on ``threads``. Attention is
+native, the gated delta net of a single token too; that of more tokens is the reference's.
 """
 
 from __future__ import annotations
@@ -19,15 +19,21 @@ from flashmoe.kernels import mixers, reference
 from flashmoe.kernels.handles import Handles
 from flashmoe.kernels.kv import KeyValues
 from flashmoe.kernels.mixers import AttentionWeights, Block, DeltaWeights, Parts
+from flashmoe.kernels.reference import CONTEXT_BLOCK
 from flashmoe.kernels.table import Kernels
 from flashmoe.quant import Affine, Array, Expert, Matrix
+from flashmoe.shape import AttentionShape
 
 ROW_BYTES = 5 << 15
 """Scratch of a thread: one row of weights as codes and as float32 (native/generic.cpp), for up
 to 32,768 inputs, more than any published model has."""
 
+UNIT_ROWS = 256
+"""Queries of one unit of a chunk's attention (native/chunk_attention.h), unless the heads that read
+a key are more."""
+
 _TYPES = {"F32": 0, "F16": 1, "BF16": 2}
-_KINDS = {"f32": 0, "bf16": 1, "int8": 2}
+_KINDS = {"f32": 0, "bf16": 1, "int8": 2, "f16": 3}
 _F32 = np.dtype(np.float32)
 
 
@@ -180,17 +186,26 @@ def route(logits: Array, top_k: int, renormalize: bool) -> tuple[Array, Array]:
     return ids, weights
 
 
+def unit_bytes(shape: AttentionShape, *, threads: int) -> int:
+    """Scratch of a chunk's attention: ``AttendChunk::scratch`` floats a thread at most."""
+    group, padded = shape.heads // shape.kv_heads, -(-shape.head_dim // 32) * 32
+    tokens = 1 << max(0, (UNIT_ROWS // group).bit_length() - 1)
+    rows = -(-tokens * group // 8) * 8
+    floats = rows * (2 * padded + CONTEXT_BLOCK + 3) + 2 * CONTEXT_BLOCK * padded
+    return threads * -(-floats // 16) * 64
+
+
 def attend(
     q: Array, k: Array, v: Array, weights: AttentionWeights, kv: KeyValues, *, threads: int
 ) -> Array:
-    """Attention of T tokens; natively for one."""
-    if len(q) != 1:
-        return mixers.attend(q, k, v, weights, kv)
-    shape = weights.shape
-    cos, sin = reference.angles(kv.length, 1, shape.rope_dims, shape.rope_theta, _F32)
-    y = np.empty((1, shape.heads * shape.head_dim), np.float32)
-    _attention(weights).step(q, k, v, cos, sin, _kv(kv), kv.length, y, threads)
-    kv.length += 1
+    """Attention of T tokens. A decode step, T = 1, has a kernel of its own."""
+    shape, count = weights.shape, len(q)
+    cos, sin = reference.angles(kv.length, count, shape.rope_dims, shape.rope_theta, _F32)
+    y = np.empty((count, shape.heads * shape.head_dim), np.float32)
+    native = _attention(weights)
+    work = native.step if count == 1 else native.chunk
+    work(q, k, v, cos, sin, _kv(kv), kv.length, y, threads)
+    kv.length += count
     return y
 
 
@@ -262,6 +277,7 @@ def table(threads: int) -> Kernels:
         name="cpu",
         dtype=_F32,
         block_bytes=threads * ROW_BYTES,
+        unit_bytes=partial(unit_bytes, threads=threads),
         matmul=partial(matmul, threads=threads),
         project=partial(project, threads=threads),
         swiglu=partial(swiglu, threads=threads),

@@ -1,9 +1,10 @@
 """Keys and values of one attention layer, in the form in which they are held.
 
 Owns the arrays, the forms (``Budget.kv``) and what they mean. ``f32`` keeps numbers as they are, in
-the dtype of the activations. ``bf16`` rounds each to bfloat16. ``int8`` keeps a float32 scale a
+the dtype of the activations. ``f16`` rounds each to float16, where what is too large becomes
+infinity, and ``bf16`` to bfloat16. ``int8`` keeps a float32 scale a
 token and head, ``max |x| / 127``, and whole numbers ``round(x / scale)``; a row that is not finite
-has the scale NaN, so that it shows. Both are lossy.
+has the scale NaN, so that it shows. All three are lossy.
 
 Room for the whole planned context is reserved at once, which costs memory only as it is filled.
 """
@@ -18,15 +19,23 @@ import numpy as np
 
 from flashmoe.quant import Array
 
+FORMS: dict[str, np.dtype[Any]] = {
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "int8": np.dtype(np.int8),
+}
+"""What the arrays of each form consist of; ``f32`` is the activations' own dtype."""
+
 
 def row_bytes(kind: str, width: int, float_bytes: int) -> int:
     """Bytes of one head's key, or value, of one token."""
-    return {"f32": width * float_bytes, "bf16": width * 2, "int8": width + 4}[kind]
+    sizes = {"f32": width * float_bytes, "f16": width * 2, "bf16": width * 2, "int8": width + 4}
+    return sizes[kind]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Keys or values as held, (kv_heads, S, head_dim); ``rows[head]`` is (S, head_dim) floats."""
+    """Keys or values as held, (kv_heads, S, head_dim); ``rows[head, tokens]`` are floats."""
 
     codes: Array
     scales: Array | None
@@ -40,9 +49,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, head: int) -> Array:
-        floats: Array = self.codes[head].astype(self.dtype, copy=False)
-        return floats if self.scales is None else floats * self.scales[head][:, None]
+    def __getitem__(self, place: int | tuple[int, slice]) -> Array:
+        floats: Array = self.codes[place].astype(self.dtype, copy=False)
+        return floats if self.scales is None else floats * self.scales[place][:, None]
 
 
 Held: TypeAlias = Array | Rows
@@ -55,9 +64,8 @@ class KeyValues:
         self.kind = kind
         self.dtype = dtype
         self.length = 0
-        forms = {"f32": dtype, "bf16": np.dtype(ml_dtypes.bfloat16), "int8": np.dtype(np.int8)}
         names = ("keys", "values")
-        self.whole = {name: np.empty(extent, forms[kind]) for name in names}
+        self.whole = {name: np.empty(extent, FORMS.get(kind, dtype)) for name in names}
         """Every array, for the whole context."""
         if kind == "int8":
             scales = {f"{name[:-1]}_scales": np.empty(extent[:2], np.float32) for name in names}
@@ -73,7 +81,8 @@ class KeyValues:
                 self.whole[name][:, span] = codes
                 self.whole[f"{name[:-1]}_scales"][:, span] = scales
             else:
-                self.whole[name][:, span] = rows
+                with np.errstate(over="ignore"):  # to infinity
+                    self.whole[name][:, span] = rows
         self.length = span.stop
         return self._rows("keys"), self._rows("values")
 

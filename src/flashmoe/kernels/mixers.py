@@ -86,7 +86,8 @@ def attention_block(
 ) -> Array:
     """``x + attention(norm(x))`` of T tokens, (T, hidden); ``block.inputs`` give q, k and v."""
     q, k, v = parts.project(parts.rms_norm(x, block.norm, block.eps), block.inputs)
-    return x + parts.matmul(parts.attend(q, k, v, weights, kv), block.out)
+    (y,) = parts.project(parts.attend(q, k, v, weights, kv), (block.out,))
+    return x + y
 
 
 def delta_block(

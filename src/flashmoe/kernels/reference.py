@@ -21,8 +21,11 @@ Matmul: TypeAlias = Callable[[Array, Matrix], Array]
 BLOCK_ELEMENTS = 1 << 21
 """Weights dequantised at once: 8 MiB of float32, so that no matrix is ever whole in floats."""
 
-SCORE_BYTES = 16 << 20
-"""Attention scores held at once; longer prompts and contexts pass in blocks of queries."""
+SCORE_BYTES = 1 << 20
+"""Attention scores held at once; longer prompts pass in blocks of queries."""
+
+CONTEXT_BLOCK = 256
+"""Keys of one partial softmax (as in native/decode.h)."""
 
 CHUNK = 64
 """Tokens a block of the chunked delta rule (the size that the published models use)."""
@@ -113,23 +116,42 @@ def attention(q: Array, keys: Held, values: Held) -> Array:
 
     q is (T, heads, head_dim); keys and values are (kv_heads, S, head_dim) and already hold the
     T new positions. Query head h reads kv head ``h // (heads / kv_heads)``. Returns q's shape.
+
+    Source: Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv 1805.02867.
     """
     count, heads, width = q.shape
     kv_heads, length, _ = keys.shape
     group = heads // kv_heads
     out = np.empty_like(q)
     scale = q.dtype.type(width**-0.5)
-    step = max(1, SCORE_BYTES // (group * length * q.dtype.itemsize))
+    step = max(1, SCORE_BYTES // (group * CONTEXT_BLOCK * q.dtype.itemsize))
     for head in range(kv_heads):
-        key, value = keys[head], values[head]
         block = slice(head * group, (head + 1) * group)
         for first in range(0, count, step):
             rows = slice(first, min(first + step, count))
-            hidden = np.arange(length) > np.arange(length - count, length)[rows, None]
-            scores = (q[rows, block] * scale) @ key.T
-            scores[np.broadcast_to(hidden[:, None, :], scores.shape)] = -np.inf
-            out[rows, block] = softmax(scores) @ value
+            start = length - count + first
+            out[rows, block] = _attended(q[rows, block] * scale, keys, values, head, start)
     return out
+
+
+def _attended(q: Array, keys: Held, values: Held, head: int, start: int) -> Array:
+    """Of one kv head, (T, group, head_dim), block of keys by block, merged by their maxima."""
+    end = start + len(q)
+    positions = np.arange(start, end)[:, None]
+    most = np.full((*q.shape[:2], 1), -np.inf, q.dtype)
+    total, y = np.zeros_like(most), np.zeros_like(q)
+    for skipped in range(0, end, CONTEXT_BLOCK):
+        span = slice(skipped, min(skipped + CONTEXT_BLOCK, end))
+        scores = q @ keys[head, span].T
+        hidden = np.arange(span.start, span.stop) > positions
+        scores[np.broadcast_to(hidden[:, None, :], scores.shape)] = -np.inf
+        now = np.maximum(most, scores.max(axis=-1, keepdims=True))
+        weights, factor = np.exp(scores - now), np.exp(most - now)
+        total = total * factor + weights.sum(axis=-1, keepdims=True)
+        y = y * factor + weights @ values[head, span]
+        most = now
+    attended: Array = y / total
+    return attended
 
 
 def softmax(x: Array) -> Array:

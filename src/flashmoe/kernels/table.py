@@ -14,6 +14,7 @@ import numpy as np
 
 from flashmoe.kernels import mixers, reference
 from flashmoe.quant import Array, Matrix
+from flashmoe.shape import AttentionShape
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,15 @@ class Kernels:
     """One set of kernels; ``dtype`` is that of the activations it takes and gives.
 
     ``block_bytes`` is the most memory the set holds for weights on their way to floats, in all
-    its threads together; results and activations are not in it.
+    its threads together; results and activations are not in it. ``unit_bytes`` is what all its
+    threads together hold while a chunk attends, whatever its length and the context, beyond what
+    the reference does (``stream.sizes``).
     """
 
     name: str
     dtype: np.dtype[Any]
     block_bytes: int
+    unit_bytes: Callable[[AttentionShape], int] = lambda _: 0
     matmul: reference.Matmul = reference.matmul
     project: Callable[[Array, Sequence[Matrix]], tuple[Array, ...]] = reference.project
     swiglu: Callable[..., Array] = reference.swiglu
@@ -37,3 +41,7 @@ class Kernels:
     attention_block: Callable[..., Array] = mixers.attention_block
     delta_block: Callable[..., tuple[Array, tuple[Array, Array]]] = mixers.delta_block
     route: Callable[[Array, int, bool], tuple[Array, Array]] = reference.route
+
+    def scratch_bytes(self, attention: AttentionShape | None) -> int:
+        """Both, for a model with such layers or none."""
+        return self.block_bytes + (0 if attention is None else self.unit_bytes(attention))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 from flashmoe.kernels.kv import row_bytes
-from flashmoe.kernels.reference import CHUNK, SCORE_BYTES
+from flashmoe.kernels.reference import CHUNK, CONTEXT_BLOCK, SCORE_BYTES
 from flashmoe.options import Budget
 from flashmoe.quant import Plain
 from flashmoe.shape import ModelShape
@@ -97,8 +97,7 @@ def scratch_bytes(
     scores = SCORE_BYTES // float_bytes
     floats = 8 * chunk_tokens * shape.hidden + max(
         chunk_tokens * _experts_floats(shape),
-        _attention_floats(shape, chunk_tokens, context_tokens, scores)
-        + _decoded_floats(shape, context_tokens, kv),
+        _attention_floats(shape, chunk_tokens, context_tokens, scores) + _decoded_floats(shape, kv),
         _recurrent_floats(shape, chunk_tokens),
     )
     words = shape.vocabulary * (SAMPLER_FLOATS + REPLY_FLOATS * (sessions - 1)) * 8
@@ -115,22 +114,28 @@ def _experts_floats(shape: ModelShape) -> int:
 def _attention_floats(
     shape: ModelShape, chunk_tokens: int, context_tokens: int, block_floats: int
 ) -> int:
-    """Projections and their copies, and the scores of one block of queries with theirs."""
+    """Projections and their copies; for each query of a block its scores, its result and theirs.
+
+    A decode step keeps a partial result a head and block of keys instead, to merge them in order.
+    """
     attention = shape.attention
     if attention is None:
         return 0
     queries = attention.heads * attention.head_dim * (2 if attention.gated else 1)
     keys = 2 * attention.kv_heads * attention.head_dim
-    query_scores = attention.heads // attention.kv_heads * context_tokens
-    block = min(chunk_tokens * query_scores, max(block_floats, query_scores))
-    return 5 * chunk_tokens * (queries + keys) + 4 * block
+    group = attention.heads // attention.kv_heads
+    rows = min(chunk_tokens * group, max(block_floats // CONTEXT_BLOCK, group))
+    blocks = -(-context_tokens // CONTEXT_BLOCK)
+    partials = blocks * attention.heads * (attention.head_dim + 18)  # whole vectors, maximum, sum
+    block = max(4 * rows * (CONTEXT_BLOCK + attention.head_dim), partials)
+    return 5 * chunk_tokens * (queries + keys) + block
 
 
-def _decoded_floats(shape: ModelShape, context_tokens: int, kv: str) -> int:
-    """Keys and values of one head as floats, and a copy on the way, where they are held smaller."""
-    if shape.attention is None or kv == Budget.kv:
+def _decoded_floats(shape: ModelShape, kv: str) -> int:
+    """A block of one head's keys and values as floats, with copies, where they are held smaller."""
+    if shape.attention is None or kv == "f32":
         return 0
-    return 3 * context_tokens * shape.attention.head_dim
+    return 4 * CONTEXT_BLOCK * shape.attention.head_dim
 
 
 def _recurrent_floats(shape: ModelShape, chunk_tokens: int) -> int:

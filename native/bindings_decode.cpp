@@ -135,6 +135,24 @@ public:
         gated_delta(set, s, threads);
     }
 
+    void chunk(const ConstMatrix32& qkv, const ConstFloats& z, const ConstFloats& b,
+               const ConstFloats& a, const ConstFloats& conv_in, const ConstFloats& delta_in,
+               const Floats& conv_out, const Floats& delta_out, const Floats& y, std::int64_t start,
+               int threads, const std::string& set_name) const {
+        require_threads(threads);
+        require(start >= 0, "start must not be negative");
+        const InstructionSet& set = set_of(set_name);
+        DeltaStep s = on(conv_in, delta_in, conv_out, delta_out);
+        const std::size_t tokens = qkv.shape(0), values = s.value_heads * s.value_dim;
+        s.qkv = floats_of(qkv, tokens * s.channels(), "qkv must be (T, channels)");
+        s.z = floats_of(z, tokens * values, "z must be (T, value heads, value dim)");
+        s.b = floats_of(b, tokens * s.value_heads, "b must be (T, value heads)");
+        s.a = floats_of(a, tokens * s.value_heads, "a must be (T, value heads)");
+        s.y = floats_of(y, tokens * values, "y must be (T, value heads, value dim)");
+        const NativeWork working;
+        gated_delta(set, DeltaChunk{s, tokens, static_cast<std::size_t>(start)}, threads);
+    }
+
     void block(const ConstFloats& x, const BlockHandle& block, const ConstFloats& conv_in,
                const ConstFloats& delta_in, const Floats& conv_out, const Floats& delta_out,
                const Floats& y, int threads, const std::string& set_name) const {
@@ -313,6 +331,10 @@ void bind_decode(nb::module_& module) {
              "a"_a.noconvert(), "conv_in"_a.noconvert(), "delta_in"_a.noconvert(),
              "conv_out"_a.noconvert(), "delta_out"_a.noconvert(), "y"_a.noconvert(), "threads"_a,
              "instruction_set"_a = "")
+        .def("chunk", &DeltaNet::chunk, "qkv"_a.noconvert(), "z"_a.noconvert(), "b"_a.noconvert(),
+             "a"_a.noconvert(), "conv_in"_a.noconvert(), "delta_in"_a.noconvert(),
+             "conv_out"_a.noconvert(), "delta_out"_a.noconvert(), "y"_a.noconvert(), "start"_a,
+             "threads"_a, "instruction_set"_a = "")
         .def("block", &DeltaNet::block, "x"_a.noconvert(), "block"_a, "conv_in"_a.noconvert(),
              "delta_in"_a.noconvert(), "conv_out"_a.noconvert(), "delta_out"_a.noconvert(),
              "y"_a.noconvert(), "threads"_a, "instruction_set"_a = "");

@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "chunk_delta.h"
 #include "decode.h"
 #include "kernels.h"
 
@@ -36,6 +37,7 @@ struct InstructionSet {
     const char* name;
     const RowKernels* kernels;              // null: the portable kernels
     const DecodeKernels* decode = nullptr;  // null: likewise
+    const DeltaChunkKernels* delta = nullptr;
 };
 
 inline const DecodeKernels& decode_of(const InstructionSet& set) {

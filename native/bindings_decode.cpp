@@ -31,7 +31,8 @@ std::vector<float> copied(const ConstFloats& array, std::size_t count, const cha
 }
 
 void rms_norm(const ConstFloats& x, const ConstVector32& weight, float eps, const Floats& y,
-              const std::string& set_name) {
+              int threads, const std::string& set_name) {
+    require_threads(threads);
     const InstructionSet& set = set_of(set_name);
     const std::size_t width = weight.size();
     require(width > 0 && x.size() % width == 0, "x must be (..., width) with the weight's width");
@@ -40,7 +41,16 @@ void rms_norm(const ConstFloats& x, const ConstVector32& weight, float eps, cons
     const float* factor = floats_of(weight, width, "weight must be (width)");
     float* into = floats_of(y, rows * width, "y must be as large as x");
     const NativeWork working;
-    decode_of(set).rms_norm(x.data(), rows, width, factor, eps, into);
+    flashmoe::rms_norm(set, x.data(), rows, width, factor, eps, into, threads);
+}
+
+void add(const ConstFloats& x, const Floats& y, int threads) {
+    require_threads(threads);
+    const std::size_t count = x.size();
+    const float* from = floats_of(x, count, "x must be aligned to 4 bytes");
+    float* into = floats_of(y, count, "y must be as large as x");
+    const NativeWork working;
+    flashmoe::add(from, count, into, threads);
 }
 
 void route(const ConstMatrix32& logits, bool renormalize,
@@ -316,7 +326,8 @@ private:
 
 void bind_decode(nb::module_& module) {
     module.def("rms_norm", &rms_norm, "x"_a.noconvert(), "weight"_a.noconvert(), "eps"_a,
-               "y"_a.noconvert(), "instruction_set"_a = "");
+               "y"_a.noconvert(), "threads"_a, "instruction_set"_a = "");
+    module.def("add", &add, "x"_a.noconvert(), "y"_a.noconvert(), "threads"_a);
     module.def("route", &route, "logits"_a.noconvert(), "renormalize"_a, "ids"_a.noconvert(),
                "weights"_a.noconvert(), "instruction_set"_a = "");
     nb::class_<BlockHandle>(module, "Block")

@@ -20,7 +20,9 @@ constexpr std::size_t kWide = FLASHMOE_LANES == 16 ? 4 : 2;  // vectors of a til
 constexpr std::size_t kPanel = kWide * kLanes;               // columns of a panel
 constexpr std::size_t kBlock = kDeltaBlock;
 constexpr bool kBoth[] = {false, true};
-constexpr float kLeast = -80.0F;  // logarithm of the least decay
+constexpr std::size_t kAhead = 8;  // tokens between asking for a row and using it
+constexpr std::size_t kLine = 16;  // floats of a line of cache
+constexpr float kLeast = -80.0F;   // logarithm of the least decay
 
 constexpr std::size_t up(std::size_t count, std::size_t to) { return (count + to - 1) / to * to; }
 
@@ -146,6 +148,12 @@ FLASHMOE_INLINE const float* input_at(const DeltaChunk& c, std::size_t place) {
                         : c.step.qkv + (place - past) * channels;
 }
 
+// Asks for memory that is wanted soon: rows of one head lie pages apart, where no processor sees
+// them coming. Not too far ahead: they share few sets of the cache.
+FLASHMOE_INLINE void expect(const float* row, std::size_t count) {
+    for (std::size_t i = 0; i < count; i += kLine) __builtin_prefetch(row + i);
+}
+
 // silu of the convolution of channels [first, first + count), zeros beyond up to `stride`.
 // kTaps is their number, or 0: any.
 template <std::size_t kTaps>
@@ -154,6 +162,8 @@ void convolve_rows(const DeltaChunk& c, Block block, std::size_t first, std::siz
     const std::size_t channels = c.step.channels(), taps = kTaps == 0 ? c.step.taps : kTaps;
     for (std::size_t t = 0; t < block.count; ++t) {
         for (std::size_t i = up(count, kLanes); i < stride; ++i) into[t * stride + i] = 0;
+        const std::size_t later = block.first + t + kAhead;
+        if (later < c.tokens) expect(c.step.qkv + later * channels + first, count);
         for (std::size_t i = 0; i < count; i += kLanes) {
             const std::size_t left = count - i, at = first + i;
             Vec total{};
@@ -336,11 +346,22 @@ FLASHMOE_INLINE void pass_panel(const DeltaChunk& c, const Desk& desk, Block blo
     }
 }
 
+// Asks for what finish_rows will read and write of the token after `rows` others of the block.
+FLASHMOE_INLINE void expect_gates(const DeltaChunk& c, Block block, std::size_t rows,
+                                  std::size_t head) {
+    if (rows >= block.count) return;
+    const DeltaStep& s = c.step;
+    const std::size_t at = ((block.first + rows) * s.value_heads + head) * s.value_dim;
+    expect(s.z + at, s.value_dim);
+    expect(s.y + at, s.value_dim);
+}
+
 // Norm and gate of one value head's outcome.
 void finish_rows(const DeltaChunk& c, const Desk& desk, Block block, std::size_t head) {
     const DeltaStep& s = c.step;
     const std::size_t width = s.value_dim;
     for (std::size_t t = 0; t < block.count; ++t) {
+        expect_gates(c, block, t + kAhead / 2, head);
         const float* o = desk.o + t * desk.values;
         const std::size_t at = ((block.first + t) * s.value_heads + head) * width;
         const Vec inverse = splat(inverse_rms(o, width, s.eps));
@@ -394,6 +415,8 @@ void heads(const DeltaChunk& c, std::size_t group, std::size_t begin, std::size_
         prepare_keys(c, desk, block, group);
         for (std::size_t h = begin; h < end; ++h) {
             const std::size_t head = first + h;
+            for (std::size_t ahead = 0; ahead < kAhead / 2; ++ahead)
+                expect_gates(c, block, ahead, head);
             clear(desk.v + block.count * desk.values, (kBlock - block.count) * desk.values);
             convolve(c, block, 2 * keys + head * s.value_dim, s.value_dim, desk.v, desk.values);
             prepare_head(c, desk, block, head);

@@ -28,14 +28,17 @@ typedef std::int8_t Codes __attribute__((vector_size(FLASHMOE_LANES)));
 constexpr std::size_t least(std::size_t a, std::size_t b) { return a < b ? a : b; }
 constexpr float larger(float a, float b) { return a > b ? a : b; }
 
+// A part of a vector takes another way than a whole one, which so never passes through memory.
 template <class Type>
 inline __attribute__((always_inline)) Type take(const void* from, std::size_t count) {
-    Type v{};
-    if (count >= kLanes)
-        __builtin_memcpy(&v, from, sizeof v);
-    else
-        __builtin_memcpy(&v, from, count * sizeof v / kLanes);
-    return v;
+    if (count >= kLanes) {
+        Type whole;
+        __builtin_memcpy(&whole, from, sizeof whole);
+        return whole;
+    }
+    Type part{};
+    __builtin_memcpy(&part, from, count * sizeof part / kLanes);
+    return part;
 }
 
 // Up to kLanes floats, zeros beyond; nothing past them is touched.

@@ -162,7 +162,7 @@ def steps(threads: int) -> None:
         rng.standard_normal((1, 256), np.float32),
     )
     turns({
-        "norm": lambda: cpu.rms_norm(x, weight, 1e-6),
+        "norm": lambda: cpu.rms_norm(x, weight, 1e-6, threads=1),
         "norm, numpy": lambda: reference.rms_norm(x, weight, 1e-6),
         "router": lambda: cpu.route(logits, 8, True),
         "router, numpy": lambda: reference.route(logits, 8, True),

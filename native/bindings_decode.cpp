@@ -32,7 +32,8 @@ std::vector<float> copied(const ConstFloats& array, std::size_t count, const cha
 }
 
 void rms_norm(const ConstFloats& x, const ConstVector32& weight, float eps, const Floats& y,
-              const std::string& set_name) {
+              int threads, const std::string& set_name) {
+    require_threads(threads);
     const InstructionSet& set = set_of(set_name);
     const std::size_t width = weight.size();
     require(width > 0 && x.size() % width == 0, "x must be (..., width) with the weight's width");
@@ -41,7 +42,16 @@ void rms_norm(const ConstFloats& x, const ConstVector32& weight, float eps, cons
     const float* factor = floats_of(weight, width, "weight must be (width)");
     float* into = floats_of(y, rows * width, "y must be as large as x");
     const NativeWork working;
-    decode_of(set).rms_norm(x.data(), rows, width, factor, eps, into);
+    flashmoe::rms_norm(set, x.data(), rows, width, factor, eps, into, threads);
+}
+
+void add(const ConstFloats& x, const Floats& y, int threads) {
+    require_threads(threads);
+    const std::size_t count = x.size();
+    const float* from = floats_of(x, count, "x must be aligned to 4 bytes");
+    float* into = floats_of(y, count, "y must be as large as x");
+    const NativeWork working;
+    flashmoe::add(from, count, into, threads);
 }
 
 void route(const ConstMatrix32& logits, bool renormalize,
@@ -134,6 +144,24 @@ public:
         s.y = floats_of(y, values, "y must be (value heads, value dim)");
         const NativeWork working;
         gated_delta(set, s, threads);
+    }
+
+    void chunk(const ConstMatrix32& qkv, const ConstFloats& z, const ConstFloats& b,
+               const ConstFloats& a, const ConstFloats& conv_in, const ConstFloats& delta_in,
+               const Floats& conv_out, const Floats& delta_out, const Floats& y, std::int64_t start,
+               int threads, const std::string& set_name) const {
+        require_threads(threads);
+        require(start >= 0, "start must not be negative");
+        const InstructionSet& set = set_of(set_name);
+        DeltaStep s = on(conv_in, delta_in, conv_out, delta_out);
+        const std::size_t tokens = qkv.shape(0), values = s.value_heads * s.value_dim;
+        s.qkv = floats_of(qkv, tokens * s.channels(), "qkv must be (T, channels)");
+        s.z = floats_of(z, tokens * values, "z must be (T, value heads, value dim)");
+        s.b = floats_of(b, tokens * s.value_heads, "b must be (T, value heads)");
+        s.a = floats_of(a, tokens * s.value_heads, "a must be (T, value heads)");
+        s.y = floats_of(y, tokens * values, "y must be (T, value heads, value dim)");
+        const NativeWork working;
+        gated_delta(set, DeltaChunk{s, tokens, static_cast<std::size_t>(start)}, threads);
     }
 
     void block(const ConstFloats& x, const BlockHandle& block, const ConstFloats& conv_in,
@@ -327,7 +355,8 @@ private:
 
 void bind_decode(nb::module_& module) {
     module.def("rms_norm", &rms_norm, "x"_a.noconvert(), "weight"_a.noconvert(), "eps"_a,
-               "y"_a.noconvert(), "instruction_set"_a = "");
+               "y"_a.noconvert(), "threads"_a, "instruction_set"_a = "");
+    module.def("add", &add, "x"_a.noconvert(), "y"_a.noconvert(), "threads"_a);
     module.def("route", &route, "logits"_a.noconvert(), "renormalize"_a, "ids"_a.noconvert(),
                "weights"_a.noconvert(), "instruction_set"_a = "");
     nb::class_<BlockHandle>(module, "Block")
@@ -342,6 +371,10 @@ void bind_decode(nb::module_& module) {
              "a"_a.noconvert(), "conv_in"_a.noconvert(), "delta_in"_a.noconvert(),
              "conv_out"_a.noconvert(), "delta_out"_a.noconvert(), "y"_a.noconvert(), "threads"_a,
              "instruction_set"_a = "")
+        .def("chunk", &DeltaNet::chunk, "qkv"_a.noconvert(), "z"_a.noconvert(), "b"_a.noconvert(),
+             "a"_a.noconvert(), "conv_in"_a.noconvert(), "delta_in"_a.noconvert(),
+             "conv_out"_a.noconvert(), "delta_out"_a.noconvert(), "y"_a.noconvert(), "start"_a,
+             "threads"_a, "instruction_set"_a = "")
         .def("block", &DeltaNet::block, "x"_a.noconvert(), "block"_a, "conv_in"_a.noconvert(),
              "delta_in"_a.noconvert(), "conv_out"_a.noconvert(), "delta_out"_a.noconvert(),
              "y"_a.noconvert(), "threads"_a, "instruction_set"_a = "");

@@ -1,13 +1,32 @@
-// The mixers of a decode step, split over threads.
+// The mixers of a decode step, and what is done to each number, split over threads.
 
 #include "decode.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "dispatch.h"
 #include "threads.h"
 
 namespace flashmoe {
+
+void rms_norm(const InstructionSet& set, const float* x, std::size_t rows, std::size_t width,
+              const float* weight, float eps, float* y, int threads) {
+    parallel_rows(rows, worth(4 * rows * width, threads),
+                  [&](std::size_t begin, std::size_t end, int) {
+                      decode_of(set).rms_norm(x + begin * width, end - begin, width, weight, eps,
+                                              y + begin * width);
+                  });
+}
+
+void add(const float* x, std::size_t count, float* y, int threads) {
+    constexpr std::size_t kStretch = 1024;
+    parallel_rows((count + kStretch - 1) / kStretch, worth(4 * count, threads),
+                  [&](std::size_t begin, std::size_t end, int) {
+                      const std::size_t last = std::min(end * kStretch, count);
+                      for (std::size_t i = begin * kStretch; i < last; ++i) y[i] += x[i];
+                  });
+}
 
 void gated_delta(const InstructionSet& set, const DeltaStep& step, int threads) {
     const std::size_t work = 4 * step.value_heads * step.key_dim * step.value_dim;

@@ -112,6 +112,11 @@ extern const DecodeKernels decode_avx2, decode_avx512;  // x86-64 builds only
 
 struct InstructionSet;  // dispatch.h
 
+// y = x / sqrt(mean(x^2) + eps) * weight for each of `rows`, and y += x.
+void rms_norm(const InstructionSet& set, const float* x, std::size_t rows, std::size_t width,
+              const float* weight, float eps, float* y, int threads);
+void add(const float* x, std::size_t count, float* y, int threads);
+
 void gated_delta(const InstructionSet& set, const DeltaStep& step, int threads);
 
 void attend(const InstructionSet& set, const AttendStep& step, int threads);

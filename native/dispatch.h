@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "chunk_delta.h"
 #include "decode.h"
 #include "kernels.h"
 #include "panels.h"
@@ -37,6 +38,7 @@ struct InstructionSet {
     const char* name;
     const RowKernels* kernels;              // null: the portable kernels
     const DecodeKernels* decode = nullptr;  // null: likewise
+    const DeltaChunkKernels* delta = nullptr;
     const PanelKernels* panels = &panels_generic;
 };
 

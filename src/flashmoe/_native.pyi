@@ -127,9 +127,13 @@ def rms_norm(
     weight: npt.NDArray[np.float32],
     eps: float,
     y: npt.NDArray[np.float32],
+    threads: int,
     instruction_set: str = "",
 ) -> None:
     """Write ``y = x / sqrt(mean(x^2) + eps) * weight`` over the last axis."""
+
+def add(x: npt.NDArray[np.float32], y: npt.NDArray[np.float32], threads: int) -> None:
+    """Write ``y += x``, of equal size."""
 
 def route(
     logits: npt.NDArray[np.float32],
@@ -177,6 +181,22 @@ class DeltaNet:
         instruction_set: str = "",
     ) -> None:
         """One token; writes y and the new state, which is not the old one's memory."""
+    def chunk(
+        self,
+        qkv: npt.NDArray[np.float32],
+        z: npt.NDArray[np.float32],
+        b: npt.NDArray[np.float32],
+        a: npt.NDArray[np.float32],
+        conv_in: npt.NDArray[np.float32],
+        delta_in: npt.NDArray[np.float32],
+        conv_out: npt.NDArray[np.float32],
+        delta_out: npt.NDArray[np.float32],
+        y: npt.NDArray[np.float32],
+        start: int,
+        threads: int,
+        instruction_set: str = "",
+    ) -> None:
+        """T tokens, the first at ``start``: qkv (T, channels), z, b and a likewise, y as z."""
     def block(
         self,
         x: npt.NDArray[np.float32],

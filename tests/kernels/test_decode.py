@@ -36,10 +36,10 @@ def near(got, wanted, tolerance):
 def test_rms_norm(kind, width):
     x, weight = normal(1, 3, 2, width) * 7, normal(2, width)
     y = np.full_like(x, np.nan)
-    _native.rms_norm(x, weight, 1e-6, y, kind)
+    _native.rms_norm(x, weight, 1e-6, y, 1, kind)
     assert near(y, reference.rms_norm(x.astype(F64), weight.astype(F64), 1e-6), NORM)
     x[0, 0, -1] = np.nan
-    _native.rms_norm(x, weight, 1e-6, y, kind)
+    _native.rms_norm(x, weight, 1e-6, y, 1, kind)
     assert np.isnan(y[0, 0]).all() and np.isfinite(y[1:]).all()
 
 

@@ -59,7 +59,7 @@ def run_every_step() -> None:
     for kind in _native.instruction_sets():
         for width in (1, 5, 16, 23, 33, 80):
             x, y = walled(3, width), walled(3, width)
-            _native.rms_norm(x, walled(width), 1e-6, y, kind)
+            _native.rms_norm(x, walled(width), 1e-6, y, 1, kind)
             top = min(4, width)
             _native.route(x, True, walled(3, top, kind=np.int64), walled(3, top), kind)
             _native.combine(walled(3, 2, width), walled(3, 2), y, kind)
@@ -70,6 +70,10 @@ def run_every_step() -> None:
             net.step(walled(channels), walled(4 * width), walled(2), walled(2), walled(*conv),
                      walled(*delta), walled(*conv), walled(*delta), walled(4 * width), 1,
                      kind)  # fmt: skip
+            for start in (0, 61):
+                net.chunk(walled(5, channels), walled(5, 4 * width), walled(5, 2), walled(5, 2),
+                          walled(*conv), walled(*delta), walled(*conv), walled(*delta),
+                          walled(5, 4 * width), start, 1, kind)  # fmt: skip
             heads, dim = 13, width + width % 2
             norm = walled(dim)
             attention = _native.Attention(heads, 1, dim, dim, True, norm, norm, 1e-6)

@@ -1,9 +1,8 @@
 """The door to the native kernels: checks shape, dtype and contiguity, then calls.
 
-Owns nothing of the formulas (``native/kernels.h``, ``native/decode.h``) and no state but handles:
-the native description of a matrix, an expert or a layer is made once and kept while that lives.
-Float32 activations only. Results do not depend on ``threads``. Attention is
-native, the gated delta net of a single token too; that of more tokens is the reference's.
+Owns nothing of the formulas (``native/kernels.h``, ``decode.h``, ``panels.h``, ``chunk_*.h``) and
+no state but handles: the native description of a matrix, an expert or a layer is made once and kept
+while that lives. Float32 activations only. Results do not depend on ``threads``.
 """
 
 from __future__ import annotations
@@ -171,10 +170,16 @@ def experts(
     return y
 
 
-def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+def rms_norm(x: Array, weight: Array, eps: float, *, threads: int) -> Array:
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis."""
     y = np.empty(x.shape, np.float32)
-    _native.rms_norm(np.ascontiguousarray(x), weight, eps, y)
+    _native.rms_norm(np.ascontiguousarray(x), weight, eps, y, threads)
+    return y
+
+
+def add(y: Array, x: Array, *, threads: int) -> Array:
+    """``y + x``, in y's memory."""
+    _native.add(x, y, threads)
     return y
 
 
@@ -217,15 +222,18 @@ def gated_delta(
     weights: DeltaWeights,
     state: tuple[Array, Array],
     room: tuple[Array, Array] | None = None,
+    start: int = 0,
     *,
     threads: int,
 ) -> tuple[Array, tuple[Array, Array]]:
-    """The gated delta net of T tokens; natively for one."""
-    if len(qkv) != 1:
-        return mixers.gated_delta(qkv, z, b, a, weights, state)
+    """The gated delta net of T tokens: one is a decode step, more pass in blocks."""
     delta, conv = room or (np.empty_like(state[0]), np.empty_like(state[1]))
     y = np.empty(z.shape, np.float32)
-    _delta(weights).step(qkv, z, b, a, state[1], state[0], conv, delta, y, threads)
+    arrays = qkv, z, b, a, state[1], state[0], conv, delta, y
+    if len(qkv) == 1:
+        _delta(weights).step(*arrays, threads)
+    else:
+        _delta(weights).chunk(*arrays, start, threads)
     return y, (delta, conv)
 
 
@@ -258,12 +266,13 @@ def delta_block(
     state: tuple[Array, Array],
     room: tuple[Array, Array],
     parts: Parts,
+    start: int = 0,
     *,
     threads: int,
 ) -> tuple[Array, tuple[Array, Array]]:
     """``x + gated_delta(norm(x))`` and the new state; in one native call for one token."""
     if len(x) != 1:
-        return mixers.delta_block(x, block, weights, state, room, parts)
+        return mixers.delta_block(x, block, weights, state, room, parts, start)
     x = _fitting(x, block.inputs[0])
     y = np.empty(x.shape, np.float32)
     native = _delta(weights)
@@ -282,7 +291,8 @@ def table(threads: int) -> Kernels:
         project=partial(project, threads=threads),
         swiglu=partial(swiglu, threads=threads),
         experts=partial(experts, threads=threads),
-        rms_norm=rms_norm,
+        rms_norm=partial(rms_norm, threads=threads),
+        add=partial(add, threads=threads),
         attend=partial(attend, threads=threads),
         gated_delta=partial(gated_delta, threads=threads),
         attention_block=partial(attention_block, threads=threads),

@@ -18,6 +18,7 @@ from flashmoe.kernels.kv import KeyValues
 from flashmoe.kernels.reference import (
     Matmul,
     attention,
+    blocks,
     causal_conv,
     delta_rule,
     l2_norm,
@@ -72,6 +73,8 @@ class Parts(Protocol):
     @property
     def rms_norm(self) -> Callable[[Array, Array, float], Array]: ...
     @property
+    def add(self) -> Callable[[Array, Array], Array]: ...
+    @property
     def project(self) -> Callable[[Array, Sequence[Matrix]], tuple[Array, ...]]: ...
     @property
     def matmul(self) -> Matmul: ...
@@ -87,7 +90,7 @@ def attention_block(
     """``x + attention(norm(x))`` of T tokens, (T, hidden); ``block.inputs`` give q, k and v."""
     q, k, v = parts.project(parts.rms_norm(x, block.norm, block.eps), block.inputs)
     (y,) = parts.project(parts.attend(q, k, v, weights, kv), (block.out,))
-    return x + y
+    return parts.add(y, x)
 
 
 def delta_block(
@@ -97,14 +100,17 @@ def delta_block(
     state: tuple[Array, Array],
     room: tuple[Array, Array],
     parts: Parts,
+    start: int = 0,
 ) -> tuple[Array, tuple[Array, Array]]:
     """``x + gated_delta(norm(x))`` of T tokens, (T, hidden), and the new state.
 
-    ``block.inputs`` give qkv, z, b and a; states are those of :func:`gated_delta`.
+    ``block.inputs`` give qkv, z, b and a; states and ``start`` are those of :func:`gated_delta`.
     """
     inputs = parts.project(parts.rms_norm(x, block.norm, block.eps), block.inputs)
-    y, state = parts.gated_delta(*inputs, weights, state, room)
-    return x + parts.matmul(y, block.out), state
+    y, state = parts.gated_delta(*inputs, weights, state, room, start)
+    del inputs  # the largest arrays of the block
+    (out,) = parts.project(y, (block.out,))
+    return parts.add(out, x), state
 
 
 def attend(q: Array, k: Array, v: Array, weights: AttentionWeights, kv: KeyValues) -> Array:
@@ -135,22 +141,32 @@ def gated_delta(
     weights: DeltaWeights,
     state: tuple[Array, Array],
     room: tuple[Array, Array] | None = None,
+    start: int = 0,
 ) -> tuple[Array, tuple[Array, Array]]:
     """The gated delta net of T tokens; returns (T, value_heads * value_dim) and the new state.
 
-    qkv is (T, channels), z (T, value_heads * value_dim), b and a (T, value_heads). The state is
-    delta (value_heads, key_dim, value_dim) and conv (taps - 1, channels), and is left as it was;
-    the new one may lie in ``room``, two arrays of the same shapes.
+    qkv is (T, channels), z (T, value_heads * value_dim), b and a (T, value_heads); the first token
+    stands at ``start``. The state is delta (value_heads, key_dim, value_dim) and conv (taps - 1,
+    channels), and is left as it was; the new one may lie in ``room``, two arrays of the same
+    shapes. Holds intermediates of one block of tokens at a time.
     """
     del room
-    shape, count = weights.shape, len(qkv)
+    y = np.empty_like(z)
+    for rows in blocks(start, len(qkv)):
+        y[rows], state = _delta_block(qkv[rows], z[rows], b[rows], a[rows], weights, state)
+    return y, state
+
+
+def _delta_block(
+    qkv: Array, z: Array, b: Array, a: Array, weights: DeltaWeights, state: tuple[Array, Array]
+) -> tuple[Array, tuple[Array, Array]]:
     delta, conv = state
     mixed, conv = causal_conv(qkv, conv, weights.conv)
-    q, k, v = split(mixed, shape)
+    q, k, v = split(mixed, weights.shape)
     step = np.logaddexp(a + weights.dt_bias, a.dtype.type(0))
     o, delta = delta_rule(q, k, v, weights.decay * step, sigmoid(b), delta)
     y = rms_norm(o, weights.norm, weights.eps) * silu(z.reshape(o.shape))
-    return y.reshape(count, -1), (delta, conv)
+    return y.reshape(z.shape), (delta, conv)
 
 
 def split(mixed: Array, shape: RecurrentShape) -> tuple[Array, Array, Array]:

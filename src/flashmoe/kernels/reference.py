@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,7 +29,11 @@ CONTEXT_BLOCK = 256
 """Keys of one partial softmax (as in native/decode.h)."""
 
 CHUNK = 64
-"""Tokens a block of the chunked delta rule (the size that the published models use)."""
+"""Tokens a block of the chunked delta rule (the size that the published models use).
+
+Blocks end at multiples of it, counted from the timeline's start, so that results do not depend on
+where a prompt is cut, if it is cut at such multiples.
+"""
 
 
 def matmul(x: Array, weights: Matrix) -> Array:
@@ -79,6 +84,12 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis; weight as it is applied."""
     mean = np.mean(x * x, axis=-1, keepdims=True)
     y: Array = x / np.sqrt(mean + x.dtype.type(eps)) * weight
+    return y
+
+
+def add(y: Array, x: Array) -> Array:
+    """``y + x``, in y's memory."""
+    y += x
     return y
 
 
@@ -183,21 +194,26 @@ def l2_norm(x: Array) -> Array:
 def delta_rule(
     q: Array, k: Array, v: Array, log_decay: Array, beta: Array, state: Array
 ) -> tuple[Array, Array]:
-    """The gated delta rule over T tokens; returns outputs (T, heads, dv) and the new state.
+    """The gated delta rule over T tokens of one block; returns (T, heads, dv) and the new state.
 
     q and k are (T, heads, dk), normalised and q scaled; v (T, heads, dv); log_decay and beta
     (T, heads); state (heads, dk, dv). One token takes the recurrent form, more the chunked one
-    (Yang et al., Gated Delta Networks, arXiv 2412.06464, section 3.3).
+    (Yang et al., Gated Delta Networks, arXiv 2412.06464, section 3.3). Memory grows with T
+    squared: see :func:`blocks`.
     """
     if len(q) == 1:
         o, state = delta_step(q[0], k[0], v[0], log_decay[0], beta[0], state)
         return o[None], state
-    outputs = []
-    for start in range(0, len(q), CHUNK):
-        inputs = (a[start : start + CHUNK].swapaxes(0, 1) for a in (q, k, v, log_decay, beta))
-        o, state = _delta_chunk(*inputs, state=state)
-        outputs.append(o.swapaxes(0, 1))
-    return np.concatenate(outputs), state
+    inputs = (a.swapaxes(0, 1) for a in (q, k, v, log_decay, beta))
+    o, state = _delta_chunk(*inputs, state=state)
+    return o.swapaxes(0, 1), state
+
+
+def blocks(start: int, count: int) -> list[slice]:
+    """``count`` tokens from position ``start`` on, cut at multiples of :data:`CHUNK`."""
+    first = CHUNK - start % CHUNK
+    edges = [0, *range(first, count, CHUNK), count]
+    return [slice(*pair) for pair in pairwise(edges)]
 
 
 def delta_step(

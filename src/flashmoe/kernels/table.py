@@ -36,6 +36,7 @@ class Kernels:
     swiglu: Callable[..., Array] = reference.swiglu
     experts: Callable[..., Array] = reference.experts
     rms_norm: Callable[[Array, Array, float], Array] = reference.rms_norm
+    add: Callable[[Array, Array], Array] = reference.add
     attend: Callable[..., Array] = mixers.attend
     gated_delta: Callable[..., tuple[Array, tuple[Array, Array]]] = mixers.gated_delta
     attention_block: Callable[..., Array] = mixers.attention_block

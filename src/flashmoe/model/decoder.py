@@ -46,14 +46,14 @@ class Layer:
         self.moe = MixtureOfExperts(shape, trunk, index, kernels, observer)
         self.following: Layer | None = None
 
-    def forward(self, x: Array, state: LayerState, streamer: Streamer) -> Array:
-        """(T, hidden) to (T, hidden)."""
-        x = self._mix(x, state)
+    def forward(self, x: Array, state: LayerState, position: int, streamer: Streamer) -> Array:
+        """(T, hidden) to (T, hidden); the first token stands at ``position``."""
+        x = self._mix(x, state, position)
         self.observer.ended(self.index, "mixer")
         normed = self.kernels.rms_norm(x, self.post_norm, self.eps)
         if self.following is not None and len(x) == 1:
             streamer.foresee(self.following.index, partial(self.following.rank, x))
-        x = x + self.moe.forward(normed, streamer)
+        x = self.kernels.add(self.moe.forward(normed, streamer), x)
         self.observer.ended(self.index, "experts")
         return x
 
@@ -62,12 +62,12 @@ class Layer:
         likeliest first; ``x`` is the residual stream before it has come so far."""
         return self.moe.rank(self.kernels.rms_norm(x, self.post_norm, self.eps))
 
-    def _mix(self, x: Array, state: LayerState) -> Array:
+    def _mix(self, x: Array, state: LayerState, position: int) -> Array:
         match self.mixer, state:
             case Attention() as mixer, KeyValues():
                 return mixer.forward(x, state)
             case GatedDeltaNet() as net, RecurrentState():
-                return net.forward(x, state)
+                return net.forward(x, state, position)
         raise TypeError(f"layer {self.index} and its state are of different kinds")
 
 
@@ -100,7 +100,7 @@ class Decoder:
         x = lookup(ids, self.embedding, self.kernels.dtype)
         self.observer.ended(0, "embed")
         for layer, memory in zip(self.layers, state.layers, strict=True):
-            x = layer.forward(x, memory, streamer)
+            x = layer.forward(x, memory, state.position, streamer)
         state.position += len(ids)
         state.last = x[-1:].copy()
         return x

@@ -44,9 +44,14 @@ class GatedDeltaNet:
             norm=trunk.norm(f"{name}.norm", self.shape.value_dim, 0),  # never 1 + w
         )
 
-    def forward(self, x: Array, state: RecurrentState) -> Array:
-        """``x + gated_delta(norm(x))``, (T, hidden); moves ``state`` on by T tokens."""
+    def forward(self, x: Array, state: RecurrentState, position: int) -> Array:
+        """``x + gated_delta(norm(x))``, (T, hidden); moves ``state`` on by T tokens.
+
+        The first of them stands at ``position``.
+        """
         before, room = (state.delta, state.conv), state.room()
-        y, after = self.kernels.delta_block(x, self.block, self.weights, before, room, self.kernels)
+        y, after = self.kernels.delta_block(
+            x, self.block, self.weights, before, room, self.kernels, position
+        )
         state.replace(*after)
         return y

@@ -34,6 +34,7 @@ from flashmoe.stream.direct import DirectReader, Urgency
 from flashmoe.stream.drives import Drives
 from flashmoe.stream.guesses import Guesses
 from flashmoe.stream.holding import Hold
+from flashmoe.stream.passage import Passage
 from flashmoe.stream.prefetch import Prefetch
 from flashmoe.stream.pressure import Relief
 from flashmoe.stream.reads import Reads
@@ -94,6 +95,9 @@ class Streamer:
             self._warmup,
             self._guesses,
             self.counters,
+        )
+        self._passage = Passage(
+            self._cache, self._slots, self._records, self._reader, self._reads, self._guesses
         )
         # By layer: the experts of its last hint, unless held since, and which had a slot then.
         self._asked: dict[int, dict[int, bool]] = {}
@@ -170,7 +174,7 @@ class Streamer:
         self.usage.note(layer, ids)
         hold = self._hold = self._claim(layer, experts)
         if hold.absent:
-            self._start_absent(hold)
+            self._passage.start(hold, self._note())
         self._guess()
         self._sound = True
         return Arrivals(partial(self._take, hold), partial(self._end, hold))
@@ -261,8 +265,7 @@ class Streamer:
         return partial(self._relief.note, self)
 
     def _claim(self, layer: int, experts: list[int]) -> Hold:
-        """Count a routing, sort it by where its experts are, and pin those in memory."""
-        hold = Hold(layer, frozenset(experts), len(experts) <= self._lasting)
+        """Count a routing, and open its hold."""
         asked = self._asked.pop(layer, {})
         new = [expert for expert in experts if expert not in asked]
         if new:
@@ -270,22 +273,9 @@ class Streamer:
         if self._guesses.unasked:  # hinted, gone, and guessed again: wanted now all the same
             self._guesses.asked(layer, experts)
         hits = sum(asked[expert] for expert in experts)
-        tickets = self._reads.tickets
-        for expert, slot in zip(experts, self._cache.slots_of(layer, experts), strict=True):
-            if tickets and (layer, expert) in tickets:
-                hold.coming[tickets[layer, expert]] = expert
-            elif slot >= 0:
-                hold.here.append(expert)
-                hold.places[expert] = slot
-            else:
-                hold.absent.append(expert)
-        self._cache.pin_all(layer, hold.here)
-        self._slots.move_all(hold.places.values(), State.HELD)
-        if hold.coming:
-            self._reader.promote_all(list(hold.coming))
         self.counters.hits += hits
         self.counters.misses += len(experts) - hits
-        return hold
+        return self._passage.claim(layer, experts, lasts=len(experts) <= self._lasting)
 
     def _ask(self, layer: int, experts: list[int]) -> tuple[dict[int, bool], list[int]]:
         """Which experts were in memory, and not because of a guess, and all that have slots.
@@ -331,38 +321,12 @@ class Streamer:
             raise hold.failed
         self._sound = False
         try:
-            self._await(hold)
+            batch = self._passage.take(hold, most, self._note())
         except ReadError:
             self._sound = True  # the read that failed is put away
             raise
-        count = most if hold.lasts else 1
-        experts, hold.here = hold.here[:count], hold.here[count:]
-        hold.yielded += experts
-        layout, slots = self._records.layout(hold.layer), self._slots
-        batch = [(expert, slots.expert(hold.places[expert], layout)) for expert in experts]
         self._sound = True
         return batch
-
-    def _await(self, hold: Hold) -> None:
-        """Where nothing is there, wait for something, and take all that has come by then."""
-        while True:
-            if hold.absent:
-                self._start_absent(hold)
-            if hold.here:
-                return
-            if hold.coming:
-                self._reads.collect(hold)
-            else:
-                self._reads.make_room()
-
-    def _start_absent(self, hold: Hold) -> None:
-        """Start reads for an open hold; its consumed experts give way if it has too many."""
-        self._guesses.busy()
-        start, note = partial(self._reads.start, hold.layer, hold.absent), self._note()
-        hold.coming.update(start(note, Urgency.DEMANDED))
-        while hold.absent and hold.yielded and not hold.lasts:
-            self._release(hold, [hold.yielded.pop(0)])
-            hold.coming.update(start(note, Urgency.DEMANDED))
 
     def _end(self, hold: Hold) -> bool:
         """Leave a hold; False where another hold or an interrupt has ended it already."""
@@ -370,16 +334,9 @@ class Streamer:
             return False
         if self._open and self._sound:
             self._sound = False
-            self._release(hold, hold.here + hold.yielded)
-            if hold.coming:
-                self._reads.settle([(hold.layer, expert) for expert in hold.coming.values()])
+            self._passage.end(hold)
             narrow = len(hold.wanted) <= self._store.shape.experts.top_k
             self._guesses.ended(hold.layer, hold.waited_ms if narrow else None)
             self._hold = None
             self._sound = True
         return True
-
-    def _release(self, hold: Hold, experts: list[int]) -> None:
-        """Whoever asked for these experts has done with them."""
-        self._slots.move_all([hold.places.pop(expert) for expert in experts], State.READY)
-        self._cache.unpin_all(hold.layer, experts)

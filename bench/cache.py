@@ -1,11 +1,16 @@
 """Hit rates of the cache policy on a routing log, beside LRU, decayed LFU and Belady's limit.
 
-    .venv/bin/python bench/cache.py TRACE [--share 0.1,0.17,0.25,0.5] [--json]
+    .venv/bin/python bench/cache.py TRACE [--share 0.1,0.17,0.25,0.5] [--prompt 64] [--json]
 
 Slots for a share of all experts, rounded down; the cache starts empty. Replayed as the streamer
 asks: the distinct experts that a pass wants of a layer are all looked up, then those that are
 absent are admitted, and while others can leave, none of the layer's own routing does. Prints a
 table and, last, one JSON line; with ``--json`` that line only.
+
+With ``--prompt`` so many tokens of the log pass together first, in chunks of at most CHUNK, into
+an empty cache, from several places of the log; the table has the hit rate of the 20 and of the 50
+tokens that follow, ours and where the chunk's tokens are not told apart, and the experts read for
+the prompt.
 """
 
 from __future__ import annotations
@@ -20,13 +25,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import results
 
 from flashmoe.apps import routing
 from flashmoe.apps.routing_log import RoutingLog, read
+from flashmoe.quant import Array
 from flashmoe.stream.cache import Cache, Key
+from flashmoe.stream.passage import WINDOW
 
 REPEATS = 3
+
+CHUNK = 256
+"""Tokens of a prompt that pass together."""
+
+AFTER = (20, 50)
+PLACES = 5
+"""Tokens decoded after a prompt; places of the log where one begins."""
 
 LFU_HALF_LIFE = 16
 """Sweeps over all layers: tokens, when decoding."""
@@ -157,15 +172,71 @@ def compare(log: RoutingLog, share: float) -> dict[str, float]:
     return {name: round(value, 4) for name, value in rates.items()}
 
 
+def told(cache: Cache, layer: int, ids: Array) -> int:
+    """A chunk as the streamer asks for it; how many experts were read."""
+    return len(routing.sweep(cache, layer, ids, max(WINDOW, 2 * ids.shape[1])))
+
+
+def untold(cache: Cache, layer: int, ids: Array) -> int:
+    """The same by look-ups of its distinct experts."""
+    absent = [e for e in np.unique(ids).tolist() if cache.lookup((layer, e)) is None]
+    for expert in absent:
+        cache.admit((layer, expert))
+    return len(absent)
+
+
+def after_prompt(
+    log: RoutingLog, share: float, prompt: int, ask: Callable[[Cache, int, Array], int]
+) -> tuple[float, float, float]:
+    """Hit rates of the 20 and of the 50 tokens after a prompt, and the reads of that prompt."""
+    header, found = log.header, []
+    last = len(log.ids) - prompt - AFTER[-1]
+    if last < 0:
+        raise SystemExit(f"the log has {len(log.ids)} tokens: too few for this prompt")
+    for begin in np.linspace(0, last, PLACES, dtype=int).tolist():
+        cache = Cache(int(share * header.layers * header.experts), header.layers, header.top_k)
+        reads, end = 0, begin + prompt
+        for start in range(begin, end, CHUNK):
+            for layer in range(header.layers):
+                reads += ask(cache, layer, log.ids[start : min(start + CHUNK, end), layer])
+        hits = []
+        for token in log.ids[end : end + AFTER[-1]]:
+            misses = sum(untold(cache, layer, ids) for layer, ids in enumerate(token))
+            hits.append(1 - misses / token.size)
+        found.append((*(np.mean(hits[:count]) for count in AFTER), reads))
+    return tuple(np.mean(found, axis=0).tolist())
+
+
+def compare_prompts(
+    log: RoutingLog, shares: Sequence[float], prompt: int
+) -> list[dict[str, float]]:
+    """A row a share of the slots."""
+    names = ("20", "50", "reads")
+    rows = []
+    for share in shares:
+        row = {"share": share}
+        for name, ask in (("ours", told), ("untold", untold)):
+            values = after_prompt(log, share, prompt, ask)
+            row |= {f"{name}_{of}": round(v, 3) for of, v in zip(names, values, strict=True)}
+        rows.append(row)
+    return rows
+
+
 def main() -> None:
     """Replay and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("trace", type=Path)
     parser.add_argument("--share", default="0.1,0.17,0.25,0.5")
+    parser.add_argument("--prompt", type=int)
     parser.add_argument("--json", action="store_true")
     results.add_arguments(parser)
     given = parser.parse_args()
     log = read(given.trace)
+    if given.prompt:
+        shares = [float(share) for share in given.share.split(",")]
+        for row in compare_prompts(log, shares, given.prompt):
+            print(json.dumps({"trace": given.trace.name, "prompt": given.prompt, **row}))
+        return
     rows = [compare(log, float(share)) for share in given.share.split(",")]
     if not given.json:
         columns = ("ours", "lru", "lfu", "belady", "of_belady", "lookup_us", "admit_us", "call_us")

@@ -49,6 +49,22 @@ public:
         return slots;
     }
 
+    // `rows`: the choices of a chunk's last tokens, a row each.
+    Slots sweep(std::int64_t layer, const Experts& experts,
+                const Array<const std::int64_t, nb::ndim<2>>& rows, std::int64_t tokens) {
+        require(tokens >= 1, "a chunk has tokens");
+        require(reinterpret_cast<std::uintptr_t>(rows.data()) % alignof(std::int64_t) == 0,
+                "arrays of int64 must be aligned to 8 bytes");
+        const Counted working;
+        std::vector<std::int32_t> told(rows.size());
+        for (std::size_t i = 0; i < rows.size(); ++i) {
+            require(rows.data()[i] >= 0 && rows.data()[i] < kMostExperts, "no such expert");
+            told[i] = static_cast<std::int32_t>(rows.data()[i]);
+        }
+        cache_.sweep(layer, experts, told, rows.shape(1), tokens);
+        return slots_of(layer, experts);
+    }
+
     Slots slots_of(std::int64_t layer, const Experts& experts) const {
         const Counted working;
         Slots slots;
@@ -69,6 +85,28 @@ public:
             if (!found) break;
             cache_.pin(key);
             all.push_back(*found);
+        }
+        return all;
+    }
+
+    // Unpins each of `leaving`, and after each admits and pins more of `wanted`, from the front: as
+    // many as there is room for, which grows by `gains` of those that leave.
+    std::vector<Admitted> exchange(std::int64_t layer, const Experts& leaving, const Experts& gains,
+                                   const Experts& wanted, std::int64_t room) {
+        require(leaving.size() == gains.size(), "a gain for each that leaves");
+        const Counted working;
+        std::vector<Admitted> all;
+        for (std::size_t i = 0; i < leaving.size(); ++i) {
+            cache_.unpin({layer, leaving[i]});
+            room += gains[i];
+            while (room > 0 && all.size() < wanted.size()) {
+                const Key key{layer, wanted[all.size()]};
+                const auto found = admitted(key, std::nullopt);
+                if (!found) break;
+                cache_.pin(key);
+                all.push_back(*found);
+                --room;
+            }
         }
         return all;
     }
@@ -130,8 +168,11 @@ void bind_cache(nb::module_& module) {
         .def("slot", &PythonCache::slot, "layer"_a, "expert"_a)
         .def("admit", &PythonCache::admit, "layer"_a, "expert"_a, "chance"_a.none())
         .def("lookup_all", &PythonCache::lookup_all, "layer"_a, "experts"_a)
+        .def("sweep", &PythonCache::sweep, "layer"_a, "experts"_a, "rows"_a.noconvert(), "tokens"_a)
         .def("slots_of", &PythonCache::slots_of, "layer"_a, "experts"_a)
         .def("admit_all", &PythonCache::admit_all, "layer"_a, "experts"_a, "chances"_a.none())
+        .def("exchange", &PythonCache::exchange, "layer"_a, "leaving"_a, "gains"_a, "wanted"_a,
+             "room"_a)
         .def("pin_all", &PythonCache::pin_all, "layer"_a, "experts"_a)
         .def("unpin_all", &PythonCache::unpin_all, "layer"_a, "experts"_a)
         .def("reserve", [](PythonCache& self) { return self.policy().reserve(); })

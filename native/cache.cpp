@@ -12,8 +12,6 @@
 namespace flashmoe {
 namespace {
 
-constexpr std::int64_t kWide = 2;   // a visit to more than so many times what one token chooses is
-                                    // several tokens'
 constexpr std::int64_t kShare = 8;  // a wide visit may displace one slot in so many
 constexpr double kFloor = 1e-4;     // of a chance: the farthest expected use is finite, and ties
                                     // go to the sweep
@@ -63,13 +61,14 @@ void Cache::Layer::rank() {
     }
 }
 
-// The candidate, and the moment of its expected use, or kNobody where there is none.
-double Cache::Layer::choose(std::int64_t layers) {
+// The candidate, and the moment of its expected use, or kNobody where there is none. The layer's
+// next visit is for `times` tokens.
+double Cache::Layer::choose(std::int64_t layers, std::int64_t times) {
     if (keep.empty()) return kNobody;
     candidate = least_of(keep);
     if (candidate == keep.size()) return kNobody;  // a chance that is no number
-    chance = static_cast<double>(keep[candidate]);
     if (keep[candidate] == kOut) return kNobody;
+    chance = std::min(static_cast<double>(keep[candidate]) * static_cast<double>(times), 1.0);
     return static_cast<double>(layers + moment) +
            static_cast<double>(layers) / std::max(chance, kFloor);
 }
@@ -124,7 +123,9 @@ std::optional<Admission> Cache::admit(Key key, std::optional<double> chance) {
     const std::int32_t slot = free_.back();
     free_.pop_back();
     settle(key, slot);
-    if (visiting(key)) {
+    if (tokens_ > 1 && visiting(key)) {
+        layer.passed[index(key.expert)] = 1;
+    } else if (visiting(key)) {
         if (evicted) displacing_.push_back(static_cast<std::int32_t>(key.expert));
     } else if (!chance) {
         make_stale(key.layer);
@@ -254,53 +255,6 @@ void Cache::make_stale(std::int64_t layer) {
     stale = true;
 }
 
-// The layer comes round; the visit before it is over and shelters nobody any more.
-void Cache::visit(std::int64_t layer) {
-    if (!routing_.empty()) {
-        tell();
-        make_stale(layer_);
-        note_width(static_cast<std::int64_t>(routing_.size()));
-    }
-    moment_ += (layer - layer_ - 1 + layers()) % layers() + 1;
-    layer_ = layer;
-    ++visit_;
-    routing_.clear();
-    told_ = 0;
-    displacing_.clear();
-    layers_[index(layer)].forecast.begin();
-    make_stale(layer);
-}
-
-// A visit was so wide. Where it shows that all before were wide, mends what they taught.
-void Cache::note_width(std::int64_t width) {
-    const std::int64_t before = narrowest_;
-    narrowest_ = before ? std::min(before, width) : width;
-    if (top_k_ || !before || width * kWide >= before) return;
-    const double share = static_cast<double>(width) / static_cast<double>(before);
-    for (Layer& layer : layers_) layer.forecast.discount(static_cast<float>(share));
-}
-
-// How many experts one token chooses, as far as is known.
-std::int64_t Cache::narrow() const {
-    const auto width = static_cast<std::int64_t>(routing_.size());
-    if (top_k_) return top_k_;
-    return narrowest_ ? std::min(narrowest_, width) : width;
-}
-
-// Lets the forecast know what the visit has asked.
-void Cache::tell() {
-    if (told_ == routing_.size()) return;
-    const std::int64_t one = narrow();
-    const auto width = static_cast<std::int64_t>(routing_.size());
-    const double weight = std::min(1.0, static_cast<double>(one) / static_cast<double>(width));
-    Layer& visited = layers_[index(layer_)];
-    visited.moment = moment_;
-    visited.forecast.add(std::span<const std::int32_t>(routing_).subspan(told_),
-                         static_cast<float>(weight), width > kWide * one);
-    told_ = routing_.size();
-    make_stale(layer_);
-}
-
 void Cache::settle(Key key, std::int32_t slot) {
     Layer& layer = layer_of(key);
     layer.forecast.cover(index(key.expert));
@@ -311,6 +265,7 @@ void Cache::settle(Key key, std::int32_t slot) {
 
 // Who leaves for an expert; nobody where nobody may.
 std::optional<Key> Cache::victim(Key key) {
+    if (tokens_ > 1) return farthest(1.0);
     if (visiting(key)) {
         const std::int64_t allowed = std::max(kWide * narrow(), slots_ / kShare);
         if (static_cast<std::int64_t>(displacing_.size()) >= allowed) {
@@ -336,9 +291,9 @@ std::optional<Key> Cache::farthest(double chance) {
     for (const std::int64_t number : stale_) {
         Layer& layer = layers_[index(number)];
         layer.rank();
-        if (number == layer_)
+        if (number == layer_ && tokens_ == 1)
             for (const std::int32_t expert : routing_) layer.keep[index(expert)] = kOut;
-        expected_[index(number)] = layer.choose(layers());
+        expected_[index(number)] = layer.choose(layers(), times(number));
         layer.stale = false;
     }
     stale_.clear();
@@ -350,7 +305,7 @@ std::optional<Key> Cache::farthest(double chance) {
         if (layer.chance > chance) return std::nullopt;
         const Key key{number, static_cast<std::int64_t>(layer.candidate)};
         layer.keep[layer.candidate] = kOut;
-        *last = layer.choose(layers());
+        *last = layer.choose(layers(), times(number));
         if (!is_pinned(key)) return key;
         layer.passed[index(key.expert)] = 1;
     }

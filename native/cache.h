@@ -26,6 +26,9 @@ namespace flashmoe {
 // Experts of a layer are numbered below this: the counts of its forecast stay within a gibibyte.
 inline constexpr std::int64_t kMostExperts = 1 << 15;
 
+// A visit to more than so many times what one token chooses is several tokens'.
+inline constexpr std::int64_t kWide = 2;
+
 struct Key {
     std::int64_t layer, expert;
 };
@@ -54,6 +57,12 @@ public:
     std::int32_t lookup(Key key);
     // The slot of an expert, or -1; does not count as a use.
     std::int32_t slot(Key key) const;
+
+    // A visit of a chunk of `tokens`, which want `experts`, each once; `rows` are the choices of
+    // the last of them, `width` each, oldest first. Uses of all. std::invalid_argument for an
+    // expert below 0 or too large, before anything has changed.
+    void sweep(std::int64_t layer, std::span<const std::int64_t> experts,
+               std::span<const std::int32_t> rows, std::size_t width, std::int64_t tokens);
 
     // Gives an absent expert a slot, or nobody may leave for it; with a chance it is only guessed.
     std::optional<Admission> admit(Key key, std::optional<double> chance);
@@ -90,7 +99,7 @@ private:
 
         void cover(std::size_t expert);
         void rank();
-        double choose(std::int64_t layers);
+        double choose(std::int64_t layers, std::int64_t times);
     };
 
     Layer& layer_of(Key key) { return layers_[static_cast<std::size_t>(key.layer)]; }
@@ -101,7 +110,8 @@ private:
     bool visiting(Key key) const;
     bool is_pinned(Key key) const;
     void make_stale(std::int64_t layer);
-    void visit(std::int64_t layer);
+    void visit(std::int64_t layer, std::int64_t tokens = 1);
+    std::int64_t times(std::int64_t layer) const;
     void note_width(std::int64_t width);
     std::int64_t narrow() const;
     void tell();
@@ -122,6 +132,7 @@ private:
     std::int64_t moment_ = -1;
     std::int64_t layer_ = -1;               // being visited
     std::uint64_t visit_ = 0;               // its number
+    std::int64_t tokens_ = 1;               // that it is for, as far as is known
     std::vector<std::int32_t> routing_;     // of the visit, in the order of asking
     std::size_t told_ = 0;                  // of it, how many the forecast knows
     std::vector<std::int32_t> displacing_;  // admitted by the visit in place of others, in order

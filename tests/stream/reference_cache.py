@@ -52,13 +52,19 @@ class _Layer:
     def exclude(self, expert: int) -> None:
         self._keep[expert] = _OUT
 
-    def expected(self, layers: int) -> float:
-        """Choose the candidate; the moment of its expected use, or -1 where there is none."""
+    def expected(self, layers: int, times: int) -> float:
+        """Choose the candidate; the moment of its expected use, or -1 where there is none.
+
+        The layer's next visit is ``times`` tokens'.
+        """
         if not len(self._keep):
             return _NOBODY
         self.candidate = int(self._keep.argmin())
-        self.chance = chance = float(self._keep[self.candidate])
-        return _NOBODY if chance == _OUT else layers + self.moment + layers / max(chance, _FLOOR)
+        chance = float(self._keep[self.candidate])
+        if chance == _OUT:
+            return _NOBODY
+        self.chance = min(chance * times, 1.0)
+        return layers + self.moment + layers / max(self.chance, _FLOOR)
 
 
 class Cache:
@@ -91,6 +97,7 @@ class Cache:
         self._displacing: dict[Key, None] = {}  # admitted by the visit in place of others
         self._top_k = top_k
         self._narrowest: int | None = None  # width of a visit
+        self._tokens = 1  # of the visit, as far as is known
 
     def __len__(self) -> int:
         return len(self._slot)
@@ -106,6 +113,18 @@ class Cache:
         self._routing[expert] = None
         self._told.append(expert)
         return self._slot.get(key)
+
+    def sweep(self, layer: int, experts: list[int], rows: Array, tokens: int) -> list[int | None]:
+        """The slots of all that a chunk of ``tokens`` chooses; ``rows`` are its last tokens'."""
+        self._visit(layer, tokens)
+        self._routing = dict.fromkeys(experts)
+        visited = self._layers[layer]
+        visited.moment = self._moment
+        for number, row in enumerate(rows):
+            if number:
+                visited.forecast.begin()
+            visited.forecast.add(row, 1.0, wide=False)
+        return [self._slot.get((layer, expert)) for expert in experts]
 
     def resident(self, layer: int) -> int:
         """How many experts of a layer have a slot."""
@@ -135,7 +154,9 @@ class Cache:
         slot = self._free.pop()
         self._slot[key] = slot
         self._layers[key[0]].place(key[1])
-        if self._visiting(key):
+        if self._tokens > 1 and self._visiting(key):
+            self._passed.add(key)
+        elif self._visiting(key):
             if evicted is not None:
                 self._displacing[key] = None
         elif chance is None:
@@ -232,13 +253,17 @@ class Cache:
     def _visiting(self, key: Key) -> bool:
         return key[0] == self._layer and key[1] in self._routing
 
-    def _visit(self, layer: int) -> None:
+    def _visit(self, layer: int, tokens: int = 1) -> None:
         """The layer comes round; the visit before it is over and shelters nobody any more."""
         self._check(layer)
         if self._routing:
             self._tell()
             self._stale.add(self._layer)
-            self._note_width(len(self._routing))
+            if self._tokens == 1:
+                self._note_width(len(self._routing))
+        if tokens != self._tokens or (tokens > 1 and layer <= self._layer):
+            self._stale.update(range(self.layers))  # who is still to come has changed
+        self._tokens = tokens
         self._moment += (layer - self._layer - 1) % self.layers + 1
         self._layer = layer
         self._routing = {}
@@ -260,6 +285,8 @@ class Cache:
 
     def _tell(self) -> None:
         """Let the forecast know what the visit has asked."""
+        if self._tokens > 1:
+            self._told.clear()  # the forecast was told token by token
         if self._told:
             narrow, width = self._narrow(), len(self._routing)
             visited = self._layers[self._layer]
@@ -270,6 +297,8 @@ class Cache:
 
     def _victim(self, key: Key) -> Key | None:
         """Who leaves for ``key``; None where nobody may."""
+        if self._tokens > 1:
+            return self._farthest()
         if self._visiting(key):
             allowed = max(_WIDE * self._narrow(), self.slots // _SHARE)
             if len(self._displacing) >= allowed:
@@ -284,8 +313,9 @@ class Cache:
         if len(self._routing) >= (self._top_k or self._narrowest or 1):
             self._tell()  # before that, more of this layer may be looked up, and be in memory
         for layer in self._stale:
-            self._layers[layer].rank(self._routing if layer == self._layer else ())
-            self._expected[layer] = self._layers[layer].expected(self.layers)
+            sheltered = layer == self._layer and self._tokens == 1
+            self._layers[layer].rank(self._routing if sheltered else ())
+            self._expected[layer] = self._layers[layer].expected(self.layers, self._times(layer))
         self._stale.clear()
         while (moment := max(self._expected)) != _NOBODY:
             layer = self._expected.index(moment)
@@ -293,11 +323,15 @@ class Cache:
             if self._layers[layer].chance > chance:
                 return None
             self._layers[layer].exclude(key[1])
-            self._expected[layer] = self._layers[layer].expected(self.layers)
+            self._expected[layer] = self._layers[layer].expected(self.layers, self._times(layer))
             if key not in self._pins:
                 return key
             self._passed.add(key)
         return None
+
+    def _times(self, layer: int) -> int:
+        """How many tokens choose when a layer comes round: in a chunk, all of it may be to come."""
+        return self._tokens if layer > self._layer else 1
 
     def _sheltered(self) -> Key | None:
         """The unpinned expert of this visit that was asked for first."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.cache import belady, lfu, lru
+from bench.cache import after_prompt, belady, lfu, lru, told, untold
 from flashmoe.apps import routing
 from flashmoe.apps.routing_log import RoutingLog, read
 from flashmoe.stream.cache import Admission, Cache, Key
@@ -190,6 +190,53 @@ def test_chunks_before_the_first_decoded_token_teach_no_nonsense(top_k: int | No
     cache = Cache(174, layers, top_k)
     hit_rate(cache, chunk * 40)
     assert hit_rate(cache, list(routing.requests(log))) > 0.52
+
+
+@pytest.mark.parametrize("prompt", [64, 192])
+@pytest.mark.parametrize("name", ["olmoe-1b-7b", "austen-moe"])
+def test_a_prompt_leaves_what_its_last_tokens_say_decoding_will_want(
+    name: str, prompt: int
+) -> None:
+    """More of it than where the chunk's tokens are not told apart."""
+    log = read(TRACES / f"{name}.jsonl")
+    for share in (0.17, 0.5):
+        ours, untaught = (after_prompt(log, share, prompt, ask)[0] for ask in (told, untold))
+        assert ours > untaught + (0.03 if prompt == 64 else 0.01), share
+
+
+def test_a_sweep_displaces_what_has_passed_before_what_is_to_come() -> None:
+    cache = Cache(slots=6, layers=3, top_k=1)
+    for _ in range(3):
+        for layer in range(3):
+            ask(cache, [(layer, 0), (layer, 1)])
+    evicted = []
+    for layer, first in ((0, 2), (1, 2)):
+        assert cache.sweep(layer, [0, 1, first, 3], np.array([[0], [1], [first], [3]])).count(-1)
+        for expert in (first, 3):
+            found = cache.admit((layer, expert))
+            assert found is not None and found.evicted is not None
+            evicted.append(found.evicted)
+    assert all(layer <= visited for (layer, _), visited in zip(evicted, (0, 0, 1, 1), strict=True))
+    assert cache.resident(2) == 2
+
+
+def test_who_leaves_does_not_depend_on_how_many_are_unpinned_at_once() -> None:
+    states = []
+    for size in (1, 3, 8):
+        cache, wanted = Cache(slots=12, layers=2, top_k=2), list(range(8, 20))
+        ids = np.array([[n, (n * 7) % 20] for n in range(20) if n != n * 7 % 20])
+        ask(cache, [(1, expert) for expert in range(12)])
+        cache.sweep(0, list(range(20)), ids)
+        assert len(cache.admit_all(0, list(range(8)))) == 8
+        evicted = []
+        for start in range(0, 8, size):
+            leaving = list(range(8))[start : start + size]
+            came = cache.exchange(0, leaving, [1] * len(leaving), wanted, 0)
+            del wanted[: len(came)]
+            evicted += came
+        states.append(evicted)
+        assert len(evicted) == 8 and cache.pinned == 8
+    assert states[0] == states[1] == states[2]
 
 
 def test_a_wide_routing_waits_for_its_own_experts_when_it_has_displaced_its_share() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flashmoe.apps import routing
 from flashmoe.apps.routing_log import read
-from flashmoe.stream.cache import Admission, Cache, Key
+from flashmoe.stream.cache import LAST_TOKENS, Admission, Cache, Key
 from tests.stream import reference_cache, reference_forecast
 from tests.stream.reference_cache import Cache as Twin
 
@@ -79,6 +79,43 @@ class Pair:
         for expert in here + came:
             self.twin.unpin((layer, expert))
 
+    def sweep(self, layer: int, rows: list[list[int]], window: int) -> None:
+        """A chunk's routing as the streamer asks for it, in file order."""
+        ids = np.array(rows)
+        order = np.unique(ids).tolist()
+        slots = self.native.sweep(layer, order, ids)
+        found = self.twin.sweep(
+            layer, order, [sorted(row) for row in rows][-LAST_TOKENS:], len(rows)
+        )
+        assert slots == [-1 if slot is None else slot for slot in found]
+        here = [expert for expert, slot in zip(order, slots, strict=True) if slot >= 0]
+        self.native.pin_all(layer, here)
+        for expert in here:
+            self.twin.pin((layer, expert))
+        absent = [expert for expert in order if expert not in here]
+        came = self.admit_all(layer, absent[:window], None)
+        absent, leaving = absent[len(came) :], sorted(here + came)
+        room = window - len(came)
+        gains = [int(expert in came) for expert in leaving]
+        admitted = self.native.exchange(layer, leaving, gains, absent, room)
+        count = 0
+        for expert, gain in zip(leaving, gains, strict=True):
+            self.twin.unpin((layer, expert))
+            room += gain
+            while room > 0 and count < len(absent):
+                admission = self.twin.admit((layer, absent[count]))
+                if admission is None:
+                    break
+                self.twin.pin((layer, absent[count]))
+                self.victims += [admission.evicted] if admission.evicted else []
+                slot, *evicted = admitted[count]
+                assert admission == (slot, None if evicted == [-1, -1] else tuple(evicted))
+                count, room = count + 1, room - 1
+        assert count == len(admitted)
+        self.native.unpin_all(layer, absent[:count])
+        for expert in absent[:count]:
+            self.twin.unpin((layer, expert))
+
     def admit_all(self, layer: int, experts: list[int], chances: list[float] | None) -> list[int]:
         """Who came."""
         admitted = self.native.admit_all(layer, experts, chances)
@@ -100,6 +137,17 @@ routings = st.lists(experts, min_size=1, max_size=EXPERTS, unique=True)
 chances = st.sampled_from([0.0, 1e-5, 0.01, 0.2, 0.5, 1.0])
 steps = st.one_of(
     *[st.tuples(st.just("visit"), layers, routings)] * 4,
+    *[
+        st.tuples(
+            st.just("sweep"),
+            layers,
+            st.lists(
+                st.lists(experts, min_size=2, max_size=2, unique=True), min_size=2, max_size=9
+            ),
+            st.integers(1, 6),
+        )
+    ]
+    * 2,
     st.tuples(st.just("guess"), layers, routings, chances),
     st.tuples(st.just("retire"), st.integers(0, 4), st.integers(0, 6)),
     st.tuples(st.just("seed"), st.integers(1, EXPERTS), st.integers(0, 99)),
@@ -110,11 +158,13 @@ steps = st.one_of(
 )
 
 
-def take(pair: Pair, retired: list[int], step: tuple[Any, ...]) -> None:
+def take(pair: Pair, retired: list[int], step: tuple[Any, ...]) -> None:  # noqa: C901
     """One step; a key that does not suit is an error of both."""
     name, one, other = step[:3]
     if name == "visit":
         pair.visit(one, other)
+    elif name == "sweep":
+        pair.sweep(one, other, step[3])
     elif name == "guess":
         absent = [expert for expert in other if (one, expert) not in pair.twin]
         came = pair.admit_all(one, absent, [step[3]] * len(absent))
@@ -158,6 +208,9 @@ def decode(pair: Pair, tokens: int, count: int, top_k: int, seed: int) -> None:
     for token in range(tokens):
         for layer in range(pair.twin.layers):
             wide = token % 40 == 30
+            if token % 40 == 10:
+                pair.sweep(layer, [dice.sample(range(count), top_k) for _ in range(60)], 8)
+                continue
             weights = [
                 1 / (1 + (expert * 7 + token // 25 + layer) % count) for expert in range(count)
             ]

@@ -6,6 +6,7 @@ one expert chosen by one token in one layer.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +16,7 @@ import numpy as np
 from flashmoe.apps.routing_log import RoutingLog
 from flashmoe.quant import Array
 from flashmoe.stream.cache import Cache, Key
+from flashmoe.stream.passage import WINDOW
 
 
 @dataclass(frozen=True)
@@ -100,19 +102,58 @@ def replay(log: RoutingLog, slots: int) -> Replay:
     cache = Cache(slots, log.header.layers, log.header.top_k)
     seen: set[Key] = set()
     hits = cold = capacity = 0
-    for keys in requests(log):
-        absent = [key for key in keys if cache.lookup(key) is None]
-        hits += len(keys) - len(absent)
+    for layer, ids in routings(log):
+        if len(ids) > 1:
+            missed = sweep(cache, layer, ids, max(WINDOW, 2 * log.header.top_k))
+        else:
+            missed = [e for e in ids[0].tolist() if cache.lookup((layer, e)) is None]
+            for expert in missed:
+                cache.admit((layer, expert))
+        absent = [(layer, expert) for expert in missed]
+        hits += len(np.unique(ids)) - len(absent)
         for key in absent:
             cold, capacity = (cold, capacity + 1) if key in seen else (cold + 1, capacity)
-            cache.admit(key)
         seen.update(absent)
     return Replay(slots, hits, cold, capacity)
 
 
-def requests(log: RoutingLog) -> Iterator[list[Key]]:
-    """The distinct experts that each layer asks for in each pass, rising."""
+def sweep(cache: Cache, layer: int, ids: Array, window: int) -> list[int]:
+    """Ask for what a chunk chose of a layer, (tokens, top_k), in file order; who was missed."""
+    order = np.unique(ids).tolist()
+    slots = cache.sweep(layer, order, ids)
+    here = {expert for expert, slot in zip(order, slots, strict=True) if slot >= 0}
+    absent = [expert for expert in order if expert not in here]
+    missed, fetched = set(absent), set[int]()
+    cache.pin_all(layer, sorted(here))
+
+    def came(admitted: list[tuple[int, int, int]]) -> None:
+        fetched.update(absent[: len(admitted)])
+        del absent[: len(admitted)]
+
+    came(cache.admit_all(layer, absent[:window]))
+    for place, expert in enumerate(order):
+        while (layer, expert) not in cache:
+            last = next(e for e in reversed(order[place:]) if (layer, e) in cache)
+            cache.unpin((layer, last))
+            insort(absent, last)
+            fetched.discard(last)
+            missed.add(last)
+            came(cache.admit_all(layer, absent[: window - len(fetched)]))
+        gain, room = int(expert in fetched), window - len(fetched)
+        fetched.discard(expert)
+        came(cache.exchange(layer, [expert], [gain], absent[: room + gain], room))
+    return sorted(missed)
+
+
+def routings(log: RoutingLog) -> Iterator[tuple[int, Array]]:
+    """What each layer chooses in each pass: (layer, ids (tokens of the pass, top_k))."""
     borders = np.flatnonzero(np.diff(log.passes, prepend=-1, append=log.passes[-1] + 1))
     for start, stop in pairwise(borders.tolist()):
         for layer in range(log.header.layers):
-            yield [(layer, expert) for expert in np.unique(log.ids[start:stop, layer]).tolist()]
+            yield layer, log.ids[start:stop, layer]
+
+
+def requests(log: RoutingLog) -> Iterator[list[Key]]:
+    """The distinct experts that each layer asks for in each pass, rising."""
+    for layer, ids in routings(log):
+        yield [(layer, expert) for expert in np.unique(ids).tolist()]

@@ -21,6 +21,7 @@ from flashmoe.model.state import LayerState, RecurrentState, State
 from flashmoe.model.trunk import Trunk
 from flashmoe.quant import Array
 from flashmoe.shape import ModelShape
+from flashmoe.stream.expectation import sample
 from flashmoe.stream.streamer import Streamer
 
 
@@ -51,11 +52,24 @@ class Layer:
         x = self._mix(x, state, position)
         self.observer.ended(self.index, "mixer")
         normed = self.kernels.rms_norm(x, self.post_norm, self.eps)
-        if self.following is not None and len(x) == 1:
-            streamer.foresee(self.following.index, partial(self.following.rank, x))
+        if self.following is not None:
+            self.following.announce(x, streamer)
         x = self.kernels.add(self.moe.forward(normed, streamer), x)
         self.observer.ended(self.index, "experts")
         return x
+
+    def announce(self, x: Array, streamer: Streamer, *, at_once: bool = False) -> None:
+        """Let what this layer is likely to choose be read ahead, or at once; ``x`` (T, hidden) is
+        the residual stream before it has come so far."""
+        if len(x) == 1:
+            streamer.foresee(self.index, partial(self.rank, x))
+        else:
+            early = partial(self.choose_early, sample(x))
+            streamer.expect(self.index, len(x), early, at_once=at_once)
+
+    def choose_early(self, x: Array) -> Array:
+        """The ids (T, top_k) that this layer would choose for ``x`` (T, hidden) as it is."""
+        return self.moe.choose_early(self.kernels.rms_norm(x, self.post_norm, self.eps))
 
     def rank(self, x: Array) -> Array:
         """The ids of the experts, (n,), that this layer is likely to choose for ``x`` (1, hidden),
@@ -99,6 +113,8 @@ class Decoder:
         self.observer.begin()
         x = lookup(ids, self.embedding, self.kernels.dtype)
         self.observer.ended(0, "embed")
+        if len(x) > 1:
+            self.layers[0].announce(x, streamer, at_once=True)
         for layer, memory in zip(self.layers, state.layers, strict=True):
             x = layer.forward(x, memory, state.position, streamer)
         state.position += len(ids)

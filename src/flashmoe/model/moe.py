@@ -55,6 +55,13 @@ class MixtureOfExperts:
         self.observer.ended(self.layer, "route")
         return ids, weights
 
+    def choose_early(self, x: Array) -> Array:
+        """Ids (T, top_k) as :meth:`route` gives them, for ``x`` (T, hidden) that is not final."""
+        if self.shape.router == "all":
+            return np.broadcast_to(np.arange(self.shape.count), (len(x), self.shape.count))
+        logits = self.kernels.matmul(x, self.gate)
+        return self.kernels.route(logits, self.shape.top_k, False)[0]
+
     def rank(self, x: Array) -> Array:
         """All ids, (experts,), or those that matter: the likeliest to be chosen for ``x`` (1,
         hidden) first. Unlike :meth:`route` it may be told an ``x`` that is not final."""

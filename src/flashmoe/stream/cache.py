@@ -26,9 +26,17 @@ then known to be a sweep away. Its experts leave only when nobody else can: so p
 keep what is in use, never change who is evicted as long as the slots hold one token's routing.
 ``admit`` alone is no use.
 
-A wide visit, as a prompt chunk makes, must not drive out what decoding has gathered. A use by a
-visit to m experts counts k / m, with k what one token chooses; and once a visit's admissions have
-displaced ``max(2 * k, slots / 8)`` others, they displace each other, oldest first.
+A prompt's chunk makes a *sweep*: each layer in turn, all that its T tokens choose of it at once.
+It must leave what decoding will want, so it tells the forecast its last tokens one by one. Its
+layers to come choose T times, which makes their experts T times as likely to be used; those
+passed, and those of the layer being visited that are not pinned, count as for decoding. So what a
+sweep reads displaces what is unlikely among what has passed, itself first of all, and hardly ever
+what it is still to need.
+
+A wide visit whose tokens are not told apart (``lookup`` of more than 2 k experts, with k what one
+token chooses) must not drive out what decoding has gathered either. A use by a visit to m experts
+counts k / m; and once its admissions have displaced ``max(2 * k, slots / 8)`` others, they
+displace each other, oldest first.
 
 Invariant: every slot is free or holds exactly one expert; a pinned expert is never evicted.
 """
@@ -45,6 +53,11 @@ from flashmoe.quant import Array
 
 Key: TypeAlias = tuple[int, int]
 """An expert: (layer, index within the layer)."""
+
+
+LAST_TOKENS = 128
+"""So many of a chunk's tokens tell what decoding will choose: four half-lives of the slowest
+average."""
 
 
 class Admission(NamedTuple):
@@ -95,6 +108,16 @@ class Cache:
         """The slot of each, or -1; each counts as a use."""
         return self._policy.lookup_all(layer, experts)
 
+    def sweep(self, layer: int, experts: Sequence[int], ids: Array) -> list[int]:
+        """The slot of each, or -1, of all that a chunk chooses; each counts as a use.
+
+        ``experts`` are the distinct ones among ``ids`` (tokens, experts a token), whose last
+        :data:`LAST_TOKENS` rows teach the forecast as if they had been decoded. Pin what has a
+        slot before admitting what has none: nothing else keeps it.
+        """
+        rows = np.sort(np.asarray(ids[-LAST_TOKENS:], np.int64), axis=1)  # as a log has them
+        return self._policy.sweep(layer, experts, np.ascontiguousarray(rows), len(ids))
+
     def resident(self, layer: int) -> int:
         """How many experts of a layer have a slot."""
         return self._policy.resident(layer)
@@ -132,6 +155,21 @@ class Cache:
         Each is (slot, layer, expert), the latter two of who was evicted, or -1.
         """
         return self._policy.admit_all(layer, experts, chances)
+
+    def exchange(
+        self,
+        layer: int,
+        leaving: Sequence[int],
+        gains: Sequence[int],
+        wanted: Sequence[int],
+        room: int,
+    ) -> list[tuple[int, int, int]]:
+        """Unpin each of ``leaving``; after each, :meth:`admit_all` more of ``wanted``.
+
+        As many as there is room for, which grows by that one's of ``gains``, 0 or 1. So who
+        leaves for whom does not depend on how many are unpinned in one call.
+        """
+        return self._policy.exchange(layer, leaving, gains, wanted, room)
 
     @property
     def free(self) -> int:

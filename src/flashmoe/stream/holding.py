@@ -16,7 +16,7 @@ class Hold:
 
     layer: int
     wanted: frozenset[int]
-    lasts: bool  # each expert is valid until the hold ends
+    hits: set[int]  # that were counted as such
     here: list[int] = field(default_factory=list)  # pinned, HELD, not yielded yet
     coming: dict[int, int] = field(default_factory=dict)  # by the ticket of the read
     absent: list[int] = field(default_factory=list)  # without a slot
@@ -25,10 +25,15 @@ class Hold:
     reads: int = 0
     waited_ms: float = 0.0
     failed: ReadError | None = None
+    # Of one that yields in file order:
+    order: list[int] | None = None  # not yielded yet
+    fetched: set[int] = field(default_factory=set)  # HELD, and read for this hold
 
     @property
     def pending(self) -> bool:
         """Whether there is something left to yield."""
+        if self.order is not None:
+            return bool(self.order)
         return bool(self.here or self.coming or self.absent)
 
     @property

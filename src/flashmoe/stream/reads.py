@@ -5,7 +5,7 @@ that is free again because the read was dropped or failed. Decides neither what 
 (``streamer``); a warm-up's reads are its own until a routing asks for them (``warmup``).
 
 Invariant: between two calls, the slot of every expert in ``tickets`` is LOADING, and the expert is
-pinned in the cache.
+pinned in the cache. One that is kept is in memory or on its way, and pinned for that besides.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Reads:
         counters: Counters,
     ) -> None:
         self.tickets: dict[Key, int] = {}
+        self._kept: set[Key] = set()  # until they are let go
         self._cache = cache
         self._slots = slots
         self._records = records
@@ -56,44 +57,93 @@ class Reads:
         note: Callable[[int], None],
         urgency: Urgency,
         chances: Sequence[float] | None = None,
+        most: int | None = None,
     ) -> dict[int, int]:
         """Start reads of a layer's experts, from the front, until no slot can be had.
 
-        Returns the experts by ticket, and takes them from ``absent``. ``chances`` are those of
-        guesses. ``note`` is told before by how many bytes they make resident memory grow at most,
-        and may shrink the cache.
+        Returns the experts by ticket, and takes them from ``absent``; ``most`` of them where
+        given. ``chances`` are those of guesses. ``note`` is told before by how many bytes they
+        make resident memory grow at most, and may shrink the cache.
         """
-        cache, slots = self._cache, self._slots
-        self._warmup.give_way(len(absent))
-        note(min(len(absent), cache.free) * slots.slot_bytes)
-        admitted = cache.admit_all(layer, absent, chances)
+        wanted = absent if most is None else absent[:most]
+        self._prepare(len(wanted), note)
+        admitted = self._cache.admit_all(layer, wanted, chances)
+        return self._submit(layer, absent, admitted, urgency) if admitted else {}
+
+    def exchange(
+        self,
+        hold: Hold,
+        leaving: Sequence[int],
+        note: Callable[[int], None],
+        room: int,
+    ) -> dict[int, int]:
+        """Unpin experts that a hold in file order has done with, and start as many more of its
+        reads as there is room for; it grows by each that leaves and was read for it.
+
+        Returns the experts by ticket, and takes them from ``hold.absent``.
+        """
+        gains = [int(expert in hold.fetched) for expert in leaving]
+        wanted = hold.absent[: max(room + sum(gains), 0)]
+        if wanted:
+            self._prepare(len(wanted), note)
+        admitted = self._cache.exchange(hold.layer, leaving, gains, wanted, room)
         if not admitted:
             return {}
+        return self._submit(hold.layer, hold.absent, admitted, Urgency.DEMANDED)
+
+    def _prepare(self, count: int, note: Callable[[int], None]) -> None:
+        """So many slots are about to be asked for."""
+        self._warmup.give_way(count)
+        note(min(count, self._cache.free) * self._slots.slot_bytes)
+
+    def _submit(
+        self,
+        layer: int,
+        absent: list[int],
+        admitted: Sequence[tuple[int, int, int]],
+        urgency: Urgency,
+    ) -> dict[int, int]:
+        """Read the first of the absent experts into the slots that they were admitted to."""
         self._guesses.gone((out_layer, expert) for _, out_layer, expert in admitted)
         places = [slot for slot, _, _ in admitted]
-        slots.load(places)
+        self._slots.load(places)
         started = absent[: len(places)]
         del absent[: len(places)]
         tickets = self._records.submit(layer, started, places, urgency)
         self.tickets.update(zip(zip(repeat(layer), started), tickets, strict=False))
         return dict(zip(tickets, started, strict=True))
 
-    def collect(self, hold: Hold) -> None:
+    def keep(self, layer: int, experts: list[int]) -> None:
+        """Let nobody displace experts whose reads are under way, nor later, until :meth:`let_go`.
+
+        A read that brings nothing ends that as well.
+        """
+        self._kept.update(zip(repeat(layer), experts))
+        self._cache.pin_all(layer, experts)
+
+    def let_go(self) -> bool:
+        """Keep nothing any more; whether there was anything."""
+        kept, self._kept = self._kept, set()
+        for key in kept:
+            self._cache.unpin(key)
+        return bool(kept)
+
+    def collect(self, hold: Hold, *, block: bool = True) -> list[int]:
         """Wait until a read of a hold has ended, and take the experts of all that have.
+
+        Returns them, in that order: they are pinned, and HELD. Without ``block`` it does not wait.
 
         Raises:
             ReadError: the first of those that failed; all are put away, and good ones taken.
         """
         began = time.perf_counter()
-        landed, refused = self._reader.collect(list(hold.coming), block=True)
+        landed, refused = self._reader.collect(list(hold.coming), block=block)
         waited_ms = (time.perf_counter() - began) * 1e3
         self._counters.wait_ms += waited_ms
         hold.waited_ms += waited_ms
-        for ticket in landed:
-            expert = hold.coming.pop(ticket)
+        arrived = [hold.coming.pop(ticket) for ticket in landed]
+        for expert in arrived:
             del self.tickets[hold.layer, expert]  # what was pinned for its read is for the hold
-            hold.here.append(expert)
-        arrived = hold.here[-len(landed) :] if landed else []
         hold.places.update(zip(arrived, self._cache.slots_of(hold.layer, arrived), strict=True))
         self._slots.move_all((hold.places[e] for e in arrived), State.READY, State.HELD)
         for ticket, error in refused:
@@ -105,6 +155,7 @@ class Reads:
         hold.reads += len(landed)
         if not hold.reading:
             self._guesses.read(hold.reads)
+        return arrived
 
     def put_away(self, keys: Iterable[Key], *, block: bool) -> None:
         """Take reads that nobody waits for and that have ended; ``block`` until there is one."""
@@ -122,16 +173,22 @@ class Reads:
             self._abandon(others[ticket])
         self._counters.bytes_read = self._reader.bytes_read
 
-    def make_room(self) -> None:
-        """Every slot is taken by reads for others: drop one, or wait for one to end."""
+    def make_room(self) -> bool:
+        """Every slot is taken: of the reads for others drop one, or wait for one to end.
+
+        False where there are none, and nothing that was kept either.
+        """
         if self._warmup.end_one():
-            return
+            return True
         for key in reversed(self.tickets):
             if self.cancel(key):
-                return
+                return True
+        if not self.tickets:
+            return self.let_go()
         began = time.perf_counter()
         self.put_away(self.tickets, block=True)
         self._counters.wait_ms += (time.perf_counter() - began) * 1e3
+        return True
 
     def settle(self, keys: Iterable[Key]) -> None:
         """End reads that nobody waits for: those not started are dropped, the rest let finish."""
@@ -150,5 +207,8 @@ class Reads:
         """Forget a read that brought nothing, and the expert with it."""
         del self.tickets[key]
         self._cache.unpin(key)
+        if key in self._kept:
+            self._kept.remove(key)
+            self._cache.unpin(key)
         self._slots.move(self._cache.drop(key), State.FREE)
         self._guesses.gone((key,))

@@ -11,12 +11,17 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+
 from flashmoe.quant import Array
 from flashmoe.store.layout import RecordLayout
 from flashmoe.store.reader import Store
 from flashmoe.stream.cache import Key
 from flashmoe.stream.direct import DirectReader, Urgency
 from flashmoe.stream.drives import Drives
+
+MANY = 128
+"""More ids than these, as of a chunk, are counted to be sorted."""
 
 
 class _Layer(NamedTuple):
@@ -58,7 +63,11 @@ class Records:
         Raises:
             ValueError: the layer has no such expert.
         """
-        distinct, count = sorted(set(ids.ravel().tolist())), self._layers[layer].experts
+        count = self._layers[layer].experts
+        if ids.size > MANY and ids.min() >= 0:
+            distinct = np.flatnonzero(np.bincount(ids.ravel())).tolist()
+        else:
+            distinct = sorted(set(ids.ravel().tolist()))
         if distinct and not 0 <= distinct[0] <= distinct[-1] < count:
             raise ValueError(f"experts {distinct} of layer {layer} are not all below {count}")
         return distinct

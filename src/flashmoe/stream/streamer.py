@@ -4,8 +4,9 @@ Joins ``cache`` (which slot), ``slots`` (whose bytes) and ``reads`` (how they co
 what is asked. Decides no policy and does no arithmetic. One thread uses a streamer at a time.
 
 A routing is what a layer asks for one token or one chunk. :meth:`Streamer.hint` starts its reads
-early; :meth:`Streamer.hold` yields its experts, in memory first, then as they arrive. A routing
-may want more experts than there are slots: they pass through in windows, one slot is enough.
+early; :meth:`Streamer.hold` yields its experts: a token's in memory first, then as they arrive, a
+chunk's in file order. A routing may want more experts than there are slots: they pass through in
+file order too, one slot is enough.
 
 Invariant: a slot is never given to another expert while it is being read into, waited for by the
 open hold, or used by its consumer. When hold has been left, by whatever way, none of its reads
@@ -20,20 +21,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import compress
 
 from flashmoe.errors import ReadError
 from flashmoe.options import Runtime
 from flashmoe.quant import Array
 from flashmoe.store.reader import Store
 from flashmoe.stream import depth
+from flashmoe.stream.ahead import AT_ONCE, Ahead
 from flashmoe.stream.arrivals import Arrivals, Batch
 from flashmoe.stream.cache import Cache
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.direct import DirectReader, Urgency
 from flashmoe.stream.drives import Drives
+from flashmoe.stream.expectation import Expectation
 from flashmoe.stream.guesses import Guesses
 from flashmoe.stream.holding import Hold
+from flashmoe.stream.passage import Passage
 from flashmoe.stream.prefetch import Prefetch
 from flashmoe.stream.pressure import Relief
 from flashmoe.stream.reads import Reads
@@ -95,6 +98,24 @@ class Streamer:
             self._guesses,
             self.counters,
         )
+        self._passage = Passage(
+            self._cache,
+            self._slots,
+            self._records,
+            self._reader,
+            self._reads,
+            self._guesses,
+            self.counters,
+            experts.top_k,
+        )
+        self._ahead = Ahead(
+            Expectation(experts.count),
+            self._cache,
+            self._reads,
+            self._warmup,
+            self._guesses,
+            experts.top_k,
+        )
         # By layer: the experts of its last hint, unless held since, and which had a slot then.
         self._asked: dict[int, dict[int, bool]] = {}
         self._hold: Hold | None = None  # the open one
@@ -118,15 +139,17 @@ class Streamer:
             awaited = () if hold is None else hold.coming
             others = [key for key, ticket in tickets.items() if ticket not in awaited]
             self._reads.put_away(others, block=False)
-        self._asked[layer], present = self._ask(layer, experts)
+        self._asked[layer], present = self._ask(layer, experts, ids)
+        self._cache.pin_all(layer, present)
+        self._reads.let_go()
         if len(present) < len(experts):
             self._guesses.busy()
             here = frozenset(present)
             absent = [expert for expert in experts if expert not in here]
-            self._cache.pin_all(layer, present)
-            self._reads.start(layer, absent, self._note(), Urgency.HINTED)
-            self._cache.unpin_all(layer, present)
-        self._guess()
+            most = self._passage.window if _is_wide(ids) else None
+            self._reads.start(layer, absent, self._note(), Urgency.HINTED, most=most)
+        self._cache.unpin_all(layer, present)
+        self._ahead.guess(self._note())
         self._sound = True
 
     def foresee(self, layer: int, rank: Callable[[], Array]) -> None:
@@ -138,21 +161,44 @@ class Streamer:
         wants others, are dropped. A guess is no use of an expert. Does nothing where
         ``Runtime.hints`` is off.
         """
+        self._ahead.forget()
         if self._hints and self._cache.resident(layer) < self._records.count(layer):
             self._guesses.foresee(layer, rank)
         else:
             self._guesses.forget()
 
+    def expect(
+        self, layer: int, tokens: int, early: Callable[[], Array], *, at_once: bool = False
+    ) -> None:
+        """Read ahead what a chunk of so many tokens is expected to want of its next layer.
+
+        ``early`` gives what that layer would choose for a sample of the tokens, (sample, top_k);
+        it is called while the layer before holds, or not at all. The reads start when that hold
+        has asked for all that it needs, or ``at_once``; those that have not started when
+        ``layer`` itself is hinted or held, and wants others, are dropped. Nothing of it is a use
+        of an expert. Does nothing where ``Runtime.hints`` is off.
+        """
+        self._guesses.forget()
+        if not self._hints or self._cache.resident(layer) == self._records.count(layer):
+            self._ahead.forget()
+            return
+        self._ahead.expect(layer, tokens, early)
+        if at_once and self._hold is None and self._sound:
+            self._sound = False
+            self._ahead.pursue(self._note(), AT_ONCE)
+            self._sound = True
+
     def hold(self, layer: int, ids: Array) -> Arrivals:
         """Keep the experts of a routing, ids (any shape), while a ``with`` block uses them.
 
-        Yields (id, expert) for each distinct id, once, in any order.
+        Yields (id, expert) for each distinct id, once: in ascending order for several tokens, ids
+        (T, k), else in any.
 
-        The arrays of an expert are read-only views of a slot. How long their bytes stay is
-        decided by the number of distinct ids: up to twice what one token chooses (and as many as
-        there are slots), every expert is valid until the hold ends, so that all may be collected
-        first and used together; beyond, each is valid only until the next one is asked for.
-        After the hold none is.
+        The arrays of an expert are read-only views of a slot. Of one token's experts, up to twice
+        what one token chooses (and as many as there are slots), each is valid until the hold
+        ends, so that all may be collected first and used together. Of several tokens', or more,
+        each is valid only until the next one, or the next batch, is asked for. After the hold
+        none is.
 
         The call opens the hold and starts its reads; leaving the block ends it, early if need be.
         Holds do not nest: opening another ends this one, which then raises RuntimeError when it
@@ -168,10 +214,10 @@ class Streamer:
         self._sound = False
         self._warmup.precede(layer, experts, self._reads.tickets)
         self.usage.note(layer, ids)
-        hold = self._hold = self._claim(layer, experts)
+        hold = self._hold = self._claim(layer, experts, ids)
         if hold.absent:
-            self._start_absent(hold)
-        self._guess()
+            self._passage.start(hold, self._note())
+        self._ahead.guess(self._note())
         self._sound = True
         return Arrivals(partial(self._take, hold), partial(self._end, hold))
 
@@ -260,40 +306,37 @@ class Streamer:
         # Made anew each time: kept, it would keep the slots alive.
         return partial(self._relief.note, self)
 
-    def _claim(self, layer: int, experts: list[int]) -> Hold:
-        """Count a routing, sort it by where its experts are, and pin those in memory."""
-        hold = Hold(layer, frozenset(experts), len(experts) <= self._lasting)
+    def _claim(self, layer: int, experts: list[int], ids: Array) -> Hold:
+        """Count a routing, and open its hold."""
         asked = self._asked.pop(layer, {})
         new = [expert for expert in experts if expert not in asked]
         if new:
-            asked = asked | self._ask(layer, new)[0]
+            asked = asked | self._ask(layer, new, ids if len(new) == len(experts) else None)[0]
         if self._guesses.unasked:  # hinted, gone, and guessed again: wanted now all the same
             self._guesses.asked(layer, experts)
-        hits = sum(asked[expert] for expert in experts)
-        tickets = self._reads.tickets
-        for expert, slot in zip(experts, self._cache.slots_of(layer, experts), strict=True):
-            if tickets and (layer, expert) in tickets:
-                hold.coming[tickets[layer, expert]] = expert
-            elif slot >= 0:
-                hold.here.append(expert)
-                hold.places[expert] = slot
-            else:
-                hold.absent.append(expert)
-        self._cache.pin_all(layer, hold.here)
-        self._slots.move_all(hold.places.values(), State.HELD)
-        if hold.coming:
-            self._reader.promote_all(list(hold.coming))
-        self.counters.hits += hits
-        self.counters.misses += len(experts) - hits
+        hits = {expert for expert in experts if asked[expert]}
+        self.counters.hits += len(hits)
+        self.counters.misses += len(experts) - len(hits)
+        lasts = not _is_wide(ids) and len(experts) <= self._lasting
+        hold = self._passage.claim(layer, experts, hits, lasts=lasts)
+        if new:
+            self._reads.let_go()
         return hold
 
-    def _ask(self, layer: int, experts: list[int]) -> tuple[dict[int, bool], list[int]]:
+    def _ask(
+        self, layer: int, experts: list[int], ids: Array | None
+    ) -> tuple[dict[int, bool], list[int]]:
         """Which experts were in memory, and not because of a guess, and all that have slots.
 
-        A use of each. Wrong guesses whose reads have not started are dropped.
+        A use of each; ``ids`` is their routing where they are all of it. Wrong guesses whose
+        reads have not started are dropped.
         """
         guessed = self._guesses.asked(layer, experts)
-        slots = self._cache.lookup_all(layer, experts)
+        if ids is not None and _is_wide(ids):
+            slots = self._cache.sweep(layer, experts, ids)
+        else:
+            slots = self._cache.lookup_all(layer, experts)
+        self._ahead.spoken(layer, _tokens(ids), experts)
         present = [expert for expert, slot in zip(experts, slots, strict=True) if slot >= 0]
         asked = dict.fromkeys(experts, False)
         asked.update((expert, expert not in guessed) for expert in present)
@@ -301,22 +344,6 @@ class Streamer:
             for key in self._guesses.unasked.intersection(self._reads.tickets):
                 self._reads.cancel(key)
         return asked, present
-
-    def _guess(self) -> None:
-        """Between what this layer needs and the next routing the disk would be idle: let it read
-        then what that is likely to be."""
-        guess = self._guesses.choose()
-        if guess is None:
-            return
-        layer, experts, chances, present = guess
-        if self._warmup:
-            self._warmup.precede(layer, experts, self._reads.tickets)
-            absent = [slot < 0 for slot in self._cache.slots_of(layer, experts)]
-            experts, chances = list(compress(experts, absent)), list(compress(chances, absent))
-        self._cache.pin_all(layer, present)
-        begun = self._reads.start(layer, experts, self._note(), Urgency.GUESSED, chances)
-        self._guesses.reading(layer, begun.values())
-        self._cache.unpin_all(layer, present)
 
     def _take(self, hold: Hold, most: int) -> Batch:
         """Up to ``most`` experts of a hold that are there, at least one; none at its end."""
@@ -331,38 +358,14 @@ class Streamer:
             raise hold.failed
         self._sound = False
         try:
-            self._await(hold)
+            batch = self._passage.take(hold, most, self._note())
         except ReadError:
             self._sound = True  # the read that failed is put away
             raise
-        count = most if hold.lasts else 1
-        experts, hold.here = hold.here[:count], hold.here[count:]
-        hold.yielded += experts
-        layout, slots = self._records.layout(hold.layer), self._slots
-        batch = [(expert, slots.expert(hold.places[expert], layout)) for expert in experts]
+        if not hold.absent and hold.order is not None:
+            self._ahead.pursue(self._note())
         self._sound = True
         return batch
-
-    def _await(self, hold: Hold) -> None:
-        """Where nothing is there, wait for something, and take all that has come by then."""
-        while True:
-            if hold.absent:
-                self._start_absent(hold)
-            if hold.here:
-                return
-            if hold.coming:
-                self._reads.collect(hold)
-            else:
-                self._reads.make_room()
-
-    def _start_absent(self, hold: Hold) -> None:
-        """Start reads for an open hold; its consumed experts give way if it has too many."""
-        self._guesses.busy()
-        start, note = partial(self._reads.start, hold.layer, hold.absent), self._note()
-        hold.coming.update(start(note, Urgency.DEMANDED))
-        while hold.absent and hold.yielded and not hold.lasts:
-            self._release(hold, [hold.yielded.pop(0)])
-            hold.coming.update(start(note, Urgency.DEMANDED))
 
     def _end(self, hold: Hold) -> bool:
         """Leave a hold; False where another hold or an interrupt has ended it already."""
@@ -370,16 +373,19 @@ class Streamer:
             return False
         if self._open and self._sound:
             self._sound = False
-            self._release(hold, hold.here + hold.yielded)
-            if hold.coming:
-                self._reads.settle([(hold.layer, expert) for expert in hold.coming.values()])
-            narrow = len(hold.wanted) <= self._store.shape.experts.top_k
+            self._passage.end(hold)
+            narrow = hold.order is None and len(hold.wanted) <= self._store.shape.experts.top_k
             self._guesses.ended(hold.layer, hold.waited_ms if narrow else None)
             self._hold = None
             self._sound = True
         return True
 
-    def _release(self, hold: Hold, experts: list[int]) -> None:
-        """Whoever asked for these experts has done with them."""
-        self._slots.move_all([hold.places.pop(expert) for expert in experts], State.READY)
-        self._cache.unpin_all(hold.layer, experts)
+
+def _tokens(ids: Array | None) -> int:
+    """How many tokens a routing is for; a vector is one token's."""
+    return len(ids) if ids is not None and ids.ndim > 1 else 1
+
+
+def _is_wide(ids: Array) -> bool:
+    """Whether a routing is of several tokens."""
+    return _tokens(ids) > 1

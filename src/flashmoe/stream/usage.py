@@ -59,10 +59,13 @@ class Usage:
 
     def note(self, layer: int, ids: Array) -> None:
         """A layer has chosen ``ids`` (T, k) for T tokens; a vector is one token's."""
-        waiting = self._waiting[layer]
-        waiting += ids.ravel().tolist()
         if not layer:
             self.tokens += len(ids) if ids.ndim > 1 else 1
+        if ids.size > _MANY // 8:  # a chunk's
+            self._counts[layer] += np.bincount(ids.ravel(), minlength=self._counts.shape[1])
+            return
+        waiting = self._waiting[layer]
+        waiting += ids.ravel().tolist()
         if len(waiting) > _MANY:
             self._count(layer)
 

@@ -8,7 +8,7 @@ import pytest
 
 from flashmoe.engine import Engine
 from flashmoe.errors import CancelledError
-from flashmoe.options import Runtime, Sampling
+from flashmoe.options import Budget, Runtime, Sampling
 from flashmoe.progress import Journey, Progress
 from tests.synthetic import HYBRID, write_store
 
@@ -23,9 +23,10 @@ def path(tmp_path_factory):
     return write_store(tmp_path_factory.mktemp("s") / "store", HYBRID)
 
 
-@pytest.fixture
-def engine(path):
-    with Engine.open(path, runtime=Runtime(chunk_tokens=CHUNK)) as engine:
+@pytest.fixture(params=[None, HYBRID.experts.top_k], ids=["all in memory", "three slots"])
+def engine(path, request):
+    budget, runtime = Budget(slots=request.param), Runtime(chunk_tokens=CHUNK)
+    with Engine.open(path, budget=budget, runtime=runtime) as engine:
         yield engine
 
 

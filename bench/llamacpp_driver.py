@@ -6,7 +6,9 @@ Owns the calls of llama.cpp's C interface and the counters read around them; kno
 flashmoe. Weights are mapped from the file, as llama.cpp does by default. As llama-bench does,
 tokens are random ids, those decoded too, so that neither a circle of repeated tokens nor a
 sampler's time enters the figures. With ``repack`` llama.cpp may copy weights into layouts of its
-own, which is quicker where memory holds them twice. Prints one JSON object.
+own, which is quicker where memory holds them twice. ``batch_tokens`` of a prompt pass together.
+In the environment of ik_llama.cpp that takes llama.cpp's place; there ``repack`` means that
+weights are rearranged as they are loaded, and not mapped. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -16,14 +18,28 @@ import json
 import resource
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import llama_cpp as llama
 import numpy as np
 
-BATCH_TOKENS = 512
-"""Prompt tokens that pass together: llama.cpp's own default."""
+try:
+    import llama_cpp as llama
+
+    LIBRARY = llama.llama_cpp._lib
+    FORK = False
+except ImportError:
+    import ik_llama_cpp._ctypes_api as llama
+
+    LIBRARY = llama._lib
+    FORK = True
+
+INTEGER = 0
+"""The type of a whole number among metadata overrides."""
+
+ERROR = 4
+"""The level of words that refuse something."""
 
 
 class Model:
@@ -33,8 +49,11 @@ class Model:
         llama.llama_backend_init()
         options = llama.llama_model_default_params()
         options.n_gpu_layers = 0
-        options.load_mode = llama.LLAMA_LOAD_MODE_MMAP
-        options.use_extra_bufts = given["repack"]
+        if FORK:
+            options.use_mmap, options.repack_tensors = not given["repack"], given["repack"]
+        else:
+            options.load_mode = llama.LLAMA_LOAD_MODE_MMAP
+            options.use_extra_bufts = given["repack"]
         if given["experts"] is not None:
             options.kv_overrides = overrides("qwen35moe.expert_used_count", given["experts"])
         self.model = llama.llama_model_load_from_file(given["gguf"].encode(), options)
@@ -42,19 +61,20 @@ class Model:
             sys.exit(f"llama.cpp does not load {given['gguf']}")
         context = llama.llama_context_default_params()
         context.n_ctx = tokens
-        context.n_batch = context.n_ubatch = BATCH_TOKENS
+        self.batch_tokens = given["batch_tokens"]
+        context.n_batch = context.n_ubatch = self.batch_tokens
         context.n_threads = context.n_threads_batch = given["threads"]
         self.context = llama.llama_init_from_model(self.model, context)
         if not self.context:
             sys.exit("llama.cpp makes no context")
         self.vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self.model))
-        self.batch = llama.llama_batch_init(BATCH_TOKENS, 0, 1)
+        self.batch = llama.llama_batch_init(self.batch_tokens, 0, 1)
         self.position = 0
 
     def decode(self, ids: list[int], *, every: bool = False) -> None:
         """Let tokens pass; logits of the last one, or of ``every`` one."""
-        for start in range(0, len(ids), BATCH_TOKENS):
-            part = ids[start : start + BATCH_TOKENS]
+        for start in range(0, len(ids), self.batch_tokens):
+            part = ids[start : start + self.batch_tokens]
             self.batch.n_tokens = len(part)
             for index, token in enumerate(part):
                 self.batch.token[index] = token
@@ -65,7 +85,7 @@ class Model:
             code = llama.llama_decode(self.context, self.batch)
             if code:
                 sys.exit(f"llama_decode returned {code}")
-            llama.llama_synchronize(self.context)
+            LIBRARY.llama_synchronize(ctypes.c_void_p(self.context))
             self.position += len(part)
 
     def logits(self, index: int) -> Any:
@@ -75,14 +95,17 @@ class Model:
 
     def forget(self) -> None:
         """Begin a new timeline."""
-        llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
+        if FORK:
+            llama.llama_kv_cache_clear(self.context)
+        else:
+            llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
         self.position = 0
 
 
 def overrides(key: str, value: int) -> Any:
     """One metadata value that replaces the file's; an empty key ends the list."""
     made = (llama.llama_model_kv_override * 2)()
-    made[0].tag = llama.LLAMA_KV_OVERRIDE_TYPE_INT
+    made[0].tag = INTEGER
     made[0].key = key.encode()
     made[0].value.val_i64 = value
     return made
@@ -136,6 +159,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         "ms_system_per_token": a_token("system_seconds") * 1e3,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "library": library_version(),
+        "features": features(),
     }
 
 
@@ -150,23 +174,33 @@ def save_logits(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def library_version() -> str:
-    """Of llama.cpp itself, as its library's file is numbered."""
+    """Of llama.cpp itself, as its library's file is numbered; of the fork, that of its package."""
+    if FORK:
+        return f"ik {version('ik-llama-cpp-python')}"
     folder = Path(llama.__file__).parent / "lib"
     found = sorted(folder.glob("libllama.so.*.*.*"))
     return found[0].name.removeprefix("libllama.so.") if found else "unknown"
 
 
-@llama.llama_log_callback
+def features() -> list[str]:
+    """What the library says that it was compiled with, as AVX512_VNNI."""
+    ask = LIBRARY.llama_print_system_info
+    ask.restype, ask.argtypes = ctypes.c_char_p, ()
+    parts = ask().decode().replace(":", "|").split("|")
+    return [part.split()[0] for part in parts if part.split("=")[-1].strip() == "1"]
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 def quiet(level: int, text: bytes, data: ctypes.c_void_p) -> None:
-    """llama.cpp's words go to stderr only where they refuse something (level 4)."""
-    if level == 4:
+    """llama.cpp's words go to stderr only where they refuse something."""
+    if level == ERROR:
         sys.stderr.write(text.decode(errors="replace"))
 
 
 def main() -> None:
     """Do what the JSON object on the command line asks."""
     given = json.loads(sys.argv[1])
-    llama.llama_log_set(quiet, ctypes.c_void_p(0))
+    LIBRARY.llama_log_set(quiet, ctypes.c_void_p(0))
     print(json.dumps(save_logits(given) if "logits" in given else measure(given)))
 
 

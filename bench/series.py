@@ -37,6 +37,8 @@ def versus(run: Run) -> Iterator[Point]:
         yield f"decode, tok/s: {case}", side, found["tg_tok_s"]
         yield f"prompt, tok/s: {case}", side, found["pp_tok_s"]
         yield "decode, share of the limit", f"{case}: {side}", found["share_of_limit"]
+        if "pp_share_of_limit" in found:
+            yield "prompt, share of the limit", f"{case}: {side}", found["pp_share_of_limit"]
 
 
 def kernels(run: Run) -> Iterator[Point]:

@@ -4,7 +4,8 @@ Owns the presets and their defaults. Cases are named by shape and memory: a is t
 whole, b eight layers of the 397B shape, c all 60 of its layers on eight distinct files, which
 llama.cpp cannot load: flashmoe runs alone there. llama.cpp is run with a read-ahead of 128 KiB,
 which suits it best where experts are read from disk, and with the machine's own, which is what
-a user gets who changes nothing.
+a user gets who changes nothing. Cases named by a number of tokens at the end are of prompts; for
+these a read-ahead of 1 MiB is tried too, since most of a layer is read, and the quickest is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from synthetic_shapes import SIZES
 from flashmoe.errors import InputError
 from flashmoe.stream.units import parse_bytes
 
+NATIVE = "native"
 TUNED_KIB = 128
+LARGER_KIB = 1024
 SHORT_REPLY = 9
 """Tokens where llama.cpp reads far more than it needs: a token takes it seconds."""
 
@@ -27,7 +30,8 @@ class Peer:
     """One way to run llama.cpp: in the first ``turns`` turns (None: in all of them).
 
     ``read_ahead_kib`` None leaves the machine's own. ``repack`` lets it keep weights a second
-    time in layouts of its own. ``most_tokens`` cuts its replies short.
+    time in layouts of its own. ``most_tokens`` cuts its replies short. ``batch_tokens`` of a prompt
+    pass together; 512 is its own default. ``build`` names one of ``llamacpp_environment``.
     """
 
     name: str
@@ -35,17 +39,28 @@ class Peer:
     repack: bool = False
     turns: int | None = None
     most_tokens: int | None = None
+    batch_tokens: int = 512
+    build: str = NATIVE
+
+    def of(self, build: str) -> Peer:
+        """The same way of another build."""
+        name = self.name if build == NATIVE else f"{build}, {self.name}"
+        return replace(self, name=name, build=build)
 
 
 TUNED = Peer("tuned", TUNED_KIB)
 OWN = Peer("own read-ahead", None, turns=1, most_tokens=SHORT_REPLY)
+LARGER = Peer("read-ahead 1 MiB", LARGER_KIB)
 MAPPED = Peer("mapped", None)
 REPACKED = Peer("repacked", None, repack=True)
 
 
 @dataclass(frozen=True)
 class Case:
-    """The work: ``experts`` None is the model's own number; ``ram_bytes`` None is no limit."""
+    """The work: ``experts`` None is the model's own number; ``ram_bytes`` None is no limit.
+
+    ``prompts``: it is the speed of the prompt that is compared, and decoding by the way.
+    """
 
     shape: str
     layers: int | None
@@ -56,6 +71,7 @@ class Case:
     repeat: int
     skew: float = 0.0
     distinct: int | None = None
+    prompts: bool = False
 
     @property
     def cold(self) -> bool:
@@ -67,7 +83,9 @@ class Case:
         """In the order in which they take their turns; none where no GGUF can be written."""
         if self.distinct is not None:
             return ()
-        return (REPACKED, MAPPED) if self.ram_bytes is None else (TUNED, OWN)
+        if self.ram_bytes is None:
+            return (REPACKED, MAPPED)
+        return (TUNED, LARGER, replace(OWN, turns=None)) if self.prompts else (TUNED, OWN)
 
     def model_name(self) -> str:
         """Of the files with the weights."""
@@ -79,6 +97,7 @@ class Case:
 A = Case("qwen3.5-35b-a3b", None, None, None, 128, 64, 3)
 B = Case("qwen3.5-397b-a17b", 8, 12 << 30, None, 128, 32, 3)
 C = replace(B, layers=None, ram_bytes=16 << 30, distinct=8)
+P = replace(A, prompt_tokens=512, gen_tokens=SHORT_REPLY, prompts=True)
 CASES = {
     "a-ram": A,
     "a-8g": replace(A, ram_bytes=8 << 30, gen_tokens=32),
@@ -86,6 +105,11 @@ CASES = {
     "b-12g-top4": replace(B, experts=4),
     "c-16g": C,
     "c-16g-top4": replace(C, experts=4),
+    "a-ram-512": P,
+    "a-ram-4096": replace(P, prompt_tokens=4096),
+    "a-8g-512": replace(P, ram_bytes=8 << 30),
+    "a-8g-4096": replace(P, ram_bytes=8 << 30, prompt_tokens=4096),
+    "b-12g-512": replace(P, shape=B.shape, layers=B.layers, ram_bytes=B.ram_bytes),
 }
 
 
@@ -100,6 +124,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gen-tokens", type=int)
     parser.add_argument("--repeat", type=int, help="turns")
     parser.add_argument("--skew", type=float, help="as bench/synthetic.py takes it")
+    parser.add_argument(
+        "--prompts", action="store_true", default=None, help="compare prompts, not decoding"
+    )
     parser.add_argument("--distinct", type=int, help="the same; llama.cpp is left out")
 
 
@@ -110,7 +137,8 @@ def case_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Case:
     case = CASES[given.case] if given.case else replace(A, shape=given.shape)
     if given.case and given.shape not in (None, case.shape):
         parser.error(f"--case {given.case} is of shape {case.shape}: leave out {given.shape}")
-    names = ("layers", "experts", "prompt_tokens", "gen_tokens", "repeat", "skew", "distinct")
+    names = ("layers", "experts", "prompt_tokens", "gen_tokens", "repeat", "skew", "distinct",
+             "prompts")  # fmt: skip
     changed = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     if given.ram is not None:
         try:

@@ -12,7 +12,8 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +42,24 @@ weights: 0.999 after 4 layers, 0.83 after 40). Heads in a wrong order leave 0.6 
 
 @dataclass(frozen=True)
 class Sides:
-    """Where both sides are, and the work; ``gguf`` and ``python`` None: ours alone."""
+    """Where both sides are, and the work; ``gguf`` None: ours alone.
+
+    ``pythons`` are those of llama.cpp's environments, by the names of their builds.
+    """
 
     case: Case
     store: Path
     gguf: Path | None
-    python: Path | None
+    pythons: Mapping[str, Path]
 
     @property
     def threads(self) -> int:
         """Of both."""
         return len(os.sched_getaffinity(0))
 
-    def command(self) -> list[str]:
-        """Ours, as a user would type it behind ``flashmoe``."""
-        case = self.case
+    def command(self, case: Case | None = None) -> list[str]:
+        """Ours, as a user would type it behind ``flashmoe``; of another ``case`` if it is given."""
+        case = case or self.case
         words = ["bench", str(self.store), "--json", "--repeat", "1"]
         words += ["--prompt-tokens", str(case.prompt_tokens), "--gen-tokens", str(case.gen_tokens)]
         words += ["--threads", str(self.threads)]
@@ -77,6 +81,13 @@ def run_ours(sides: Sides) -> dict[str, Any]:
     return run_json([*FLASHMOE, *sides.command()], sides.case.ram_bytes, "flashmoe")
 
 
+def run_resident(sides: Sides) -> dict[str, Any]:
+    """The same prompt as in :func:`run_ours`, with all of the machine's memory and warmed up."""
+    sides.drop()
+    case = replace(sides.case, ram_bytes=None, gen_tokens=2)
+    return run_json([*FLASHMOE, *sides.command(case)], None, "flashmoe")
+
+
 def run_peer(sides: Sides, peer: Peer) -> dict[str, Any]:
     """The figures of llama.cpp, and the read-ahead it had."""
     case = sides.case
@@ -86,28 +97,30 @@ def run_peer(sides: Sides, peer: Peer) -> dict[str, Any]:
         "gen_tokens": tokens,
         "seed": SEED + 1,  # of our first repetition
         "cold": case.cold,
-        **shared_request(sides, peer.repack),
+        **shared_request(sides, peer),
     }
     sides.drop()
     assert sides.gguf is not None
     with read_ahead(sides.gguf, peer.read_ahead_kib) as kib:
-        found = run_json(driver(sides, request), case.ram_bytes, f"llama.cpp, {peer.name}")
-    return {**found, "read_ahead_kib": kib, "gen_tokens": tokens}
+        command = driver(sides, peer.build, request)
+        found = run_json(command, case.ram_bytes, f"llama.cpp, {peer.name}")
+    more = {"build": peer.build, "batch_tokens": peer.batch_tokens}
+    return {**found, **more, "read_ahead_kib": kib, "gen_tokens": tokens}
 
 
-def driver(sides: Sides, request: dict[str, Any]) -> list[str]:
+def driver(sides: Sides, build: str, request: dict[str, Any]) -> list[str]:
     """The command line of llama.cpp's side."""
-    return [str(sides.python), str(DRIVER), json.dumps(request)]
+    return [str(sides.pythons[build]), str(DRIVER), json.dumps(request)]
 
 
-def agreement(sides: Sides) -> dict[str, float]:
+def agreement(sides: Sides, peer: Peer) -> dict[str, float]:
     """How alike both sides' logits of a few ids are; ends where they are not."""
     case = sides.case
     ids = np.random.default_rng(SEED).integers(0, CHECK_WORDS, CHECK_TOKENS).tolist()
     with tempfile.TemporaryDirectory() as folder:
         theirs, ours = Path(folder) / "theirs.npy", Path(folder) / "ours.npy"
-        request = {"ids": ids, "logits": str(theirs), **shared_request(sides, False)}
-        run_json(driver(sides, request), case.ram_bytes, "llama.cpp")
+        request = {"ids": ids, "logits": str(theirs), **shared_request(sides, peer)}
+        run_json(driver(sides, peer.build, request), case.ram_bytes, "llama.cpp")
         asked = {"store": str(sides.store), "ids": ids, "logits": str(ours)}
         asked |= {"ram_bytes": case.ram_bytes, "experts": case.experts}
         command = [sys.executable, str(HERE / "versus_logits.py"), json.dumps(asked)]
@@ -158,12 +171,13 @@ def check_weights(store_path: Path, gguf: Path) -> int:
     return compared
 
 
-def shared_request(sides: Sides, repack: bool) -> dict[str, Any]:
+def shared_request(sides: Sides, peer: Peer) -> dict[str, Any]:
     return {
         "gguf": str(sides.gguf),
         "threads": sides.threads,
         "experts": sides.case.experts,
-        "repack": repack,
+        "repack": peer.repack,
+        "batch_tokens": peer.batch_tokens,
     }
 
 

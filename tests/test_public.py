@@ -20,7 +20,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_errors_have_one_root():
     errors = [name for name in flashmoe.__all__ if name.endswith("Error")]
-    assert len(errors) == 11
+    assert len(errors) == 12
     assert all(issubclass(getattr(flashmoe, name), flashmoe.FlashMoeError) for name in errors)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flashmoe.engine import Engine
     from flashmoe.errors import (
         BudgetError,
+        CancelledError,
         CheckpointError,
         ClosedError,
         ContextError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         TemplateError,
     )
     from flashmoe.options import Budget, Runtime, Sampling
+    from flashmoe.progress import Progress
     from flashmoe.session import Session
     from flashmoe.snapshot import Snapshot
     from flashmoe.step import Step
@@ -40,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Budget",
     "BudgetError",
+    "CancelledError",
     "CheckpointError",
     "ClosedError",
     "ContextError",
@@ -47,6 +50,7 @@ __all__ = [
     "Engine",
     "FlashMoeError",
     "InputError",
+    "Progress",
     "ReadError",
     "Runtime",
     "Sampling",
@@ -61,6 +65,7 @@ __all__ = [
 
 _HOMES = {
     "Engine": "engine",
+    "Progress": "progress",
     "Session": "session",
     "Snapshot": "snapshot",
     "Step": "step",

@@ -20,7 +20,7 @@ from threadpoolctl import ThreadpoolController
 from flashmoe import kernels as kernel_sets
 from flashmoe.errors import BudgetError, ClosedError, InputError
 from flashmoe.generation import Generation
-from flashmoe.model.decoder import Decoder
+from flashmoe.model.decoder import Between, Decoder
 from flashmoe.model.observer import Observer
 from flashmoe.model.state import State
 from flashmoe.model.trunk import Trunk
@@ -148,15 +148,18 @@ class Engine:
         self._sessions.add(session)
         return session
 
-    def run(self, ids: Array, state: State) -> tuple[Array, Counters]:
+    def run(
+        self, ids: Array, state: State, between: Between | None = None
+    ) -> tuple[Array, Counters]:
         """Pass one chunk of ids (T,) for a timeline; the hidden states, and what it cost.
 
-        Passes of several sessions take turns. One that fails leaves ``state`` as it was.
+        Passes of several sessions take turns. One that fails, or that ``between`` (see
+        :meth:`Decoder.forward`) ends, leaves ``state`` as it was.
         """
         with self._alone(blas=len(ids) > 1 or self.kernels.name == "reference"):
             before, mark = self.streamer.counters.snapshot(), state.mark()
             try:
-                hidden = self.decoder.forward(ids, state, self.streamer)
+                hidden = self.decoder.forward(ids, state, self.streamer, between)
             except BaseException:
                 state.rewind(mark)
                 raise

@@ -42,6 +42,11 @@ class SessionError(FlashMoeError):
     """A saved session that cannot be written, is damaged, or belongs to another model."""
 
 
+class CancelledError(FlashMoeError):
+    """A pass that :meth:`flashmoe.Session.cancel` or its ``on_progress`` has ended; what had passed
+    before stays."""
+
+
 class ClosedError(FlashMoeError):
     """An engine that was closed, or a session of one, is used."""
 

@@ -1,8 +1,8 @@
 """Session: one timeline over a loaded engine.
 
-Owns the tokens; their state is the model's. A pass that fails (a read error, an interrupt) leaves
-the timeline as it was before the chunk that failed: earlier chunks and every token that was
-yielded stay.
+Owns the tokens; their state is the model's. A pass that ends early (a read error, an interrupt, a
+cancel) leaves the timeline as it was before the chunk at hand: earlier chunks and every token that
+was yielded stay.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flashmoe import snapshot as snapshots
-from flashmoe.errors import InputError
+from flashmoe.errors import CancelledError, InputError
+from flashmoe.model.decoder import Between
 from flashmoe.model.state import State
 from flashmoe.options import Sampling
+from flashmoe.progress import Journey, OnProgress
 from flashmoe.quant import Array
 from flashmoe.sampler import Choice, Sampler
 from flashmoe.snapshot import Snapshot
@@ -35,7 +38,7 @@ class Session:
     """A timeline: the tokens so far and the model's state after them.
 
     The last generated token is part of the timeline at once, and passes through the model with
-    the next call. One thread uses a session at a time.
+    the next call. One thread uses a session at a time; :meth:`cancel` may come from any other.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -44,21 +47,39 @@ class Session:
         self._state = State(engine.shape, context, engine.kernels.dtype, engine.kv)
         self._ids: list[int] = []
         self._turn = 0  # of the latest use, so that an older reply cannot go on by mistake
+        self._cancelled: int | None = None  # the turn that cancel() ended
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Every token of the timeline, generated ones included."""
+        """Every token of the timeline, generated ones included.
+
+        After a call that ended early (ReadError, CancelledError, an interrupt): what was there
+        before it, and those of its ids whose chunks had passed. So the rest of a new session's
+        prompt is ``prompt[len(session.ids):]``; sent again, it goes on from there.
+        """
         return tuple(self._ids)
 
-    def logits(self, ids: Sequence[int]) -> Array:
+    def cancel(self) -> None:
+        """End the :meth:`logits` or :meth:`generate` at hand; to be called from any thread.
+
+        It raises CancelledError where the next layer would begin, or the next pass where none is
+        under way; :attr:`ids` says what stays. A later call is not affected, nor is anything where
+        no call is at hand. A reply is at hand from the call of :meth:`generate` to its last step.
+        """
+        self._cancelled = self._turn
+
+    def logits(self, ids: Sequence[int], *, on_progress: OnProgress | None = None) -> Array:
         """Append ids (T,) and return the logits after each, (T, vocabulary).
 
-        The array belongs to the caller; the engine's budget does not count it.
+        The array belongs to the caller; the engine's budget does not count it. ``on_progress``
+        is called at once, after every layer, and when all ids have passed; what it raises
+        cancels.
 
         Raises:
             InputError: no ids, or one outside the vocabulary.
             ContextError: the planned context is too short.
             ReadError: an expert could not be read; the timeline keeps the chunks before.
+            CancelledError: by :meth:`cancel` or ``on_progress``; the same.
         """
         count = len(ids)
         if not count:
@@ -67,20 +88,27 @@ class Session:
         waiting = len(self._ids) - self._state.position
         out = np.empty((waiting, self._engine.shape.vocabulary), self._engine.kernels.dtype)
         done = 0
-        for hidden, _ in self._passes(kept):
+        for hidden, _ in self._passes(kept, self._turn, on_progress):
             out[done : done + len(hidden)] = self._engine.head(hidden)
             done += len(hidden)
         return out[waiting - count :]
 
-    def generate(self, ids: Sequence[int] = (), sampling: Sampling | None = None) -> Iterator[Step]:
+    def generate(
+        self,
+        ids: Sequence[int] = (),
+        sampling: Sampling | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+    ) -> Iterator[Step]:
         """Append ids and generate, a :class:`Step` a token; close the iterator to stop early.
 
         ``sampling`` None takes the store's own defaults. Without ids the reply goes on where
-        the timeline ends. Using the session for something else ends the reply.
+        the timeline ends. Using the session for something else ends the reply. ``on_progress``
+        hears of the prompt, as for :meth:`logits`.
 
         Raises:
             InputError, ContextError: at once; as for :meth:`logits`.
-            ReadError: from the iterator; as for :meth:`logits`.
+            ReadError, CancelledError: from the iterator; as for :meth:`logits`.
         """
         sampling = sampling or self._engine.sampling()
         if not len(ids) and not self._ids:
@@ -88,22 +116,25 @@ class Session:
         words = self._engine.detokenizer(sampling.stop)
         kept = self._append(ids)
         sampler = self._engine.sampler(sampling, self._ids)
-        return self._reply(kept, len(ids), sampling, sampler, words)
+        return self._reply(self._turn, kept, len(ids), sampling, sampler, words, on_progress)
 
     def _reply(
         self,
+        turn: int,
         kept: int,
         prompt_tokens: int,
         sampling: Sampling,
         sampler: Sampler,
         words: Detokenizer | None,
+        on_progress: OnProgress | None,
     ) -> Iterator[Step]:
-        turn, made = self._turn, 0
+        made = 0
         while True:
             if turn != self._turn:
                 raise InputError("the session was used for something else: this reply has ended")
             began, busy = time.perf_counter(), busy_ms()
-            cost = [spent for _, spent in self._passes(kept)]
+            cost = [spent for _, spent in self._passes(kept, turn, on_progress)]
+            on_progress = None  # the prompt is done
             choice = sampler(self._engine.head(self._state.last)[0])
             self._ids.append(choice.id)
             kept, made = len(self._ids), made + 1
@@ -185,7 +216,9 @@ class Session:
         self._ids.extend(checked)
         return kept
 
-    def _passes(self, kept: int) -> Iterator[tuple[Array, Counters]]:
+    def _passes(
+        self, kept: int, turn: int, on_progress: OnProgress | None
+    ) -> Iterator[tuple[Array, Counters]]:
         """Pass what waits, in chunks; yields hidden states (T, hidden) and cost of each.
 
         Chunks end at multiples of the chunk size, counted from the timeline's start, so that the
@@ -193,15 +226,39 @@ class Session:
         first ``kept`` tokens stay, and all that have passed.
         """
         size, state = self._engine.runtime.chunk_tokens, self._state
+        waiting = len(self._ids) - state.position
+        journey = Journey(waiting, self._engine.shape.layers, on_progress)
+        between = self._between(turn, journey)
+        with self._keeping(kept):
+            journey.begin()
         while state.position < len(self._ids):
             end = min((state.position // size + 1) * size, len(self._ids))
             chunk = np.array(self._ids[state.position : end], np.int64)
-            try:
-                passed = self._engine.run(chunk, state)
-            except BaseException:
-                del self._ids[max(state.position, kept) :]
-                raise
+            with self._keeping(kept):
+                passed = self._engine.run(chunk, state, between)
+                journey.chunk(len(passed[0]))
             yield passed
+
+    @contextmanager
+    def _keeping(self, kept: int) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            del self._ids[max(self._state.position, kept) :]
+            raise
+
+    def _between(self, turn: int, journey: Journey) -> Between:
+        """What a chunk does before each layer."""
+
+        def between(tokens: int, layers_done: int) -> None:
+            journey.layer(tokens, layers_done)
+            if self._cancelled == turn:
+                raise CancelledError(
+                    f"cancelled after {self._state.position} tokens of the timeline, which stay: "
+                    "send those that are not in Session.ids to go on"
+                )
+
+        return between
 
 
 def _step(

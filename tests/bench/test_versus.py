@@ -38,6 +38,7 @@ def test_a_case_is_a_preset_that_flags_change(load: Load) -> None:
     assert not in_ram.cold and [peer.repack for peer in in_ram.peers] == [True, False]
     assert case_of(load, "--case", "a-8g", "--ram", "none").ram_bytes is None
     assert case_of(load, "--case", "c-16g").peers == ()
+    assert not any(one.prompts for one in (case, in_ram))
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,7 @@ def figures(speed: float, **more: Any) -> dict[str, Any]:
 
 def test_ratios_are_of_the_same_turn_and_shares_of_our_limit(load: Load) -> None:
     peer = {"read_ahead_kib": 128, "library": "0", "gen_tokens": 9}
+    peer |= {"features": ["AVX2"], "build": "native", "batch_tokens": 512}
     runs = {
         "flashmoe": [figures(4.0), figures(6.0), figures(5.0)],
         "tuned": [figures(1.0, **peer), figures(2.0, **peer), figures(1.25, **peer)],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from flashmoe.apps import bench_figures, ceilings, terminal
 from flashmoe.apps.bench_figures import Reply
 from flashmoe.apps.flags import LOSSY_KV
 from flashmoe.apps.plan import budget_of
+from flashmoe.apps.prompt_figures import PromptCost, Touched
 from flashmoe.engine import Engine, with_experts
 from flashmoe.errors import InputError
 from flashmoe.options import Budget, Runtime, Sampling
@@ -25,10 +27,10 @@ from flashmoe.stream import memory
 from flashmoe.stream.rate import drop_pages
 
 SEED = 20_817
+"""Of the first prompt; each repetition has its own, so that none finds its experts in memory."""
 
 WARMING_PROMPTS = 16
 """At most; each leaves fewer slots free."""
-"""Of the first prompt; each repetition has its own, so that none finds its experts in memory."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +66,23 @@ def bench(request: Request, *, as_json: bool) -> None:
     if request.kv != Budget.kv:
         terminal.note(f"lossy: {LOSSY_KV[request.kv]}")
     terminal.note("measuring what disk and memory allow")
-    limits = ceilings.measure(store.path, request.runtime)
+    limits, touched = ceilings.measure(store.path, request.runtime), Touched()
     with Engine.open(
         request.store,
         budget=budget,
         kernels=request.kernels,
         experts_per_token=request.experts,
         runtime=request.runtime,
+        observer=touched,
     ) as engine:
-        replies = repetitions(engine, request)
+        replies = repetitions(engine, request, touched)
         found = bench_figures.figures(engine, limits, replies, cold=request.cold)
     if not as_json:
         terminal.show(bench_figures.table(found), *bench_figures.remarks(found, own), "")
     terminal.write(json.dumps(found) + "\n")
 
 
-def repetitions(engine: Engine, request: Request) -> list[Reply]:
+def repetitions(engine: Engine, request: Request, touched: Touched) -> list[Reply]:
     """Every repetition; a first prompt that fills the cache is not among them."""
     if not request.cold:
         terminal.note("warming up")
@@ -90,7 +93,8 @@ def repetitions(engine: Engine, request: Request) -> list[Reply]:
         if request.cold:
             engine.empty_cache()
             drop_pages(engine.store.weight_files())
-        found.append(reply(engine, SEED + number, request.prompt_tokens, request.gen_tokens))
+        tokens = (request.prompt_tokens, request.gen_tokens)
+        found.append(reply(engine, SEED + number, *tokens, touched))
     return found
 
 
@@ -103,18 +107,29 @@ def warm_up(engine: Engine, prompt_tokens: int) -> None:
             return
 
 
-def reply(engine: Engine, seed: int, prompt_tokens: int, tokens: int) -> Reply:
-    """A reply of exactly so many tokens to a random prompt, in a new timeline."""
+def reply(
+    engine: Engine, seed: int, prompt_tokens: int, tokens: int, touched: Touched | None = None
+) -> Reply:
+    """A reply of exactly so many tokens to a random prompt, in a new timeline.
+
+    ``touched`` is the engine's own observer: what it sees of the prompt is part of the reply.
+    """
     vocabulary = engine.shape.vocabulary
     ids = np.random.default_rng(seed).integers(0, vocabulary, prompt_tokens).tolist()
-    session, steps, before = engine.session(), list[Step](), None
+    session, steps, touched = engine.session(), list[Step](), touched or Touched()
+    marks = [memory.device_read_bytes()]
+    touched.start(engine.shape.layers, engine.shape.experts.count)
     while len(steps) < tokens:  # again after a stop token
         left = tokens - len(steps)
         sampling = Sampling(temperature=1, seed=seed + len(steps), max_tokens=left)
         for step in session.generate(ids, sampling):
             steps.append(step)
             if len(steps) == 1:
-                before = memory.device_read_bytes()
+                prompt = tuple(touched.stop())
+                marks.append(memory.device_read_bytes())
         ids = []
-    after = memory.device_read_bytes()
-    return Reply(steps, None if before is None or after is None else after - before)
+    marks.append(memory.device_read_bytes())
+    of_prompt, of_reply = (
+        None if start is None or end is None else end - start for start, end in pairwise(marks)
+    )
+    return Reply(steps, of_reply, PromptCost(prompt, of_prompt))

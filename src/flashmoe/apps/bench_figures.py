@@ -8,17 +8,20 @@ time of a token if all else were free, and the shorter of reads and arithmetic h
 longer. Missed bytes are those of the experts that were not in memory when they were asked for,
 whatever else was read in advance; where the page cache keeps the experts (``--io os``) nobody
 tells which these are, and what came from the device counts in their place. Touched are the
-resident tensors that a token is multiplied with, and its routed experts.
+resident tensors that a token is multiplied with, and its routed experts. That on prompts is
+``prompt_figures``'.
 """
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from flashmoe.apps import prompt_figures
 from flashmoe.apps.ceilings import Ceilings, distinct_layers
 from flashmoe.apps.drives import drive_lines, drives_of
+from flashmoe.apps.prompt_figures import PromptCost
 from flashmoe.engine import Engine
 from flashmoe.quant import Affine, Format
 from flashmoe.step import Step, Totals
@@ -33,6 +36,7 @@ KEYS = {
     "pp_tok_s": "prompt tokens a second, the first token's sampling included",
     "tg_tok_s": "tokens a second after the first",
     "ttft_ms": "from the start of the prompt to the first token",
+    **prompt_figures.KEYS,
     "bytes_per_token": "read for a token after the first, what was read in vain included",
     "device_bytes_per_token": "of these and of what was read ahead, not from the page cache; null "
     "where the system does not tell",
@@ -69,10 +73,12 @@ to one another: how many are not; with ``--store-dir`` also ``drives``: see ``ap
 
 @dataclass(frozen=True)
 class Reply:
-    """One repetition: its steps, and what was read from devices after the first of them."""
+    """One repetition: its steps, what was read from devices after the first of them, and what
+    its prompt took."""
 
     steps: list[Step]
     device_bytes: int | None
+    prompt: PromptCost = field(default_factory=PromptCost)
 
 
 def figures(
@@ -88,10 +94,12 @@ def figures(
     device, touched = device_bytes(replies), touched_bytes(engine)
     from_disk = missed if own else (device or 0)
     limit = 1 / max(from_disk / limits.disk_bytes_s, touched / limits.memory_bytes_s)
-    speed = statistics.median(decode)
+    speed, prompt_speed = statistics.median(decode), statistics.median(prompt)
+    prompts = [(reply.steps[0], reply.prompt) for reply in replies]
     found = {
         **vars(limits),
-        "pp_tok_s": statistics.median(prompt),
+        **prompt_figures.figures(engine, limits.disk_bytes_s, prompts, prompt_speed),
+        "pp_tok_s": prompt_speed,
         "pp_tok_s_range": [min(prompt), max(prompt)],
         "tg_tok_s": speed,
         "tg_tok_s_range": [min(decode), max(decode)],
@@ -184,6 +192,7 @@ def table(found: dict[str, Any]) -> Table:
         ("memory", _rate(found["memory_bytes_s"]), "all threads"),
         ("prompt", f"{found['pp_tok_s']:.2f} tok/s", f"{_range(found, 'pp_tok_s')}, {tokens}"),
         ("first token", f"{found['ttft_ms'] / 1e3:.2f} s", ""),
+        *prompt_figures.rows(found),
         ("decode", f"{found['tg_tok_s']:.2f} tok/s", _range(found, "tg_tok_s")),
         ("read a token", f"{found['bytes_per_token'] / 1e9:.3f} GB", _missed(found)),
         ("touched a token", f"{found['touched_bytes_per_token'] / 1e9:.3f} GB", ""),

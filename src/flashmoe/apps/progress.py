@@ -1,10 +1,11 @@
 """How far a long job is: a bar on a terminal, otherwise a line now and then.
 
-Owns the display, always on standard error; the library counts the bytes.
+Owns the display, always on standard error; the library counts the bytes, and a prompt's tokens.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,14 +15,26 @@ from flashmoe.apps.terminal import note
 from flashmoe.stream.units import format_bytes
 
 if TYPE_CHECKING:
+    from rich import progress as rich_progress
     from rich.console import Console
 
+    from flashmoe.progress import Progress as PromptProgress
     from flashmoe.store.convert import Progress
 
 INTERVAL_S = 2.0
 """Plain lines come no faster than this, so that a log file stays short."""
 
+PATIENCE_S = 1.0
+"""A prompt that takes no longer shows no bar."""
+
+PROMPT_INTERVAL_S = 5.0
+"""Plain lines of a prompt, and the first of them: replies that begin sooner stay without."""
+
+FRAME_S = 0.1
+"""The bar of a prompt is drawn no more often: layers may take a millisecond."""
+
 Watcher: TypeAlias = Callable[["Progress"], None]
+PromptWatcher: TypeAlias = Callable[["PromptProgress"], None]
 
 
 @contextmanager
@@ -86,6 +99,96 @@ class Lines:
             f"{self._verb} {state.what}: {state.done_bytes / max(state.total_bytes, 1):.1%} of "
             f"{format_bytes(state.total_bytes)}, {rate / 1e6:.1f} MB/s, {left} left"
         )
+
+
+@contextmanager
+def prompt_shown(*, plain: bool) -> Iterator[PromptWatcher]:
+    """Show a prompt that takes its time, until it is done or the block is left.
+
+    A bar on a terminal; elsewhere lines, where ``plain`` says so.
+    """
+    bar = PromptBar()
+    try:
+        if sys.stderr.isatty():
+            yield bar
+        else:
+            yield PromptLines() if plain else _say_nothing
+    finally:
+        bar.stop()
+
+
+def _say_nothing(state: PromptProgress) -> None:
+    """Standard error is for a program, or for nobody."""
+
+
+class PromptBar:
+    """Tokens done, rate and time left; gone when the prompt is done."""
+
+    def __init__(self) -> None:
+        self._bar: rich_progress.Progress | None = None
+        self._drawn = 0.0
+
+    def __call__(self, state: PromptProgress) -> None:
+        if state.done_tokens >= state.total_tokens:
+            self.stop()  # before the first word of the reply
+        elif self._bar is not None:
+            if state.elapsed - self._drawn >= FRAME_S:
+                self._draw(state)
+        elif state.elapsed >= PATIENCE_S:
+            self._bar = _prompt_bar()
+            self._bar.add_task("prompt", total=state.total_tokens, told="")
+            self._bar.start()
+            self._draw(state)
+
+    def stop(self) -> None:
+        """Take the bar away, if there is one."""
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.stop()
+
+    def _draw(self, state: PromptProgress) -> None:
+        assert self._bar is not None
+        self._drawn = state.elapsed
+        task = self._bar.task_ids[0]
+        self._bar.update(task, completed=state.done_tokens, told=_told(state), refresh=True)
+
+
+def _prompt_bar() -> rich_progress.Progress:
+    from rich import progress
+    from rich.console import Console
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.TextColumn("{task.fields[told]}"),
+        console=Console(stderr=True),
+        auto_refresh=False,  # a thread that draws would take time from the prompt
+        transient=True,
+    )
+
+
+class PromptLines:
+    """A plain line every :data:`PROMPT_INTERVAL_S`."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __call__(self, state: PromptProgress) -> None:
+        if state.elapsed - self._last >= PROMPT_INTERVAL_S and (
+            state.done_tokens < state.total_tokens
+        ):
+            self._last = state.elapsed
+            note(f"prompt: {_told(state)}")
+
+
+def _told(state: PromptProgress) -> str:
+    left = state.seconds_left
+    return (
+        f"{int(state.done_tokens)} of {state.total_tokens} tokens, "
+        f"{state.tokens_per_second:.1f} tok/s, "
+        f"{'unknown time' if left is None else _clock(left)} left"
+    )
 
 
 def _clock(seconds: float) -> str:

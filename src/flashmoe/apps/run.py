@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from flashmoe.apps import timing
+from flashmoe.apps import progress, timing
 from flashmoe.apps.conversation import next_turn, opening
 from flashmoe.apps.drives import drive_lines, drives_of
 from flashmoe.apps.flags import LOSSY_KV
@@ -94,9 +94,12 @@ def run(request: Request) -> int:
         session, ids = _begin(engine, request)
         if log is not None:
             log.start(_header(engine))
-        steps = session.generate(ids, engine.sampling(**request.sampling))
         try:
-            _stream(steps, reply, onlookers)
+            # What reads a JSON object from standard error wants nothing before it
+            with progress.prompt_shown(plain=not request.report.json) as told:
+                sampling = engine.sampling(**request.sampling)
+                steps = session.generate(ids, sampling, on_progress=told)
+                _stream(steps, reply, onlookers)
         except FlashMoeError:
             end_line(reply.text)
             raise

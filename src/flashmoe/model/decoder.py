@@ -5,8 +5,10 @@ Owns the residual stream. Knows nothing of text, sampling or where experts lie.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 
@@ -23,6 +25,9 @@ from flashmoe.quant import Array
 from flashmoe.shape import ModelShape
 from flashmoe.stream.expectation import sample
 from flashmoe.stream.streamer import Streamer
+
+Between: TypeAlias = Callable[[int, int], None]
+"""Called between layers: the tokens of the pass, and how many layers they have behind them."""
 
 
 class Layer:
@@ -105,10 +110,18 @@ class Decoder:
         tied = shape.tied_head
         self.head = self.embedding if tied else trunk.matrix("lm_head", vocabulary, hidden)
 
-    def forward(self, ids: Array, state: State, streamer: Streamer) -> Array:
+    def forward(
+        self,
+        ids: Array,
+        state: State,
+        streamer: Streamer,
+        between: Between | None = None,
+    ) -> Array:
         """Pass ids (T,) through every layer; returns the final hidden states (T, hidden).
 
-        Advances ``state`` by T tokens. The caller keeps T to a chunk.
+        Advances ``state`` by T tokens. The caller keeps T to a chunk. ``between`` is called before
+        each layer with T and the number of layers done; what it raises ends the pass there, with
+        ``state`` half moved on.
         """
         self.observer.begin()
         x = lookup(ids, self.embedding, self.kernels.dtype)
@@ -116,6 +129,8 @@ class Decoder:
         if len(x) > 1:
             self.layers[0].announce(x, streamer, at_once=True)
         for layer, memory in zip(self.layers, state.layers, strict=True):
+            if between is not None:
+                between(len(ids), layer.index)
             x = layer.forward(x, memory, state.position, streamer)
         state.position += len(ids)
         state.last = x[-1:].copy()

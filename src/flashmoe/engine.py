@@ -182,6 +182,7 @@ class Engine:
         with self._lock:
             self.ledger.lend(nbytes)
             self._settle(0)
+            memory.release_freed()  # what the last pass had
         try:
             yield
         finally:

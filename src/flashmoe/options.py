@@ -68,9 +68,9 @@ class Budget:
     that is smaller. ``slots`` pins the number of
     expert slots instead of filling the budget (it is still refused when it does not fit).
     ``sessions`` is how many timelines may live at once, each of them as long as that. ``kv`` is
-    how keys and values are held, whatever the activations' type: ``f16`` or ``bf16`` in 16
-    bits, ``int8`` in 8, or ``f32``, which keeps them as they are computed. The form changes the answer, so whoever compares answers to the last digits (an
-    oracle in float64 above all) names ``f32``.
+    how keys and values are held, whatever the activations' type: ``f16`` or ``bf16`` in 16 bits,
+    ``int8`` in 8, or ``f32``, which keeps them as they are computed. The form changes the answer,
+    so whoever compares answers to the last digits (an oracle in float64 above all) names ``f32``.
     """
 
     ram_bytes: int | None = None

@@ -115,6 +115,7 @@ def test_between_passes_slots_only_go() -> None:
     assert lent == account.slots(0) < PLAN.slots
     account.lend(-200 * MIB)
     assert account.slots(0) == PLAN.slots
+    assert account.settle(0, lent) == lent
 
 
 def test_timelines_beyond_the_planned_ones_take_room_for_their_state() -> None:

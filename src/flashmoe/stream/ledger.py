@@ -86,21 +86,21 @@ class Ledger:
             return chunks.bordered(position, total, self._chunk_tokens) - position
         kept = self._tokens.get(timeline, 0)
         self.charge(timeline, total)  # what the last chunk will find
-        size = chunks.choose(position, total, partial(self._missing, self._left(0)))
+        left = self._left(1) + self._scratch(1)
+        size = chunks.choose(position, total, partial(self._missing, left))
         self._tokens[timeline] = kept
         return chunks.ending(position, total, size) - position
 
     def _left(self, tokens: int) -> int:
         """Bytes of the budget for slots beside a pass of so many tokens."""
         more = max(len(self._tokens) - self._plan.sessions, 0) * self._outlay.state_bytes
-        if not tokens:
-            # Other timelines may be drawing a token.
-            tokens = len(self._tokens) > 1
+        if not tokens and len(self._tokens) > 1:  # others may be drawing a token
+            tokens = 1
         return self._room_bytes - self.kv_bytes - more - self._lent_bytes - self._scratch(tokens)
 
     def _scratch(self, tokens: int) -> int:
         if not tokens:
-            return 0
+            return self._outlay.idle_bytes
         if tokens not in self._passes:
             self._passes[tokens] = self._outlay.pass_bytes(tokens)
         return self._passes[tokens]

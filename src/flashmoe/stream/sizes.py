@@ -225,8 +225,14 @@ class Outlay:
             sessions=self.sessions,
         )
 
+    @property
+    def idle_bytes(self) -> int:
+        """What of that stays from one pass to the next."""
+        replies = REPLY_FLOATS * self.shape.vocabulary * 8 * self.sessions
+        return BLAS_BYTES + replies
+
     def scratch_bytes(self, tokens: int) -> int:
-        """The same with a timeline's copy: one session is saved between its passes, others may be
+        """A pass and a timeline's copy: one session is saved between its passes, others may be
         while another has a pass."""
         work, copied = self.pass_bytes(tokens), self.copied_bytes(self.context_tokens)
-        return max(work, copied) if self.sessions == 1 else work + copied
+        return max(work, copied + self.idle_bytes) if self.sessions == 1 else work + copied

@@ -26,7 +26,7 @@ REAL = (
     *("presence_penalty", "frequency_penalty"),
 )
 OPTIONAL = (
-    *("ram_bytes", "context_tokens", "slots", "threads", "io_threads"),
+    *("ram_bytes", "context_tokens", "slots", "threads", "chunk_tokens", "io_threads"),
     *("seed", "max_tokens", "logprobs"),
 )
 NO_NUMBERS = ["1", b"1", [1], (1,), {}, 1j]
@@ -61,7 +61,7 @@ def test_whole_numbers_are_neither_floats_nor_switches(kind, name):
 def test_keys_and_values_are_held_in_a_known_form():
     for value in ("f8", "F32", None, 8):
         refuse(Budget, "kv", value, "f32, f16, bf16, int8")
-    assert Budget(kv="int8").kv == "int8" and Budget().kv == "f32"
+    assert Budget(kv="int8").kv == "int8" and Budget().kv == "f16"
 
 
 @pytest.mark.parametrize("name", REAL)

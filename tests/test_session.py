@@ -32,12 +32,12 @@ def path(request, tmp_path_factory):
 
 @pytest.fixture
 def engine(path):
-    with Engine.open(path) as engine:
+    with Engine.open(path, budget=Budget(kv="f32")) as engine:
         yield engine
 
 
 def test_logits_of_a_prompt_in_pieces_equal_the_whole(path):
-    with Engine.open(path, dtype="float64") as engine:
+    with Engine.open(path, dtype="float64", budget=Budget(kv="f32")) as engine:
         whole = engine.session().logits(IDS)
         pieces = engine.session()
         parts = [pieces.logits(IDS[a:b]) for a, b in ((0, 1), (1, 2), (2, 67), (67, 70))]
@@ -46,7 +46,11 @@ def test_logits_of_a_prompt_in_pieces_equal_the_whole(path):
 
 
 def test_native_kernels_agree_with_the_reference(path):
-    with Engine.open(path, dtype="float64") as exact, Engine.open(path) as native:
+    budget = Budget(kv="f32")
+    with (
+        Engine.open(path, dtype="float64", budget=budget) as exact,
+        Engine.open(path, budget=budget) as native,
+    ):
         assert (exact.kernels.name, native.kernels.name) == ("reference", "cpu")
         wanted = exact.session().logits(IDS[:20])
         np.testing.assert_allclose(native.session().logits(IDS[:20]), wanted, rtol=0, atol=CLOSE)
@@ -91,7 +95,7 @@ def test_snapshots_are_bit_exact_in_memory_and_on_disk(engine, path, tmp_path):
     wanted = session.logits(IDS[30:40])
     session.restore(kept)
     np.testing.assert_array_equal(session.logits(IDS[30:40]), wanted)
-    with Engine.open(path) as other:
+    with Engine.open(path, budget=Budget(kv="f32")) as other:
         loaded = other.session()
         loaded.load(tmp_path / "kept")
         assert loaded.ids == kept.ids

@@ -25,6 +25,7 @@ from flashmoe.model.observer import Observer
 from flashmoe.model.state import State
 from flashmoe.model.trunk import Trunk
 from flashmoe.options import Budget, Runtime, Sampling
+from flashmoe.planning import outlay_of, plan_store, room_of, with_experts
 from flashmoe.quant import Array
 from flashmoe.sampler import Sampler
 from flashmoe.session import Session
@@ -34,14 +35,12 @@ from flashmoe.stream import budget as budgets
 from flashmoe.stream import memory, usage
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.drives import Drive
+from flashmoe.stream.ledger import Ledger
+from flashmoe.stream.sizes import Outlay
 from flashmoe.stream.streamer import Streamer
 from flashmoe.text.detokenizer import Detokenizer
 from flashmoe.text.template import ChatTemplate
 from flashmoe.text.tokenizer import Tokenizer
-
-PROCESS_STEP = 2 << 20
-"""What the process uses is rounded up to this: it differs a little from one start to the next,
-and a floor that `plan` has printed should not be refused by `run`."""
 
 
 class Engine:
@@ -60,25 +59,29 @@ class Engine:
         runtime: Runtime,
         observer: Observer,
         room: int,
-        kv: str = Budget.kv,
+        outlay: Outlay,
     ) -> None:
         self.store = store
         self.shape = shape
         self.plan = plan
         self.kernels = kernels
-        self.kv = kv
+        self.kv = outlay.kv
         self._lock = threading.Lock()
         self._blas = ThreadpoolController()
         self._words = words
         self._room = room
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.decoder = Decoder(shape, Trunk(store.trunk(), kernels.dtype), kernels, observer)
-        self.streamer = Streamer(store, plan.slots, runtime)
+        self.streamer = Streamer(store, plan.slots, runtime, plan.full_slots)
+        self.outlay = outlay
+        # Slots that were asked for stay, whatever the plan leaves besides.
+        least = plan.slots if plan.full_slots == plan.slots else self.streamer.least_slots
+        self.ledger = Ledger(plan, outlay, least, runtime.chunk_tokens)
         # An emptied cache is read into at the same depth, without measuring once more.
         self.runtime = replace(runtime, io_threads=self.streamer.io_threads)
         manifest = store.manifest.to_json()
         identity = f"{manifest}{kernels.dtype}{shape.experts.top_k}"
-        self.key = f"{xxhash.xxh3_64_hexdigest(identity.encode())}-{kv}"
+        self.key = f"{xxhash.xxh3_64_hexdigest(identity.encode())}-{outlay.kv}"
         """Names store, dtype, experts a token and, behind the dash, how keys and values are held:
         what a saved timeline is valid for."""
         self._closed = False
@@ -127,9 +130,10 @@ class Engine:
             kernels=chosen,
             experts_per_token=shape.experts.top_k,
         )
-        room = _room(plan, promised=budget.ram_bytes is not None)
+        room = room_of(plan, promised=budget.ram_bytes is not None)
         watching = observer or Observer()
-        return cls(store, words, plan, shape, chosen, runtime, watching, room, budget.kv)
+        outlay = outlay_of(store, budget, chosen, shape.experts.top_k)
+        return cls(store, words, plan, shape, chosen, runtime, watching, room, outlay)
 
     def session(self) -> Session:
         """A new, empty timeline.
@@ -151,20 +155,54 @@ class Engine:
     def run(
         self, ids: Array, state: State, between: Between | None = None
     ) -> tuple[Array, Counters]:
-        """Pass one chunk of ids (T,) for a timeline; the hidden states, and what it cost.
+        """Pass the first chunk of the ids (n,) that wait, for a timeline; the hidden states of its
+        T tokens, and what it cost.
 
         Passes of several sessions take turns. One that fails, or that ``between`` (see
         :meth:`Decoder.forward`) ends, leaves ``state`` as it was.
         """
         with self._alone(blas=len(ids) > 1 or self.kernels.name == "reference"):
+            end = state.position + len(ids)
+            chunk = ids[: self.ledger.chunk(state, state.position, end)]
+            self._settle(len(chunk), state, state.position + len(chunk))
             before, mark = self.streamer.counters.snapshot(), state.mark()
             try:
-                hidden = self.decoder.forward(ids, state, self.streamer, between)
+                hidden = self.decoder.forward(chunk, state, self.streamer, between)
             except BaseException:
                 state.rewind(mark)
                 raise
             self.streamer.relieve()
             return hidden, self.streamer.counters.since(before)
+
+    def reserve(self, state: State, tokens: int) -> None:
+        """Make room for keys and values of a timeline that is about to have so many tokens."""
+        with self._lock:
+            self._settle(0, state, tokens)
+
+    @contextmanager
+    def lending(self, nbytes: int) -> Iterator[None]:
+        """Between passes: so many bytes of the budget are for something else, for a while."""
+        with self._lock:
+            self.ledger.lend(nbytes)
+            self._settle(0)
+            memory.release_freed()  # what the last pass had
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.ledger.lend(-nbytes)
+
+    def _settle(self, tokens: int, state: State | None = None, length: int = 0) -> None:
+        """Have as many slots as the budget leaves beside a pass of ``tokens``, 0 for none, and a
+        timeline that will have ``length``."""
+        if state is not None:
+            self.ledger.charge(state, length)
+        ceiling = self.streamer.extent.ceiling
+        slots = self.ledger.settle(tokens, ceiling)
+        if slots > ceiling:
+            memory.release_freed()  # what slots are to take instead
+        if slots != ceiling:
+            self.streamer.resize(slots)
 
     def head(self, hidden: Array) -> Array:
         """Logits (T, vocabulary) of hidden states (T, hidden)."""
@@ -252,7 +290,8 @@ class Engine:
             self._check_open()
             self._profile = None
             self.streamer.close()
-            self.streamer = Streamer(self.store, self.plan.slots, self.runtime)
+            slots, least = self.plan.slots, self.plan.full_slots
+            self.streamer = Streamer(self.store, slots, self.runtime, least)
 
     def keep_profile(self) -> None:
         """Write down which experts were chosen (see :class:`flashmoe.options.Runtime`), once."""
@@ -306,56 +345,3 @@ class Words:
             eos_token=tokenizer.eos_token,
             markup=tokenizer.markup,
         )
-
-
-def plan_store(
-    store: Store,
-    budget: Budget,
-    runtime: Runtime,
-    *,
-    kernels: kernel_sets.Kernels,
-    experts_per_token: int | None = None,
-) -> budgets.Plan:
-    """Plan the memory of a store on this machine, as it stands now.
-
-    Call it after everything else is loaded: what the process has used so far counts.
-
-    Raises:
-        BudgetError: the budget is below the floor.
-    """
-    return budgets.plan(
-        store,
-        budget=budget,
-        runtime=runtime,
-        float_bytes=kernels.dtype.itemsize,
-        process_bytes=-(-memory.resident_bytes() // PROCESS_STEP) * PROCESS_STEP,
-        peak_bytes=memory.peak_resident_bytes(),
-        scratch_block_bytes=kernels.scratch_bytes(store.shape.attention),
-        memory=memory.available(),
-        experts_per_token=experts_per_token,
-    )
-
-
-def _room(plan: budgets.Plan, *, promised: bool) -> int:
-    """How many sessions there is memory for: those planned, and what is left over."""
-    one = (plan.state_bytes + plan.kv_bytes) // plan.sessions
-    limit = plan.budget_bytes if promised else plan.usable_bytes
-    return plan.sessions + max(limit - plan.planned_bytes, 0) // max(one, 1)
-
-
-def with_experts(shape: ModelShape, wanted: int | None) -> ModelShape:
-    """The shape with so many experts a token; None leaves the model's own.
-
-    Raises:
-        InputError: there is no router, or not so many experts.
-    """
-    if wanted is None or wanted == shape.experts.top_k:
-        return shape
-    if shape.experts.router != "softmax":
-        raise InputError("a dense model has no router: leave --experts-per-token out")
-    if not 0 < wanted <= shape.experts.count:
-        raise InputError(
-            f"--experts-per-token is {wanted}; this model has {shape.experts.count} experts: "
-            f"give 1 to {shape.experts.count}"
-        )
-    return replace(shape, experts=replace(shape.experts, top_k=wanted))

@@ -21,7 +21,7 @@ DEFAULT_CONTEXT_TOKENS = 4096
 """The longest timeline planned for where the caller names none."""
 
 KV_KINDS = ("f32", "f16", "bf16", "int8")
-"""Forms in which keys and values may be held; all but the first are lossy."""
+"""Forms in which keys and values may be held; all but the first round them."""
 
 MAX_THREADS = 1024
 """More threads than any machine this runs on has processors: a larger number is a mistake."""
@@ -68,15 +68,16 @@ class Budget:
     that is smaller. ``slots`` pins the number of
     expert slots instead of filling the budget (it is still refused when it does not fit).
     ``sessions`` is how many timelines may live at once, each of them as long as that. ``kv`` is
-    how keys and values are held: ``f32`` as they are computed, ``f16`` or ``bf16`` in half the
-    memory or ``int8`` in a quarter, which changes the answer.
+    how keys and values are held, whatever the activations' type: ``f16`` or ``bf16`` in 16 bits,
+    ``int8`` in 8, or ``f32``, which keeps them as they are computed. The form changes the answer,
+    so whoever compares answers to the last digits (an oracle in float64 above all) names ``f32``.
     """
 
     ram_bytes: int | None = None
     context_tokens: int | None = None
     slots: int | None = None
     sessions: int = 1
-    kv: str = "f32"
+    kv: str = "f16"
 
     def __post_init__(self) -> None:
         for name in ("ram_bytes", "context_tokens", "slots"):
@@ -91,7 +92,9 @@ class Runtime:
     """How the work is done. Nothing here changes a single bit of the answer.
 
     ``threads`` compute; None takes one a processor that this process may run on.
-    ``chunk_tokens`` prompt tokens pass a layer together. ``hints`` starts expert reads as soon
+    ``chunk_tokens`` prompt tokens pass a layer together; None lets the engine choose for each
+    prompt (``stream.chunks``). A number is kept as it is; a multiple of 64 keeps the answer
+    independent of it, to the last bit. ``hints`` starts expert reads as soon
     as the router has chosen, before the shared expert is computed, and lets the disk read what
     the next layer is likely to choose while it would be idle. ``io`` is how experts are read and
     kept: ``direct`` into slots past the page cache, where the file system allows it;
@@ -107,7 +110,7 @@ class Runtime:
     """
 
     threads: int | None = None
-    chunk_tokens: int = 128
+    chunk_tokens: int | None = None
     hints: bool = True
     io: Io = "direct"
     io_threads: int | None = None
@@ -118,7 +121,8 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.threads is not None:
             _whole("threads", self.threads, f"from 1 to {MAX_THREADS}", 1, MAX_THREADS)
-        _whole("chunk_tokens", self.chunk_tokens, "at least 1", 1)
+        if self.chunk_tokens is not None:
+            _whole("chunk_tokens", self.chunk_tokens, "at least 1", 1)
         if self.io_threads is not None:
             _whole("io_threads", self.io_threads, "from 1 to 64", 1, MAX_IO_THREADS)
         known = self.device_cache is None or isinstance(self.device_cache, Path)

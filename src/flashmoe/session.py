@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from flashmoe.engine import Engine
 
 
+HEAD_TOKENS = 12
+"""Tokens whose logits are computed at once: what drawing a token takes holds as many numbers a
+word (``sizes.SAMPLER_FLOATS``), and a whole chunk's would be gigabytes."""
+
+
 class Session:
     """A timeline: the tokens so far and the model's state after them.
 
@@ -89,8 +94,10 @@ class Session:
         out = np.empty((waiting, self._engine.shape.vocabulary), self._engine.kernels.dtype)
         done = 0
         for hidden, _ in self._passes(kept, self._turn, on_progress):
-            out[done : done + len(hidden)] = self._engine.head(hidden)
-            done += len(hidden)
+            for rows in range(0, len(hidden), HEAD_TOKENS):
+                some = self._engine.head(hidden[rows : rows + HEAD_TOKENS])
+                out[done : done + len(some)] = some
+                done += len(some)
         return out[waiting - count :]
 
     def generate(
@@ -176,6 +183,7 @@ class Session:
         """
         snapshots.check_model("the snapshot", snapshot.model, self._engine.key)
         self._turn += 1
+        self._engine.reserve(self._state, snapshot.position)
         self._state.assign(snapshot.position, snapshot.arrays)
         self._ids = list(snapshot.ids)
 
@@ -187,7 +195,8 @@ class Session:
         """
         state = self._state
         held = Snapshot(self._engine.key, self.ids, state.position, state.arrays())
-        snapshots.save(Path(path), held)
+        with self._engine.lending(self._engine.outlay.copied_bytes(state.position)):
+            snapshots.save(Path(path), held)
 
     def load(self, path: str | Path) -> None:
         """Go on from a file that :meth:`save` wrote, here or in another process.
@@ -196,7 +205,11 @@ class Session:
             SessionError: missing, damaged, or of another model; the session stays as it was.
             ContextError: it is longer than the planned context.
         """
-        with snapshots.opened(Path(path), self._engine.key) as stored:
+        copied = self._engine.outlay.copied_bytes(self._state.context_tokens)
+        with (
+            self._engine.lending(copied),
+            snapshots.opened(Path(path), self._engine.key) as stored,
+        ):
             self.restore(stored)
 
     def _append(self, ids: Sequence[int]) -> int:
@@ -221,22 +234,21 @@ class Session:
     ) -> Iterator[tuple[Array, Counters]]:
         """Pass what waits, in chunks; yields hidden states (T, hidden) and cost of each.
 
-        Chunks end at multiples of the chunk size, counted from the timeline's start, so that the
-        same tokens pass in the same chunks whatever calls brought them. After a failure the
-        first ``kept`` tokens stay, and all that have passed.
+        Where chunks end is the ledger's choice (``stream.chunks``), so that the same tokens give
+        the same answer whatever calls brought them. After a failure the first ``kept`` tokens
+        stay, and all that have passed.
         """
-        size, state = self._engine.runtime.chunk_tokens, self._state
-        waiting = len(self._ids) - state.position
-        journey = Journey(waiting, self._engine.shape.layers, on_progress)
+        state = self._state
+        waiting = np.array(self._ids[state.position :], np.int64)
+        journey = Journey(len(waiting), self._engine.shape.layers, on_progress)
         between = self._between(turn, journey)
         with self._keeping(kept):
             journey.begin()
-        while state.position < len(self._ids):
-            end = min((state.position // size + 1) * size, len(self._ids))
-            chunk = np.array(self._ids[state.position : end], np.int64)
+        while len(waiting):
             with self._keeping(kept):
-                passed = self._engine.run(chunk, state, between)
+                passed = self._engine.run(waiting, state, between)
                 journey.chunk(len(passed[0]))
+            waiting = waiting[len(passed[0]) :]
             yield passed
 
     @contextmanager

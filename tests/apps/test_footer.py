@@ -26,14 +26,15 @@ def step(prompt_tokens: int, bytes_read: int, ms: float) -> Step:
     )
 
 
-def footer(*steps: Step, io: str = "direct", planned_slots: int = 40) -> Footer:
+def footer(*steps: Step, io: str = "direct", withheld_slots: int = 0) -> Footer:
     return Footer(
         totals=Totals.of(steps),
         load_ms=20.0,
         peak_bytes=3 << 29,
         budget_bytes=2 << 30,
         slots=40,
-        planned_slots=planned_slots,
+        planned_slots=90,
+        withheld_slots=withheld_slots,
         experts_per_token=4,
         finish_reason="stop",
         io=io,
@@ -78,4 +79,4 @@ def test_small_reads_are_written_out(nbytes, wanted):
 
 def test_a_cache_that_had_to_shrink_is_told_of():
     assert "slots left" not in footer().line()
-    assert footer(planned_slots=64).line().endswith("40 of 64 slots left (memory is short)")
+    assert footer(withheld_slots=24).line().endswith("40 of 64 slots left (memory is short)")

@@ -28,7 +28,7 @@ def test_budgets_that_the_flags_ask_for():
 
 
 def test_the_plan_as_json_adds_up(command: Command, store):
-    result = command("plan", store, "--ram", "8GiB", "--json")
+    result = command("plan", store, "--ram", "8GiB", "--chunk-tokens", 256, "--json")
     assert result.code == 0 and not result.err
     found = json.loads(result.out)
     parts = ("process", "allowance", "trunk", "state", "kv", "scratch")
@@ -38,7 +38,10 @@ def test_the_plan_as_json_adds_up(command: Command, store):
     assert found["sessions"] == 1
     assert found["slots"] == found["experts_total"] == 32 and found["slot_bytes"] == 4096
     assert found["budget_bytes"] == min(8 << 30, found["usable_bytes"])
-    assert found["context_tokens"] == 512
+    assert found["context_tokens"] == 512 and found["chunk_tokens"] == 256
+    chosen = json.loads(command("plan", store, "--ram", "8GiB", "--json").out)
+    assert chosen["chunk_tokens"] == 512 and chosen["floor_bytes"] == found["floor_bytes"]
+    assert chosen["scratch_bytes"] > found["scratch_bytes"] > found["step_scratch_bytes"] > 0
 
 
 def test_the_plan_as_a_table_names_every_part(command: Command, store):
@@ -47,10 +50,22 @@ def test_the_plan_as_a_table_names_every_part(command: Command, store):
     assert names[:8] == [
         *("process", "allowance", "trunk", "state", "KV", "scratch", "slots", "planned"),
     ]
-    assert names[8:] == ["floor", "recommended", "budget", "a"]
-    assert "1 session of 100 tokens" in result.out
+    assert names[8:] == ["floor", "recommended", "budget", "slots", "a"]
+    assert "1 session full, of 100 tokens" in result.out
+    assert "a chunk of 100 tokens; " in result.out and " for a single one" in result.out
+    assert "32 while the context is empty, 32 once it is full" in result.out
     assert "bound by: all experts fit" in result.out
     assert "a token reads about 0 bytes of 48.00 KiB" in result.out
+
+
+def test_slots_and_experts_that_are_asked_for_are_planned(command: Command, store):
+    found = json.loads(command("plan", store, "--slots", 5, "--json").out)
+    assert (found["slots"], found["full_slots"], found["binding"]) == (5, 5, "--slots")
+    result = command("plan", store, "--experts-per-token", 2, "--ram", "floor", "--json")
+    found = json.loads(result.out)
+    assert found["slots"] == found["floor_slots"] == 2
+    assert command("plan", store, "--experts-per-token", 9).code == 2
+    assert command("plan", store, "--slots", 1).code == 1
 
 
 def test_the_floor_is_planned_and_less_is_refused(command: Command, store):

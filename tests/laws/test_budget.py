@@ -1,4 +1,7 @@
-"""Law 3: the budget is a promise. Peak resident memory is measured from outside, per process."""
+"""Law 3: the budget is a promise, and a long prompt keeps it.
+
+Peak resident memory is measured from outside, per process.
+"""
 
 import json
 import subprocess
@@ -23,7 +26,7 @@ from flashmoe.errors import BudgetError
 from flashmoe.options import Budget, Runtime, Sampling
 from flashmoe.stream.memory import peak_resident_bytes
 path, dtype, ram, sessions, context = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
-budget = Budget(ram_bytes=ram or None, context_tokens=context, sessions=sessions)
+budget = Budget(ram_bytes=ram or None, context_tokens=context, sessions=sessions, kv="f32")
 try:
     runtime = Runtime(chunk_tokens=32)
     with Engine.open(path, budget=budget, dtype=dtype, runtime=runtime) as engine:
@@ -102,3 +105,87 @@ def test_peak_memory_holds_for_one_session_in_either_dtype(run, dtype):
     floor = run(0, dtype, 1)["plan"]["floor_bytes"]
     result = run(floor + 4 * MIB, dtype, 1)
     assert_kept(result, floor + 4 * MIB)
+
+
+LONG = 8192
+LONG_RUN = """
+import hashlib, json, sys
+from flashmoe.engine import Engine
+from flashmoe.options import Budget, Runtime, Sampling
+from flashmoe.stream.memory import peak_resident_bytes, resident_bytes
+path, ram, size, context = sys.argv[1], *map(int, sys.argv[2:5])
+budget = Budget(ram_bytes=ram or None, context_tokens=context)
+runtime = Runtime(chunk_tokens=size or None, profile=False)
+with Engine.open(path, budget=budget, runtime=runtime) as engine:
+    plan, most = engine.plan, engine.shape.vocabulary
+    if not ram:
+        print(json.dumps({"plan": plan.to_json()}))
+        sys.exit()
+    slots, sizes, session = [engine.streamer.slots], [], engine.session()
+    run = engine.run
+
+    def watched(ids, state):
+        hidden, cost = run(ids, state)
+        slots.append(engine.streamer.slots)
+        sizes.append(len(hidden))
+        return hidden, cost
+
+    engine.run = watched
+    prompt = [(7 * i * i + i) % most for i in range(context - 17)]
+    steps = list(session.generate(prompt, Sampling(temperature=0, logprobs=5, max_tokens=16)))
+    answer = [(step.id, step.logprob, step.top_logprobs) for step in steps]
+    last = session.logits([1])
+    print(json.dumps({"peak": peak_resident_bytes(), "slots": slots, "sizes": sizes,
+        "plan": plan.to_json(), "answer": repr(answer), "withheld": engine.streamer.withheld,
+        "last": hashlib.sha256(last.tobytes()).hexdigest()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def long_path(tmp_path_factory):
+    """Keys and values of 32 MiB at 8,192 tokens; 192 experts of 384 KiB, 72 MiB together."""
+    shape = replace(
+        HYBRID,
+        attention=AttentionShape(4, 4, 256, 16, 1e4, gated=True, qk_norm=True),
+        experts=ExpertsShape(48, 2, 512, "softmax", True, 32),
+        max_context_tokens=LONG,
+    )
+    return write_store(tmp_path_factory.mktemp("l") / "store", shape, Plain("F32"))
+
+
+def long_run(path, ram, size=0):
+    command = [sys.executable, "-c", LONG_RUN, *map(str, (path, ram, size, LONG))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_a_long_prompt_keeps_every_budget_while_the_cache_makes_room_and_answers_the_same(
+    long_path,
+):
+    """As long as chunks are the same; that their size does not matter is a law of its own."""
+    floor = long_run(long_path, 0, 256)["plan"]["floor_bytes"]
+    roomy = long_run(long_path, floor + 400 * MIB, 256)
+    assert_kept(roomy, floor + 400 * MIB)
+    assert min(roomy["slots"]) == roomy["plan"]["experts_total"]
+    for extra in (4 * MIB, 24 * MIB):
+        ram = floor + extra
+        found = long_run(long_path, ram, 256)
+        assert_kept(found, ram)
+        assert (found["answer"], found["last"]) == (roomy["answer"], roomy["last"])
+        begun, *_, full = found["slots"]
+        assert begun == found["plan"]["slots"] > full >= found["plan"]["full_slots"]
+        assert found["withheld"] == 0
+        # In steps, as keys and values come, and a prompt's scratch goes to the slots at its end.
+        prompt = found["slots"][1 : 1 + LONG // 256]
+        assert prompt == sorted(prompt, reverse=True) and begun > prompt[0] > prompt[-1]
+        assert full > prompt[-1]
+
+
+def test_a_chunk_that_is_chosen_keeps_the_budget_too(long_path):
+    floor = long_run(long_path, 0)["plan"]["floor_bytes"]
+    found = {}
+    for extra in (4 * MIB, 400 * MIB):
+        one = found[extra] = long_run(long_path, floor + extra)
+        assert_kept(one, floor + extra)
+        assert all(1 < size <= 2049 for size in one["sizes"][:-17])
+    assert max(found[400 * MIB]["sizes"]) > max(found[4 * MIB]["sizes"]) >= 256

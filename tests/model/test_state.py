@@ -24,7 +24,7 @@ def advance(state, tokens):
 
 
 def test_keys_and_values_grow_in_order():
-    state = State(DENSE, 8, F32)
+    state = State(DENSE, 8, F32, "f32")
     first = np.arange(3 * 2 * 16, dtype=F32).reshape(3, 2, 16)
     state.layers[0].extend(first, first)
     keys, values = state.layers[0].extend(first[:1] + 1000, first[:1])

@@ -19,7 +19,7 @@ pytest.importorskip("transformers")
 import torch
 from transformers import AutoModelForCausalLM
 
-from flashmoe import Engine, Sampling
+from flashmoe import Budget, Engine, Sampling
 from flashmoe.quant import Array
 from tests.oracle.greedy import (
     Continuation,
@@ -53,13 +53,15 @@ def theirs(austen: Path) -> Any:
 @pytest.fixture(scope="module", params=["cpu", "reference"])
 def watched(request: pytest.FixtureRequest, austen_store: Path) -> Iterator[tuple[Engine, Routing]]:
     routing = Routing()
-    with Engine.open(austen_store, kernels=request.param, observer=routing) as engine:
+    with Engine.open(
+        austen_store, budget=Budget(kv="f32"), kernels=request.param, observer=routing
+    ) as engine:
         yield engine, routing
 
 
 @pytest.fixture(scope="module")
 def continuations(theirs: Any, austen_store: Path) -> tuple[Continuation, ...]:
-    with Engine.open(austen_store) as engine:
+    with Engine.open(austen_store, budget=Budget(kv="f32")) as engine:
         prompts = [engine.tokenizer.encode(prompt) for prompt in PROMPTS]
         segments = engine.template.render(CHAT)
         prompts.append(engine.tokenizer.encode_segments(segments))
@@ -112,7 +114,9 @@ def test_another_number_of_experts_is_noticed(
     austen_store: Path, continuations: tuple[Continuation, ...], experts: int
 ) -> None:
     routing = Routing()
-    with Engine.open(austen_store, experts_per_token=experts, observer=routing) as engine:
+    with Engine.open(
+        austen_store, budget=Budget(kv="f32"), experts_per_token=experts, observer=routing
+    ) as engine:
         logits = forced(engine.session(), continuations[0])
     with pytest.raises(AssertionError):
         tokens_that_differ(logits, continuations[0])

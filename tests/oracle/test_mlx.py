@@ -28,7 +28,7 @@ from mlx_lm import utils as mlx_utils
 from mlx_lm.convert import mixed_quant_predicate_builder
 from transformers import Qwen3_5MoeTextConfig
 
-from flashmoe import Engine, quant
+from flashmoe import Budget, Engine, quant
 from flashmoe.quant import AFFINE_BITS, FLOATS, GROUPS, Affine, Array
 from flashmoe.store.convert import convert
 from flashmoe.store.reader import Store
@@ -188,7 +188,9 @@ def test_logits_follow_from_the_weights(
     weights = _as_transformers(repacked.weights, tied=config.tie_word_embeddings)
     model = float64.build(config, FAMILY, "Qwen3_5MoeForCausalLM", weights)
     expected = float64.logits(model, IDS)
-    with Engine.open(repacked.store, kernels="reference", dtype="float64") as engine:
+    with Engine.open(
+        repacked.store, budget=Budget(kv="f32"), kernels="reference", dtype="float64"
+    ) as engine:
         logits = engine.session().logits(IDS)
     difference = float(np.abs(logits - expected).max())
     record_property("max_abs_difference", difference)

@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from flashmoe import Engine, Runtime
+from flashmoe import Budget, Engine, Runtime
 from flashmoe.quant import Array
 from flashmoe.store.convert import convert
 from tests.oracle import float64, tiny
@@ -44,7 +44,11 @@ class Checked:
         """Largest absolute difference of the logits, the prompt being passed in these pieces."""
         runtime = Runtime(chunk_tokens=chunk_tokens)
         with Engine.open(
-            self.store, kernels="reference", dtype="float64", runtime=runtime
+            self.store,
+            budget=Budget(kv="f32"),
+            kernels="reference",
+            dtype="float64",
+            runtime=runtime,
         ) as engine:
             session = engine.session()
             ends = list(itertools.accumulate(pieces, initial=0))
@@ -87,6 +91,8 @@ def test_a_prompt_and_its_continuation(checked: Checked, pieces: tuple[int, ...]
 @pytest.mark.parametrize("slices", [1, 2, 4, 8])
 def test_a_dense_model_is_its_slices(slices: int, tmp_path: Path) -> None:
     sliced = check(replace(LLAMA, slices=slices), tmp_path)
-    with Engine.open(sliced.store, kernels="reference", dtype="float64") as engine:
+    with Engine.open(
+        sliced.store, budget=Budget(kv="f32"), kernels="reference", dtype="float64"
+    ) as engine:
         assert engine.shape.experts.count == slices
     assert sliced.difference(128, (TOKENS,)) <= PARITY

@@ -21,7 +21,7 @@ import gguf
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flashmoe import Engine, Sampling
+from flashmoe import Budget, Engine, Sampling
 from flashmoe.quant import Array
 from flashmoe.store.convert import convert
 from flashmoe.store.reader import Store
@@ -52,7 +52,7 @@ HEADS = {"attn_q": 9, "attn_k": 3}
 
 @pytest.fixture(scope="module")
 def engine(smollm_store: Path) -> Iterator[Engine]:
-    with Engine.open(smollm_store) as engine:
+    with Engine.open(smollm_store, budget=Budget(kv="f32")) as engine:
         yield engine
 
 
@@ -116,7 +116,7 @@ def test_slices_do_not_change_the_answer(
     record_property: Callable[[str, object], None],
 ) -> None:
     convert(smollm_gguf, tmp_path / "store", slices=1)
-    with Engine.open(tmp_path / "store") as whole:
+    with Engine.open(tmp_path / "store", budget=Budget(kv="f32")) as whole:
         expected = whole.session().logits(prompts[0])
     difference = float(np.abs(engine.session().logits(prompts[0]) - expected).max())
     record_property("max_abs_difference", difference)

@@ -76,10 +76,14 @@ def test_a_plan_keeps_within_its_budget_or_is_refused(
         return
     found = planned(tiny.store, wanted)
     assert found.floor_bytes == floor <= found.planned_bytes <= found.budget_bytes == floor + extra
-    assert TOP_K <= found.slots <= found.experts_total
-    if found.slots < found.experts_total:
+    assert TOP_K <= found.full_slots <= found.slots <= found.experts_total
+    if found.full_slots < found.experts_total:
         assert found.planned_bytes + found.slot_bytes > found.budget_bytes
         assert found.binding == "--ram"
+    work = found.kv_bytes + found.scratch_bytes - found.step_scratch_bytes
+    if found.slots < found.experts_total:
+        more = found.budget_bytes - found.planned_bytes + work
+        assert found.slots == found.full_slots + more // found.slot_bytes
     share = 1 - found.slots / found.experts_total
     expected = share * found.routed_bytes_per_token
     assert abs(found.expected_bytes_per_token - expected) <= 1
@@ -117,7 +121,7 @@ def test_a_control_group_binds_and_is_named(tiny: TinyStore) -> None:
     group = Memory(64 * GIB, 32 * GIB, GIB + limit, GIB, "cgroup memory.max of /app")
     found = planned(tiny.store, memory=group)
     assert found.binding == "cgroup memory.max of /app"
-    assert found.slots == TOP_K + 2
+    assert found.full_slots == TOP_K + 2
     assert found.recommended_bytes == found.budget_bytes == limit - budget.MARGIN_BYTES
     capped = planned(tiny.store, Budget(ram_bytes=8 * GIB), memory=group)
     assert capped.budget_bytes == limit
@@ -130,7 +134,7 @@ def test_on_a_small_machine_the_margin_gives_way_before_the_floor_does(tiny: Tin
     floor = planned(tiny.store).floor_bytes
     small = Memory(GIB, floor + 10 * MIB, None, None, "free memory")
     found = planned(tiny.store, memory=small)
-    assert (found.slots, found.recommended_bytes) == (TOP_K, floor)
+    assert (found.full_slots, found.recommended_bytes) == (TOP_K, floor)
     with pytest.raises(BudgetError, match="below the floor"):
         planned(tiny.store, memory=replace(small, available_bytes=floor - 1))
 
@@ -138,7 +142,7 @@ def test_on_a_small_machine_the_margin_gives_way_before_the_floor_does(tiny: Tin
 def test_memory_this_process_has_already_is_its_own(tiny: TinyStore) -> None:
     floor = planned(tiny.store).floor_bytes
     taken = Memory(GIB, floor - PROCESS, None, None, "free memory", own_bytes=PROCESS)
-    assert planned(tiny.store, Budget(ram_bytes=floor), taken).slots == TOP_K
+    assert planned(tiny.store, Budget(ram_bytes=floor), taken).full_slots == TOP_K
     assert taken.usable_bytes == floor
 
 
@@ -172,8 +176,9 @@ def test_left_to_the_page_cache_slots_are_few_and_the_rest_is_its(
     floor = planned(tiny.store).floor_bytes
     found = planned(tiny.store, Budget(ram_bytes=floor + room), runtime=runtime)
     assert found.slots == TOP_K and found.binding == "--io os"
-    assert found.page_cache_bytes == room and found.planned_bytes == floor
-    missing = max(1 - room / found.experts_bytes_total, 0)
+    assert found.page_cache_bytes + found.planned_bytes == floor + room
+    assert found.full_slots == TOP_K and found.planned_bytes >= floor
+    missing = max(1 - found.page_cache_bytes / found.experts_bytes_total, 0)
     expected = found.routed_bytes_per_token * missing
     assert found.expected_bytes_per_token == pytest.approx(expected, abs=1)
     with pytest.raises(InputError, match="leave out --slots"):
@@ -204,17 +209,19 @@ def test_a_context_beyond_the_models_own_is_an_input_error(tiny: TinyStore) -> N
 
 def test_a_chunk_is_never_longer_than_the_context(tiny: TinyStore) -> None:
     assert planned(tiny.store, Budget(context_tokens=16)).chunk_tokens == 16
-    assert planned(tiny.store).chunk_tokens == RUNTIME.chunk_tokens
+    asked = Runtime(chunk_tokens=100)
+    assert planned(tiny.store, runtime=asked).chunk_tokens == 100
+    assert planned(tiny.store, Budget(context_tokens=16), runtime=asked).chunk_tokens == 16
 
 
 def test_every_session_has_its_own_timeline(tiny: TinyStore) -> None:
     one, three = planned(tiny.store), planned(tiny.store, Budget(sessions=3))
     state = sizes.state_bytes(tiny.store.shape, 4)
     assert (one.sessions, three.sessions) == (1, 3)
-    assert one.kv_bytes == sizes.kv_bytes(tiny.store.shape, 4096, 4) > 0
+    assert one.kv_bytes == sizes.kv_bytes(tiny.store.shape, 4096, 4, Budget.kv) > 0
     assert three.kv_bytes == 3 * one.kv_bytes
     assert (one.state_bytes, three.state_bytes) == (2 * state, 6 * state)  # and a rewind's
-    copied = sizes.array_bytes(tiny.store.shape, 4096, 4)
+    copied = sizes.array_bytes(tiny.store.shape, 4096, 4, Budget.kv)
     # A timeline is saved while another has a pass; and each has a reply of its own.
     replies = 2 * sizes.REPLY_FLOATS * tiny.store.shape.vocabulary * 8
     assert three.scratch_bytes == one.scratch_bytes + copied + replies
@@ -227,7 +234,7 @@ def test_fewer_sessions_are_offered_where_they_help(tiny: TinyStore) -> None:
     short = replace(wanted, ram_bytes=grown)
     with pytest.raises(BudgetError, match="plan 4 sessions or fewer instead of 6"):
         planned(tiny.store, short)
-    assert planned(tiny.store, replace(short, sessions=4)).slots == TOP_K
+    assert planned(tiny.store, replace(short, sessions=4)).full_slots == TOP_K
     with pytest.raises(BudgetError) as refusal:
         planned(tiny.store, Budget(ram_bytes=PROCESS, sessions=6))
     assert "sessions" not in str(refusal.value)
@@ -236,7 +243,7 @@ def test_fewer_sessions_are_offered_where_they_help(tiny: TinyStore) -> None:
 def test_saving_a_long_context_is_planned_for(tiny: TinyStore) -> None:
     """With one session the copy and a pass are never there together, so the larger counts."""
     found = planned(tiny.store, Budget(context_tokens=8192))
-    assert found.scratch_bytes >= sizes.array_bytes(tiny.store.shape, 8192, 4)
+    assert found.scratch_bytes >= sizes.array_bytes(tiny.store.shape, 8192, 4, "bf16")
 
 
 def test_the_kernels_own_block_is_part_of_scratch(tiny: TinyStore) -> None:
@@ -287,7 +294,8 @@ def test_a_peak_that_was_reached_is_part_of_the_floor(
     assert found.planned_bytes <= found.budget_bytes
     # A peak of the past takes no slot: what was held then is free again.
     fitting = min((floor + extra - least) // found.slot_bytes + TOP_K, LAYERS * EXPERTS)
-    assert found.slots == fitting
+    scratch = planned(tiny.store, Budget(slots=TOP_K)).scratch_bytes
+    assert found.full_slots == fitting or found.scratch_bytes > scratch
 
 
 def test_without_a_promise_a_past_peak_refuses_nothing(tiny: TinyStore) -> None:
@@ -295,7 +303,7 @@ def test_without_a_promise_a_past_peak_refuses_nothing(tiny: TinyStore) -> None:
     peak = least + 40 * MIB
     small = Memory(GIB, least + budget.MARGIN_BYTES, None, None, "free memory")
     found = planned(tiny.store, memory=small, peak_bytes=least + 300 * MIB)
-    assert found.slots == TOP_K and found.budget_bytes == least + 300 * MIB
+    assert found.full_slots == TOP_K and found.budget_bytes == least + 300 * MIB
     pinned = planned(tiny.store, Budget(slots=TOP_K), peak_bytes=peak)
     assert pinned.budget_bytes == peak == pinned.floor_bytes
     assert pinned.planned_bytes == least

@@ -55,22 +55,22 @@ def test_state_and_kv_are_the_specifications() -> None:
     conv = 45 * 3 * 12288 * 2
     assert sizes.state_bytes(QWEN_397B, 4) == recurrent + 2 * conv
     assert round(conv / MIB, 1) == 3.2
-    assert sizes.kv_bytes(QWEN_397B, 1000, 2) == 30_720_000
+    assert sizes.kv_bytes(QWEN_397B, 1000, 4, "bf16") == 30_720_000
 
 
 def test_a_model_without_one_kind_of_layer_pays_nothing_for_it() -> None:
     plain = replace(QWEN_397B, mixers=("attention",) * 4, recurrent=None)
     assert sizes.state_bytes(plain, 4) == 0
     pure = replace(QWEN_397B, mixers=("recurrent",) * 4, attention=None)
-    assert sizes.kv_bytes(pure, 1000, 4) == 0
+    assert sizes.kv_bytes(pure, 1000, 4, "f32") == 0
 
 
 def test_the_largest_array_is_of_either_kind() -> None:
     delta = 64 * 128 * 128 * 4
-    assert sizes.array_bytes(QWEN_397B, 16, 4) == delta
-    assert sizes.array_bytes(QWEN_397B, 262144, 4) == 2 * 256 * 262144 * 4
+    assert sizes.array_bytes(QWEN_397B, 16, 4, "f32") == delta
+    assert sizes.array_bytes(QWEN_397B, 262144, 4, "f32") == 2 * 256 * 262144 * 4
     pure = replace(QWEN_397B, mixers=("recurrent",) * 4, attention=None)
-    assert sizes.array_bytes(pure, 262144, 8) == 2 * delta
+    assert sizes.array_bytes(pure, 262144, 8, "f32") == 2 * delta
 
 
 def scratch(
@@ -83,16 +83,17 @@ def scratch(
         context_tokens=context_tokens,
         block_bytes=block_bytes,
         float_bytes=float_bytes,
+        kv="f32",
     )
 
 
 def test_scratch_covers_the_largest_arrays_of_a_chunk() -> None:
     hidden = 8 * 128 * 4096 * 4
-    outputs = 128 * 10 * 4096 * 4
+    places = 1024 * (3 * 4096 + 4 * 1024) * 4
     projections = 128 * 2 * (2 * 32 + 2 * 2) * 256 * 4
     partials = 262144 // 256 * 32 * 258 * 4
-    assert hidden + max(outputs, projections) <= scratch(128, 4096) < 256 * MIB
-    assert hidden + partials <= scratch(1, 262144) < 128 * MIB
+    assert hidden + max(places, projections) <= scratch(128, 4096) < 256 * MIB
+    assert hidden + partials <= scratch(1, 262144) + hidden < 128 * MIB
     assert scratch(128, 262144) - scratch(128, 4096) < partials + MIB
     assert scratch(1, 4096) < 64 * MIB
 

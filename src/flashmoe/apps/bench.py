@@ -18,9 +18,10 @@ from flashmoe.apps.bench_figures import Reply
 from flashmoe.apps.flags import LOSSY_KV
 from flashmoe.apps.plan import budget_of
 from flashmoe.apps.prompt_figures import PromptCost, Touched
-from flashmoe.engine import Engine, with_experts
+from flashmoe.engine import Engine
 from flashmoe.errors import InputError
 from flashmoe.options import Budget, Runtime, Sampling
+from flashmoe.planning import with_experts
 from flashmoe.step import Step
 from flashmoe.store.reader import Store
 from flashmoe.stream import memory
@@ -63,7 +64,7 @@ def bench(request: Request, *, as_json: bool) -> None:
     budget = budget_of(request.ram, context, None, experts, request.kv)
     if experts != own:
         terminal.note(f"lossy: {experts} of {own} experts a token")
-    if request.kv != Budget.kv:
+    if request.kv in LOSSY_KV:
         terminal.note(f"lossy: {LOSSY_KV[request.kv]}")
     terminal.note("measuring what disk and memory allow")
     limits, touched = ceilings.measure(store.path, request.runtime), Touched()

@@ -165,15 +165,21 @@ def plan(
     store: flags.Store,
     ram: flags.Ram = None,
     context: flags.Context = None,
+    slots: flags.Slots = None,
+    experts_per_token: flags.ExpertsPerToken = None,
+    kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
+    chunk_tokens: flags.ChunkTokens = Runtime.chunk_tokens,
     io: flags.HowRead = Runtime.io,
     store_dirs: flags.StoreDirs = None,
-    kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Show how memory would be divided: floor, recommended size, slots, and what binds."""
     from flashmoe.apps.plan import plan
+    from flashmoe.apps.request import Limits
 
-    plan(store, ram, context, io, tuple(store_dirs or ()), kv, as_json=as_json)
+    limits = Limits(ram, context, slots, experts_per_token, kv)
+    runtime = Runtime(chunk_tokens=chunk_tokens, io=io, store_dirs=tuple(store_dirs or ()))
+    plan(store, limits, runtime, as_json=as_json)
 
 
 @app.command(

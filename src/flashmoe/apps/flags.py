@@ -20,11 +20,10 @@ PROMPT_TOKENS, GEN_TOKENS, REPEAT = 512, 128, 3
 """What ``bench`` measures unless it is told otherwise."""
 
 LOSSY_KV = {
-    "f16": "keys and values are rounded to float16",
     "bf16": "keys and values are rounded to bfloat16",
     "int8": "keys and values are rounded to 8 bits, with a scale a token and head",
 }
-"""What is said at start of a form that changes the answer."""
+"""What is said at start of a form that changes more than the default does."""
 
 _OWN = "the store's own"
 
@@ -165,8 +164,8 @@ Slots: TypeAlias = Annotated[
 Kv: TypeAlias = Annotated[
     Literal["f32", "f16", "bf16", "int8"],
     _memory(
-        "How keys and values are held: as computed (f32), or LOSSY: in a half (f16, bf16) or a "
-        "quarter (int8) of the memory.",
+        "How keys and values are held: as float16 (f16), as computed (f32) in twice the memory, or "
+        "LOSSY: with fewer bits (bf16), or in half of it (int8).",
         "--kv",
     ),
 ]
@@ -177,7 +176,12 @@ Threads: TypeAlias = Annotated[
     _work("Threads that compute.", "--threads", show_default="one a processor it may run on"),
 ]
 ChunkTokens: TypeAlias = Annotated[
-    int, _work("Prompt tokens that pass a layer together.", "--chunk-tokens")
+    int | None,
+    _work(
+        "Prompt tokens that pass a layer together; a multiple of 64 never changes the answer.",
+        "--chunk-tokens",
+        show_default="what reads least within the budget",
+    ),
 ]
 IoThreads: TypeAlias = Annotated[
     int | None,

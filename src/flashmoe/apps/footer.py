@@ -28,7 +28,8 @@ KEYS = {
     "peak_bytes": "largest resident memory of the process",
     "budget_bytes": "the memory it was given",
     "slots": "experts that fit in memory at once, at the end",
-    "planned_slots": "the same at the start; more where memory became short",
+    "planned_slots": "the same at the start, before keys and values and a prompt took their room",
+    "withheld_slots": "of those, given back because the machine has become short of memory",
     "experts_per_token": "chosen in each layer",
     "io": "how experts were read and kept",
     "finish_reason": "stop, length, or interrupt",
@@ -46,6 +47,7 @@ class Footer:
     budget_bytes: int
     slots: int
     planned_slots: int
+    withheld_slots: int
     experts_per_token: int
     finish_reason: str
     io: str
@@ -62,8 +64,9 @@ class Footer:
             f"{_gigabytes(totals.bytes_per_token)} GB read a token",
             f"peak memory {format_bytes(self.peak_bytes)}",
         ]
-        if self.slots < self.planned_slots:
-            parts.append(f"{self.slots} of {self.planned_slots} slots left (memory is short)")
+        if self.withheld_slots:
+            there = self.slots + self.withheld_slots
+            parts.append(f"{self.slots} of {there} slots left (memory is short)")
         return ", ".join(parts)
 
     def _found(self) -> tuple[str, ...]:

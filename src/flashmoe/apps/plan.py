@@ -6,14 +6,15 @@ Owns the meaning of ``--ram`` and the table; every number is :mod:`flashmoe.stre
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashmoe import kernels
 from flashmoe.apps import terminal
-from flashmoe.engine import Words, plan_store
+from flashmoe.apps.request import Limits
+from flashmoe.engine import Words
 from flashmoe.errors import InputError
-from flashmoe.options import Budget, Io, Runtime
+from flashmoe.options import Budget, Runtime
+from flashmoe.planning import plan_store, with_experts
 from flashmoe.store.reader import Store
 from flashmoe.stream.budget import Plan
 from flashmoe.stream.units import format_bytes, parse_bytes
@@ -48,22 +49,14 @@ def budget_of(
     return Budget(parse_bytes(ram), context_tokens=context, slots=slots, kv=kv)
 
 
-def plan(
-    name: str,
-    ram: str | None,
-    context: int | None,
-    io: Io,
-    store_dirs: tuple[Path, ...],
-    kv: str = Budget.kv,
-    *,
-    as_json: bool,
-) -> None:
+def plan(name: str, limits: Limits, runtime: Runtime, *, as_json: bool) -> None:
     """Print the plan of a store, as ``run`` with the same flags would make it."""
-    store, runtime = Store.open(name, store_dirs), Runtime(io=io)
+    store = Store.open(name, runtime.store_dirs)
     chosen = kernels.choose("auto", "float32", runtime.resolved_threads)
     words = Words(store)  # what it weighs counts
-    budget = budget_of(ram, context, None, store.shape.experts.top_k, kv)
-    found = plan_store(store, budget, runtime, kernels=chosen)
+    top_k = with_experts(store.shape, limits.experts).experts.top_k
+    budget = budget_of(limits.ram, limits.context, limits.slots, top_k, limits.kv)
+    found = plan_store(store, budget, runtime, kernels=chosen, experts_per_token=top_k)
     del words
     if as_json:
         terminal.write(json.dumps(found.to_json(), indent=1) + "\n")
@@ -79,15 +72,18 @@ def _parts(plan: Plan) -> Table:
     table.add_column(justify="right")
     table.add_column()
     sessions = "1 session" if plan.sessions == 1 else f"{plan.sessions} sessions"
-    slots = f"{plan.slots} of {plan.experts_total} experts, {format_bytes(plan.slot_bytes)} each"
+    slots = f"{plan.full_slots} of {plan.experts_total} experts beside these"
+    scratch = f"a chunk of {plan.chunk_tokens} tokens"
+    if plan.chunk_tokens > 1:
+        scratch += f"; {format_bytes(plan.step_scratch_bytes)} for a single one"
     parts = (
         ("process", plan.process_bytes, "interpreter, libraries, tokenizer"),
         ("allowance", plan.allowance_bytes, "what no formula counts"),
         ("trunk", plan.trunk_bytes, "always resident"),
         ("state", plan.state_bytes, f"recurrent layers, {sessions} and what a pass began with"),
-        ("KV", plan.kv_bytes, f"{sessions} of {plan.context_tokens} tokens"),
-        ("scratch", plan.scratch_bytes, f"a chunk of {plan.chunk_tokens} tokens"),
-        ("slots", plan.slots * plan.slot_bytes, slots),
+        ("KV", plan.kv_bytes, f"{sessions} full, of {plan.context_tokens} tokens"),
+        ("scratch", plan.scratch_bytes, scratch),
+        ("slots", plan.full_slots * plan.slot_bytes, slots),
     )
     for name, nbytes, remark in parts:
         table.add_row(name, format_bytes(nbytes), remark)
@@ -109,6 +105,8 @@ def _lines(plan: Plan) -> list[str]:
         f"floor        {format_bytes(plan.floor_bytes)} ({floor})",
         f"recommended  {format_bytes(plan.recommended_bytes)} of {usable} usable",
         f"budget       {format_bytes(plan.budget_bytes)}, bound by: {plan.binding}",
+        f"slots        {plan.slots} while the context is empty, {plan.full_slots} once it is "
+        f"full and a chunk passes; {format_bytes(plan.slot_bytes)} each",
         f"a token reads about {format_bytes(read)} of {format_bytes(plan.routed_bytes_per_token)} "
         "(expected under uniform routing, the worst case)",
     ]

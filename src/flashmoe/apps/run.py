@@ -24,7 +24,6 @@ from flashmoe.apps.terminal import end_line, note, show_aside, take_interrupts, 
 from flashmoe.engine import Engine
 from flashmoe.errors import FlashMoeError
 from flashmoe.model.observer import Observer, Phase
-from flashmoe.options import Budget
 from flashmoe.quant import Array
 from flashmoe.session import Session
 from flashmoe.snapshot import destination
@@ -132,7 +131,7 @@ def _open(request: Request, onlookers: Observer) -> Engine:
             "lossy: answers differ from the published model: "
             f"{wanted} of {own.top_k} experts a token"
         )
-    if limits.kv != Budget.kv:
+    if limits.kv in LOSSY_KV:
         note(f"lossy: {LOSSY_KV[limits.kv]}")
     return engine
 
@@ -179,6 +178,7 @@ def _tell(engine: Engine, request: Request, reply: _Reply, clock: timing.ReplyCl
         budget_bytes=engine.plan.budget_bytes,
         slots=engine.streamer.slots,
         planned_slots=engine.plan.slots,
+        withheld_slots=engine.streamer.withheld,
         experts_per_token=engine.shape.experts.top_k,
         finish_reason=reply.finish,
         io=engine.runtime.io,

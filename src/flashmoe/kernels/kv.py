@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import ml_dtypes
 import numpy as np
 
+from flashmoe.arena import arena
 from flashmoe.quant import Array
 
 FORMS: dict[str, np.dtype[Any]] = {
@@ -65,11 +66,11 @@ class KeyValues:
         self.dtype = dtype
         self.length = 0
         names = ("keys", "values")
-        self.whole = {name: np.empty(extent, FORMS.get(kind, dtype)) for name in names}
+        self.whole = {name: _reserved(extent, FORMS.get(kind, dtype)) for name in names}
         """Every array, for the whole context."""
         if kind == "int8":
-            scales = {f"{name[:-1]}_scales": np.empty(extent[:2], np.float32) for name in names}
-            self.whole |= scales
+            scale = np.dtype(np.float32)
+            self.whole |= {f"{name[:-1]}_scales": _reserved(extent[:2], scale) for name in names}
 
     def extend(self, keys: Array, values: Array) -> tuple[Held, Held]:
         """Append (T, kv_heads, head_dim) each; returns all so far, (kv_heads, S, head_dim)."""
@@ -100,6 +101,13 @@ class KeyValues:
         """Take over one of the arrays that :meth:`arrays` gave."""
         self.length = array.shape[1]
         self.whole[name][:, : self.length] = array
+
+
+def _reserved(extent: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An array that takes memory as it is filled, a large page at a time, from a page border on:
+    so ``stream.sizes`` can tell how much."""
+    nbytes = int(np.prod(extent)) * dtype.itemsize
+    return np.frombuffer(arena(nbytes), dtype).reshape(extent)
 
 
 def quantized(x: Array) -> tuple[Array, Array]:

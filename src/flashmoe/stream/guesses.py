@@ -90,6 +90,10 @@ class Guesses:
         """Experts have lost their slots."""
         self.unasked.difference_update(keys)
 
+    def recheck(self) -> None:
+        """Experts have lost their slots, and nobody has said which."""
+        self.unasked = {key for key in self.unasked if key in self._cache}
+
     def asked(self, layer: int, experts: Sequence[int]) -> set[int]:
         """A routing asks for these experts; which of them are there because of a guess."""
         if self._started is not None:

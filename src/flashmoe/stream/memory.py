@@ -12,10 +12,12 @@ an error: a container may hide any of them.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -112,6 +114,12 @@ def strain(root: Path = ROOT) -> Strain:
         major_faults=resource.getrusage(resource.RUSAGE_SELF).ru_majflt,
         swapped_bytes=_status_bytes(root, "VmSwap") or 0,
     )
+
+
+def release_freed() -> None:
+    """Let the C library give memory that is freed, and that it has kept, back to the system."""
+    with suppress(OSError, AttributeError):  # only glibc keeps much, and only it has this
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _stalled_us(root: Path) -> int:

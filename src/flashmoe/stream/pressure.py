@@ -128,6 +128,10 @@ class Resizable(Protocol):
     def slots(self) -> int:
         """Experts that can be in memory."""
 
+    @property
+    def withheld(self) -> int:
+        """How many more could be, had nothing been given back."""
+
     def shrink(self, count: int) -> int:
         """Give back the memory of ``count`` experts; how many slots that took."""
 
@@ -147,6 +151,7 @@ class Relief:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._judge = Judge(planned, least, slot_bytes)
+        self._planned = planned
         self._slot_bytes = slot_bytes
         self._sample = sample
         self._clock = clock
@@ -167,7 +172,8 @@ class Relief:
 
     def _act(self, cache: Resizable) -> None:
         self._grown_bytes = 0
-        change = self._judge.judge(self._sample(), cache.slots)
+        # What other parts of the budget use by now is not missing.
+        change = self._judge.judge(self._sample(), self._planned - cache.withheld)
         if change < 0:
             self._tell("memory is short", -cache.shrink(-change), cache.slots)
         elif change > 0:

@@ -9,10 +9,11 @@ Invariant: a formula is never below what the parts really take; activations are 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+from flashmoe.arena import LARGE_PAGE_BYTES
 from flashmoe.kernels.kv import row_bytes
 from flashmoe.kernels.reference import CHUNK, CONTEXT_BLOCK, SCORE_BYTES
-from flashmoe.options import Budget
 from flashmoe.quant import Plain
 from flashmoe.shape import ModelShape
 from flashmoe.store.reader import Store
@@ -23,6 +24,9 @@ takes under 2.5 MiB for the products and systems of the reference kernels, in ei
 
 SAMPLER_FLOATS = 12
 """Float64 numbers a word while a token is drawn: logits, scores, weights, their order, sums."""
+
+BATCH_PLACES = 1024
+"""Most (token, expert) pairs whose activations a product of several experts holds at once."""
 
 REPLY_FLOATS = 3
 """Those of them that a reply keeps from one token to the next."""
@@ -54,9 +58,7 @@ def state_bytes(shape: ModelShape, float_bytes: int) -> int:
     return shape.mixers.count("recurrent") * (recurrent + conv) * float_bytes
 
 
-def kv_bytes(
-    shape: ModelShape, context_tokens: int, float_bytes: int, kind: str = Budget.kv
-) -> int:
+def kv_bytes(shape: ModelShape, context_tokens: int, float_bytes: int, kind: str) -> int:
     """Keys and values of one timeline of ``context_tokens`` tokens, over all attention layers."""
     if shape.attention is None:
         return 0
@@ -65,9 +67,34 @@ def kv_bytes(
     return shape.mixers.count("attention") * context_tokens * token
 
 
-def array_bytes(
-    shape: ModelShape, context_tokens: int, float_bytes: int, kind: str = Budget.kv
+def touched_kv_bytes(
+    shape: ModelShape, tokens: int, context_tokens: int, float_bytes: int, kind: str
 ) -> int:
+    """How much of :func:`kv_bytes` for ``context_tokens`` is resident once ``tokens`` have passed.
+
+    Each head has a stretch of its own in each array, which fills from its start, in large pages.
+    """
+    attention = shape.attention
+    if attention is None or not tokens:
+        return 0
+    rows = [row_bytes(kind, attention.head_dim, float_bytes)]
+    if kind == "int8":  # scales have arrays of their own
+        rows = [attention.head_dim, rows[0] - attention.head_dim]
+    touched = sum(_touched(attention.kv_heads, context_tokens * row, tokens * row) for row in rows)
+    return 2 * shape.mixers.count("attention") * touched
+
+
+def _touched(heads: int, stride: int, filled: int) -> int:
+    """Resident bytes of an array that begins with a page, ``filled`` of each ``stride``."""
+    pages = end = 0
+    for begin in range(0, heads * stride, stride):
+        first = max(begin // LARGE_PAGE_BYTES, end)
+        end = max(-(-(begin + filled) // LARGE_PAGE_BYTES), end)
+        pages += end - first
+    return min(pages * LARGE_PAGE_BYTES, heads * stride)
+
+
+def array_bytes(shape: ModelShape, context_tokens: int, float_bytes: int, kind: str) -> int:
     """The largest single array of a timeline: what saving and loading copy at a time."""
     keys = delta = 0
     if (attention := shape.attention) is not None and "attention" in shape.mixers:
@@ -85,7 +112,7 @@ def scratch_bytes(
     context_tokens: int,
     block_bytes: int,
     float_bytes: int,
-    kv: str = Budget.kv,
+    kv: str,
     sessions: int = 1,
 ) -> int:
     """What one pass and the drawing of a token take, rounded up throughout, and what a reply in
@@ -96,7 +123,7 @@ def scratch_bytes(
     """
     scores = SCORE_BYTES // float_bytes
     floats = 8 * chunk_tokens * shape.hidden + max(
-        chunk_tokens * _experts_floats(shape),
+        _experts_floats(shape, chunk_tokens),
         _attention_floats(shape, chunk_tokens, context_tokens, scores) + _decoded_floats(shape, kv),
         _recurrent_floats(shape, chunk_tokens),
     )
@@ -104,11 +131,16 @@ def scratch_bytes(
     return floats * float_bytes + words + BLAS_BYTES + block_bytes
 
 
-def _experts_floats(shape: ModelShape) -> int:
-    """Floats a token: router, one output an expert, and intermediates of the widest part."""
-    experts = shape.experts
-    width = max(experts.intermediate, experts.shared_intermediate)
-    return 6 * experts.count + experts.top_k * shape.hidden + 6 * width
+def _experts_floats(shape: ModelShape, chunk_tokens: int) -> int:
+    """Router, shared expert, the sum, and the experts of one batch: gathered inputs and their
+    16-bit form, gate, up and their product, its 16-bit form, and outputs."""
+    experts, hidden = shape.experts, shape.hidden
+    router = 6 * experts.count
+    shared = hidden + 4 * experts.shared_intermediate
+    # The reference kernels take all tokens of one expert at once, however many these are.
+    places = min(chunk_tokens * experts.top_k, max(chunk_tokens, BATCH_PLACES))
+    batch = places * (3 * hidden + 4 * experts.intermediate)
+    return chunk_tokens * (router + shared + hidden) + batch
 
 
 def _attention_floats(
@@ -147,3 +179,60 @@ def _recurrent_floats(shape: ModelShape, chunk_tokens: int) -> int:
     matrices = net.value_heads * (8 * CHUNK + 6 * (net.key_dim + net.value_dim))
     states = 4 * net.value_heads * net.key_dim * net.value_dim
     return chunk_tokens * (channels + matrices) + states
+
+
+@dataclass(frozen=True)
+class Outlay:
+    """What the timelines and passes of one engine take, by their length in tokens.
+
+    ``context_tokens`` is the longest timeline, ``sessions`` how many are planned. ``float_bytes``
+    is the size of an activation, ``block_bytes`` what the kernels hold of weights in floats, ``kv``
+    the form of keys and values.
+    """
+
+    shape: ModelShape
+    context_tokens: int
+    sessions: int
+    float_bytes: int
+    block_bytes: int
+    kv: str
+
+    @property
+    def state_bytes(self) -> int:
+        """Recurrent and conv state of one timeline, twice: what the last pass began with is kept,
+        to undo it and to write the next into."""
+        return 2 * state_bytes(self.shape, self.float_bytes)
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Resident keys and values of one timeline of so many tokens."""
+        tokens = min(tokens, self.context_tokens)
+        return touched_kv_bytes(self.shape, tokens, self.context_tokens, self.float_bytes, self.kv)
+
+    def copied_bytes(self, tokens: int) -> int:
+        """What saving or loading one timeline of so many tokens holds beside it."""
+        tokens = min(tokens, self.context_tokens)
+        return array_bytes(self.shape, tokens, self.float_bytes, self.kv)
+
+    def pass_bytes(self, tokens: int) -> int:
+        """Scratch of a pass of so many tokens, and of drawing the next."""
+        return scratch_bytes(
+            self.shape,
+            chunk_tokens=min(tokens, self.context_tokens),
+            context_tokens=self.context_tokens,
+            block_bytes=self.block_bytes,
+            float_bytes=self.float_bytes,
+            kv=self.kv,
+            sessions=self.sessions,
+        )
+
+    @property
+    def idle_bytes(self) -> int:
+        """What of that stays from one pass to the next."""
+        replies = REPLY_FLOATS * self.shape.vocabulary * 8 * self.sessions
+        return BLAS_BYTES + replies
+
+    def scratch_bytes(self, tokens: int) -> int:
+        """A pass and a timeline's copy: one session is saved between its passes, others may be
+        while another has a pass."""
+        work, copied = self.pass_bytes(tokens), self.copied_bytes(self.context_tokens)
+        return max(work, copied + self.idle_bytes) if self.sessions == 1 else work + copied

@@ -34,6 +34,7 @@ from flashmoe.stream.counters import Counters
 from flashmoe.stream.direct import DirectReader, Urgency
 from flashmoe.stream.drives import Drives
 from flashmoe.stream.expectation import Expectation
+from flashmoe.stream.extent import Extent
 from flashmoe.stream.guesses import Guesses
 from flashmoe.stream.holding import Hold
 from flashmoe.stream.passage import Passage
@@ -49,20 +50,22 @@ from flashmoe.stream.warmup import Warmup, worth_reading
 class Streamer:
     """The experts of ``store`` through ``slots`` slots, each as large as the largest record.
 
+    ``least`` of these, 0 for all, are always granted: see :meth:`resize`.
+
     Raises:
         BudgetError: the system does not grant memory for the slots.
         ReadError: a file of the store cannot be opened.
     """
 
-    def __init__(self, store: Store, slots: int, runtime: Runtime) -> None:
+    def __init__(self, store: Store, slots: int, runtime: Runtime, least: int = 0) -> None:
         entries = store.manifest.layers
         self.counters = Counters()
         self._store = store
         self._hints = runtime.hints
         self._slots = Slots(slots, max(entry.layout.record_bytes for entry in entries))
         # What the cache lets one routing displace at any time, so that all of it can stay.
-        self._lasting = min(slots, 2 * store.shape.experts.top_k)
-        self._given_back: list[int] = []  # slots
+        self._lasting = min(least or slots, 2 * store.shape.experts.top_k)
+        self.extent = Extent(self._slots, self._lasting)
         self._relief = Relief(slots, self._lasting, self._slots.slot_bytes)
         self.usage = Usage(len(entries), store.shape.experts.count)
         self._open = True
@@ -85,9 +88,7 @@ class Streamer:
         policy = Prefetch(len(self._records), experts.top_k)
         self._guesses = Guesses(policy, self._cache, self.counters)
         self._slots.clear()
-        self._given_back = self._cache.retire(0, self._slots.count - len(self._given_back))
-        for slot in self._given_back:
-            self._slots.discard(slot)
+        self.extent.begin(self._cache)
         self._warmup = Warmup(self._cache, self._slots, self._records, self._reader)
         self._reads = Reads(
             self._cache,
@@ -232,6 +233,11 @@ class Streamer:
         return self._cache.free
 
     @property
+    def withheld(self) -> int:
+        """How many more there may be: memory has become short."""
+        return self.extent.withheld
+
+    @property
     def least_slots(self) -> int:
         """Slots that make every hold of one token last; it never shrinks below."""
         return self._lasting
@@ -260,22 +266,29 @@ class Streamer:
             return 0
         sound, self._sound = self._sound, False
         self._warmup.stop()
-        taken = self._cache.retire(count, self._lasting)
-        for slot in taken:
-            if self._slots.state(slot) != State.FREE:
-                self._slots.move(slot, State.FREE)
-            self._slots.discard(slot)
-        for key in [key for key in self._guesses.unasked if key not in self._cache]:
-            self._guesses.gone((key,))
-        self._given_back += taken
+        taken = self.extent.shrink(count)
+        self._guesses.recheck()
         self._sound = sound
-        return len(taken)
+        return taken
 
     def grow(self, count: int) -> int:
-        """Take up to ``count`` slots again that were given back; returns how many."""
-        again = [self._given_back.pop() for _ in range(min(count, len(self._given_back)))]
-        self._cache.restore(again)
-        return len(again)
+        """Take up to ``count`` slots again that :meth:`shrink` gave back; returns how many."""
+        return self.extent.grow(count)
+
+    def resize(self, ceiling: int) -> None:
+        """Between passes: there may be so many slots from now on, at least ``least_slots``.
+
+        What :meth:`shrink` has taken stays away. Free slots go first, then the experts that are
+        least likely to be used; reads that nobody waits for end.
+        """
+        if not self._open:
+            return
+        if not self._sound or self._hold is not None:
+            self._reset()
+        self._sound = False
+        self.extent.resize(ceiling, self._reads, self._warmup)
+        self._guesses.recheck()
+        self._sound = True
 
     def close(self) -> None:
         """End all reads and give the memory back, repeatedly if need be.

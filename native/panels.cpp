@@ -55,9 +55,11 @@ public:
             return;
         }
         if (find(*affine) != nullptr) return;
+        // Zeros where `prepare` does not write: in a block of rows that is not full.
         const std::size_t count = set_->panels->prepared_bytes(rows_, *affine);
+        const std::size_t full = set_->panels->prepared_bytes(rows_ / 16 * 16, *affine);
         forms_.push_back({*affine, room(count)});
-        std::fill_n(forms_.back().bytes.get(), count, 0);
+        std::fill_n(forms_.back().bytes.get() + full, count - full, 0);
     }
 
     // Brings row t to every form.

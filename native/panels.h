@@ -35,7 +35,8 @@ constexpr std::size_t kPanelOutputs = 32;  // what a task computes is a multiple
 
 // Under the rule of RowKernels in dispatch.h.
 struct PanelKernels {
-    // Bytes of so many activation rows in fixed point, all zeros but for what `prepare` writes.
+    // Bytes of so many activation rows in fixed point, in blocks of at most 16 rows; those of the
+    // last block must be zeros where `prepare` does not write.
     std::size_t (*prepared_bytes)(std::size_t rows, const AffineMatrix& matrix);
     // x (in) in fixed point as row t of those; `into` is aligned to 64 bytes.
     void (*prepare)(const float* x, const AffineMatrix& matrix, std::size_t t, void* into);

@@ -20,7 +20,8 @@ struct alignas(64) Sums {
     std::int32_t high[16][16], low[16][16];
 };
 
-constexpr std::size_t kTogether = 8;  // groups; their sums take 16 KiB
+constexpr std::size_t kTogether = 4;  // groups; 1 to 8 are as fast, 16 are not
+constexpr std::size_t kWorth = 9;     // rows of a block for which tiles are quicker
 
 struct Work {
     Panel panel;
@@ -37,7 +38,7 @@ void configure(std::size_t group) {
     for (int i = 0; i < 7; ++i) config.row_bytes[i] = 64, config.rows[i] = 16;
     for (int i : {4, 5}) config.row_bytes[i] = static_cast<std::uint16_t>(inputs);
     config.rows[6] = static_cast<Byte>(inputs / 4);
-    asm volatile("" ::: "memory");
+    asm volatile("" ::"r"(&config) : "memory");  // GCC 12 takes it that 8 bytes of 64 are read
     _tile_loadconfig(&config);
 }
 
@@ -118,11 +119,20 @@ void affine(const void* prepared, std::size_t rows, const AffineMatrix& m, std::
         for (std::size_t first = 0; first < m.in; first += kStretch) {
             const std::size_t count = least(m.in - first, kStretch);
             unpack(m, o, first, count, work.panel);
-            for (std::size_t t = 0; t < rows; t += 16)
+            const __mmask16 lanes[2] = {first_lanes(end - o),
+                                        first_lanes(end - o > 16 ? end - o - 16 : 0)};
+            for (std::size_t t = 0; t < rows; t += 16) {
+                const Byte* base = static_cast<const Byte*>(prepared) + t / 16 * block.size;
+                const std::size_t some = least(rows - t, 16);
+                float* into = y + t * m.out + o;
+                if (some < kWorth) {
+                    rows_of(base, 0, some, block, first, count, work.panel, lanes, into, m.out);
+                    continue;
+                }
                 for (std::size_t half = 0; half < 2 && o + half * kHalf < end; ++half)
-                    tile(static_cast<const Byte*>(prepared) + t / 16 * block.size, block, first,
-                         count, work, half, first_lanes(end - o - half * kHalf),
-                         least(rows - t, 16), y + t * m.out + o + half * kHalf, m.out);
+                    tile(base, block, first, count, work, half, lanes[half], some,
+                         into + half * kHalf, m.out);
+            }
         }
     _tile_release();
 }

@@ -268,5 +268,72 @@ inline __m512 added(__m512 sum, __m512i high, __m512i low, __m512 scale, __m512 
     return _mm512_fmadd_ps(bias, _mm512_set1_ps(*row_sum), sum);
 }
 
+// kCount activation rows of a block, the first of them `x`, with both halves of a panel, over all
+// of its groups; y points to the first output of the first row. `lanes` are the outputs that there
+// are in each half.
+template <int kCount>
+void rows_tile(const Byte* base, std::size_t row, const Block& block, std::size_t first,
+               std::size_t count, const Panel& panel, const __mmask16 (&lanes)[2], float* y,
+               std::size_t out) {
+    const std::size_t from = first / block.group;
+    const float* scales = reinterpret_cast<const float*>(base + block.scales) + row;
+    const float* row_sums = reinterpret_cast<const float*>(base + block.sums) + row;
+    __m512 sums[kCount][2];
+    for (int t = 0; t < kCount; ++t)
+        for (int h = 0; h < 2; ++h)
+            sums[t][h] = first == 0 ? _mm512_setzero_ps()
+                                    : _mm512_maskz_loadu_ps(lanes[h], y + t * out + h * kHalf);
+    const Byte* codes = panel.codes;
+    for (std::size_t g = 0; g < count / block.group; ++g) {
+        __m512i high[kCount][2], low[kCount][2];
+        for (int t = 0; t < kCount; ++t)
+            for (int h = 0; h < 2; ++h) high[t][h] = low[t][h] = _mm512_setzero_si512();
+        for (std::size_t i = 0; i < block.group; i += 64) {
+            const Byte* x = base + Block::at(row, first + g * block.group + i);
+            const std::size_t words = least(block.group, 64) / 4;
+            for (std::size_t w = 0; w < words; ++w, codes += 64, x += 4) {
+                const __m512i w0 = _mm512_load_si512(codes);
+                const __m512i w1 = _mm512_load_si512(codes + kHalfBytes);
+                for (int t = 0; t < kCount; ++t) {
+                    int four;
+                    __builtin_memcpy(&four, x + 64 * t, 4);
+                    const __m512i upper = _mm512_set1_epi32(four);
+                    high[t][0] = _mm512_dpbusd_epi32(high[t][0], w0, upper);
+                    high[t][1] = _mm512_dpbusd_epi32(high[t][1], w1, upper);
+                    __builtin_memcpy(&four, x + 64 * t + block.low, 4);
+                    const __m512i lower = _mm512_set1_epi32(four);
+                    low[t][0] = _mm512_dpbusd_epi32(low[t][0], w0, lower);
+                    low[t][1] = _mm512_dpbusd_epi32(low[t][1], w1, lower);
+                }
+            }
+        }
+        for (int t = 0; t < kCount; ++t)
+            for (int h = 0; h < 2; ++h)
+                sums[t][h] = added(
+                    sums[t][h], high[t][h], low[t][h], _mm512_load_ps(panel.scales[h][g]),
+                    _mm512_load_ps(panel.biases[h][g]), scales + (from + g) * Block::kRows + t,
+                    row_sums + (from + g) * Block::kRows + t);
+    }
+    for (int t = 0; t < kCount; ++t)
+        for (int h = 0; h < 2; ++h)
+            _mm512_mask_storeu_ps(y + t * out + h * kHalf, lanes[h], sums[t][h]);
+}
+
+// Rows [begin, end) of a block with a panel, with VNNI; y points to the first output of row 0.
+void rows_of(const Byte* base, std::size_t begin, std::size_t end, const Block& block,
+             std::size_t first, std::size_t count, const Panel& panel, const __mmask16 (&lanes)[2],
+             float* y, std::size_t out) {
+    for (std::size_t t = begin; t < end;) {
+        float* into = y + t * out;
+        if (t + 4 <= end) {
+            rows_tile<4>(base, t, block, first, count, panel, lanes, into, out);
+            t += 4;
+        } else {
+            rows_tile<1>(base, t, block, first, count, panel, lanes, into, out);
+            t += 1;
+        }
+    }
+}
+
 }  // namespace
 }  // namespace flashmoe

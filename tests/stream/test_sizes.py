@@ -121,12 +121,8 @@ def test_a_delta_net_takes_no_more_than_counted(tokens: int, dtype: str) -> None
     given = sum(array.nbytes for array in inputs)
     shape = replace(QWEN_397B, recurrent=net)
     counted = sizes._recurrent_floats(shape, tokens) * np.dtype(dtype).itemsize
-    assert counted / 4 < given + taken < counted
-
-
-def test_scratch_of_a_chunk_of_the_delta_net_is_mostly_its_inputs() -> None:
-    tokens = 512 * (12288 + 2 * 8192) * 4
-    assert tokens < sizes._recurrent_floats(QWEN_397B, 512) * 4 < 2 * tokens
+    assert given + taken < counted
+    assert tokens < 64 or counted < 3 * (given + taken)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flashmoe import kernels
 from flashmoe.kernels import mixers, reference
 from flashmoe.kernels.kv import KeyValues
-from flashmoe.kernels.mixers import AttentionWeights
+from flashmoe.kernels.mixers import AttentionWeights, DeltaWeights
 from flashmoe.options import Sampling
 from flashmoe.sampler import Sampler
 from flashmoe.shape import AttentionShape, ExpertsShape, ModelShape, RecurrentShape
@@ -127,6 +128,26 @@ def test_scratch_never_shrinks_with_a_longer_chunk_or_context(
     assert scratch(chunk + 1, context, float_bytes=float_bytes) > found
     assert scratch(chunk, context + 1, float_bytes=float_bytes) >= found
     assert scratch(chunk, context, 12345, float_bytes) == found + 12345
+
+
+@pytest.mark.parametrize("tokens", (2, 64, 300))
+@pytest.mark.parametrize("dtype", ("float32", "float64"))
+def test_a_delta_net_takes_no_more_than_counted(tokens: int, dtype: str) -> None:
+    net = RecurrentShape(4, 16, 64, 48, 4)
+    values, heads, random = 16 * 48, 16, np.random.default_rng(5).standard_normal
+    small = random((net.conv_channels, 4)), -np.ones(heads), np.zeros(heads), np.ones(48)
+    weights = DeltaWeights(net, 1e-6, *(array.astype(dtype) for array in small))
+    state = np.zeros((heads, 64, 48), dtype), np.zeros((3, net.conv_channels), dtype)
+    widths = net.conv_channels, values, heads, heads
+    inputs = [random((tokens, width)).astype(dtype) for width in widths]
+    table = kernels.choose("reference", dtype)
+    table.gated_delta(*inputs, weights, state)
+    taken = traced_bytes(lambda: table.gated_delta(*inputs, weights, state))
+    given = sum(array.nbytes for array in inputs)
+    shape = replace(QWEN_397B, recurrent=net)
+    counted = sizes._recurrent_floats(shape, tokens) * np.dtype(dtype).itemsize
+    assert given + taken < counted
+    assert tokens < 64 or counted < 3 * (given + taken)
 
 
 @pytest.mark.parametrize(

@@ -164,9 +164,15 @@ def _delta_block(
     mixed, conv = causal_conv(qkv, conv, weights.conv)
     q, k, v = split(mixed, weights.shape)
     step = np.logaddexp(a + weights.dt_bias, a.dtype.type(0))
-    o, delta = delta_rule(q, k, v, weights.decay * step, sigmoid(b), delta)
+    decay, beta = weights.decay * step, sigmoid(b)
+    o, after = np.empty_like(v), np.empty_like(delta)
+    repeat = weights.shape.value_heads // weights.shape.key_heads
+    for head in range(0, len(delta), repeat):  # those of a key head, so that few matrices live
+        h = slice(head, head + repeat)
+        inputs = q[:, h], k[:, h], v[:, h], decay[:, h], beta[:, h]
+        o[:, h], after[h] = delta_rule(*inputs, delta[h])
     y = rms_norm(o, weights.norm, weights.eps) * silu(z.reshape(o.shape))
-    return y.reshape(z.shape), (delta, conv)
+    return y.reshape(z.shape), (after, conv)
 
 
 def split(mixed: Array, shape: RecurrentShape) -> tuple[Array, Array, Array]:

@@ -171,14 +171,26 @@ def _decoded_floats(shape: ModelShape, kv: str) -> int:
 
 
 def _recurrent_floats(shape: ModelShape, chunk_tokens: int) -> int:
-    """Channels and values with their copies, the chunked rule's matrices, states in between."""
+    """What goes into the delta net and comes out, and what it holds besides, one block at a time.
+
+    Outcomes count twice: the projection that follows holds them in a form of its own. The
+    reference holds a block of all channels, the matrices of one key head and two states; each
+    native thread what is named in native/chunk_delta.h, at most one a value head.
+    """
     net = shape.recurrent
     if net is None:
         return 0
-    channels = 7 * (net.conv_channels + net.value_heads * net.value_dim)
-    matrices = net.value_heads * (8 * CHUNK + 6 * (net.key_dim + net.value_dim))
-    states = 4 * net.value_heads * net.key_dim * net.value_dim
-    return chunk_tokens * (channels + matrices) + states
+    values, block = net.value_heads * net.value_dim, min(chunk_tokens, CHUNK)
+    tokens = net.conv_channels + 3 * values + 2 * net.value_heads
+    heads = net.value_heads // net.key_heads
+    matrices = heads * (8 * block + 6 * (net.key_dim + net.value_dim))
+    repeated = 4 * net.value_heads * net.key_dim
+    states = (2 * net.value_heads + 4 * heads) * net.key_dim * net.value_dim
+    twin = block * (6 * net.conv_channels + 5 * values + repeated + matrices) + states
+    key_dim, value_dim = (-(-dim // 16) * 16 for dim in (net.key_dim, net.value_dim))
+    rows = 3 * key_dim + 2 * value_dim + 6 * CHUNK + 8
+    native = net.value_heads * (key_dim * value_dim + CHUNK * rows)
+    return chunk_tokens * tokens + max(twin, native)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from flashmoe.stream.prefetch import Prefetch
 from flashmoe.stream.pressure import Relief
 from flashmoe.stream.reads import Reads
 from flashmoe.stream.records import Records
-from flashmoe.stream.slots import Slots, State
+from flashmoe.stream.slots import Slots
 from flashmoe.stream.usage import Usage
 from flashmoe.stream.warmup import Warmup, worth_reading
 

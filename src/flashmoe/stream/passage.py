@@ -32,9 +32,14 @@ from flashmoe.stream.slots import Slots, State
 BATCH = 16
 """Experts in file order that are valid together at most."""
 
-WINDOW = 64
-"""Reads in file order ahead of the arithmetic at most, or as many as two tokens want: enough for
-any disk while a batch is computed, and few experts displaced by what is not yet used."""
+WINDOW, SHARE = 64, 8
+"""Reads in file order ahead of the arithmetic at most, enough for any disk while a batch is
+computed; and one in so many slots, since what is read ahead displaces what may be wanted again."""
+
+
+def window(slots: int, top_k: int) -> int:
+    """Reads ahead in a cache of so many slots: at least what two tokens want."""
+    return max(2 * top_k, min(WINDOW, slots // SHARE))
 
 
 class Passage:
@@ -51,14 +56,19 @@ class Passage:
         counters: Counters,
         top_k: int,
     ) -> None:
-        self.window = max(WINDOW, 2 * top_k)
         self._cache = cache
+        self._top_k = top_k
         self._slots = slots
         self._records = records
         self._reader = reader
         self._reads = reads
         self._guesses = guesses
         self._counters = counters
+
+    @property
+    def window(self) -> int:
+        """Reads in file order that may be ahead of the arithmetic."""
+        return window(self._cache.slots, self._top_k)
 
     def claim(self, layer: int, experts: list[int], hits: set[int], *, lasts: bool) -> Hold:
         """A hold of these experts, ascending, by where they are; those in memory are pinned.
@@ -132,7 +142,7 @@ class Passage:
     ) -> list[int]:
         """The batch that begins with the first not yielded, in place of the one before."""
         self._exchange(hold, note)
-        if hold.coming:
+        if hold.coming and order[0] in hold.places:  # else it is waited for
             hold.fetched.update(self._reads.collect(hold, block=False))
         while order[0] not in hold.places:
             if hold.coming:

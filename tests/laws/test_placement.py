@@ -79,7 +79,7 @@ def test_a_prompt_in_several_chunks_does_not_change_a_bit_at_any_cache_size(path
         sizes = placements(engine.plan, engine.shape.layers)
         total = engine.plan.experts_total
     for slots, hints in itertools.product(sizes, (True, False)):
-        runtime = Runtime(hints=hints, chunk_tokens=16)
+        runtime = Runtime(hints=hints, chunk_tokens=16, profile=False)
         with Engine.open(path, budget=Budget(slots=slots), runtime=runtime) as engine:
             found.append(answer(engine)[:2])
             guessed += engine.counters.guessed

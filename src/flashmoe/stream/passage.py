@@ -103,6 +103,7 @@ class Passage:
         self._guesses.busy()
         begun = self._reads.start(hold.layer, hold.absent, note, Urgency.DEMANDED, most=most)
         hold.coming.update(begun)
+        hold.begun.update(begun.values())
 
     def take(self, hold: Hold, most: int, note: Callable[[int], None]) -> Batch:
         """Up to ``most`` experts that are there, at least one.
@@ -143,16 +144,16 @@ class Passage:
         """The batch that begins with the first not yielded, in place of the one before."""
         self._exchange(hold, note)
         if hold.coming and order[0] in hold.places:  # else it is waited for
-            hold.fetched.update(self._reads.collect(hold, block=False))
+            self._reads.collect(hold, block=False)
         while order[0] not in hold.places:
             if hold.coming:
-                hold.fetched.update(self._reads.collect(hold))
+                self._reads.collect(hold)
             elif not self._reads.make_room():
                 self._give_up_last(hold, order)
             if hold.absent:
                 self.start(hold, note)
         if hold.absent:  # half of the window computes, half of it reads
-            most = min(most, max(1, (len(hold.fetched) + len(hold.coming)) // 2))
+            most = min(most, max(1, len(hold.begun) // 2))
         there = takewhile(hold.places.__contains__, order[: min(most, BATCH)])
         hold.yielded = list(there)
         del order[: len(hold.yielded)]
@@ -163,22 +164,24 @@ class Passage:
         leaving, hold.yielded = hold.yielded, []
         self._slots.move_all([hold.places.pop(expert) for expert in leaving], State.READY)
         begun = self._reads.exchange(hold, leaving, note, self._room(hold))
-        hold.fetched.difference_update(leaving)
+        hold.begun.difference_update(leaving)
+        hold.begun.update(begun.values())
         hold.coming.update(begun)
         if hold.reading:
             self._guesses.busy()
 
     def _room(self, hold: Hold) -> int:
-        """How many more reads the window of a hold lets start."""
-        return self.window - len(hold.coming) - len(hold.fetched)
+        """How many more reads the window of a hold lets start; what came before it is no part."""
+        return self.window - len(hold.begun)
 
     def _give_up_last(self, hold: Hold, order: list[int]) -> None:
         """Every slot has an expert that is to come: the last of them makes room."""
         last = next(expert for expert in reversed(order) if expert in hold.places)
         self._release(hold, [last])
+        self._slots.move(self._cache.drop((hold.layer, last)), State.FREE)
         insort(hold.absent, last)
-        if last in hold.fetched:
-            hold.fetched.remove(last)
+        if last in hold.begun:
+            hold.begun.remove(last)
         elif last in hold.hits:
             hold.hits.remove(last)
             self._counters.hits -= 1

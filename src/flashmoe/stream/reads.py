@@ -85,7 +85,7 @@ class Reads:
 
         Returns the experts by ticket, and takes them from ``hold.absent``.
         """
-        gains = [int(expert in hold.fetched) for expert in leaving]
+        gains = [int(expert in hold.begun) for expert in leaving]
         wanted = hold.absent[: max(room + sum(gains), 0)]
         if wanted:
             self._prepare(len(wanted), note)

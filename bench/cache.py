@@ -32,7 +32,6 @@ from flashmoe.apps import routing
 from flashmoe.apps.routing_log import RoutingLog, read
 from flashmoe.quant import Array
 from flashmoe.stream.cache import Cache, Key
-from flashmoe.stream.passage import WINDOW
 
 REPEATS = 3
 
@@ -174,7 +173,7 @@ def compare(log: RoutingLog, share: float) -> dict[str, float]:
 
 def told(cache: Cache, layer: int, ids: Array) -> int:
     """A chunk as the streamer asks for it; how many experts were read."""
-    return len(routing.sweep(cache, layer, ids, max(WINDOW, 2 * ids.shape[1])))
+    return len(routing.sweep(cache, layer, ids))
 
 
 def untold(cache: Cache, layer: int, ids: Array) -> int:

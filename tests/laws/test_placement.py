@@ -72,6 +72,28 @@ def test_slots_hints_threads_and_io_do_not_change_a_bit(path, reference):
     assert guessed or DENSE.experts == engine.shape.experts
 
 
+def test_a_prompt_in_several_chunks_does_not_change_a_bit_at_any_cache_size(path):
+    """Nor does what is read ahead of them, and no record is read twice in a chunk."""
+    found, guessed = [], 0
+    with Engine.open(path) as engine:
+        sizes = placements(engine.plan, engine.shape.layers)
+        total = engine.plan.experts_total
+    for slots, hints in itertools.product(sizes, (True, False)):
+        runtime = Runtime(hints=hints, chunk_tokens=16, profile=False)
+        with Engine.open(path, budget=Budget(slots=slots), runtime=runtime) as engine:
+            found.append(answer(engine)[:2])
+            guessed += engine.counters.guessed
+            session, before = engine.session(), engine.counters
+            session.logits(IDS[:16])
+            cost = engine.counters.since(before)
+            wrong = cost.guessed - cost.guessed_right
+            assert cost.hits + cost.misses <= total
+            largest = max(entry.layout.record_bytes for entry in engine.store.manifest.layers)
+            assert cost.bytes_read <= (cost.misses + wrong) * largest
+    assert all(same(one, found[0]) for one in found)
+    assert guessed
+
+
 @pytest.mark.parametrize("hints", [True, False])
 def test_leaving_the_experts_to_the_page_cache_does_not_change_a_bit(path, reference, hints):
     with Engine.open(path, runtime=Runtime(io="os", hints=hints)) as engine:

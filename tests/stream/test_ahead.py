@@ -132,3 +132,16 @@ def test_an_expert_that_is_being_warmed_is_not_read_twice(tiny: TinyStore) -> No
         assert labels(reader, "cancel") == ["expert 0 of layer 0", "expert 1 of layer 0"]
         passed(tiny, streamer, 0, chunk(0, 1))
         assert counts(streamer) == (0, 2, 2, 2)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_was_read_ahead_does_not_hold_up_an_expert_that_was_not_expected(
+    tiny: TinyStore, seed: int
+) -> None:
+    """The expected ones fill the window, and the first in file order is not among them."""
+    reader = ScriptedReader(random.Random(seed))
+    with scripted(tiny, 7, reader) as streamer:
+        streamer.expect(1, 8, lambda: chunk(4, 5, 6, 7, 4, 5, 6, 7), at_once=True)
+        passed(tiny, streamer, 1, EVERY)
+        asked = labels(reader, "hint", "demand")
+        assert len(asked) - len(labels(reader, "cancel")) == EXPERTS

@@ -16,7 +16,7 @@ import numpy as np
 from flashmoe.apps.routing_log import RoutingLog
 from flashmoe.quant import Array
 from flashmoe.stream.cache import Cache, Key
-from flashmoe.stream.passage import WINDOW
+from flashmoe.stream.passage import window
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def replay(log: RoutingLog, slots: int) -> Replay:
     hits = cold = capacity = 0
     for layer, ids in routings(log):
         if len(ids) > 1:
-            missed = sweep(cache, layer, ids, max(WINDOW, 2 * log.header.top_k))
+            missed = sweep(cache, layer, ids)
         else:
             missed = [e for e in ids[0].tolist() if cache.lookup((layer, e)) is None]
             for expert in missed:
@@ -117,8 +117,9 @@ def replay(log: RoutingLog, slots: int) -> Replay:
     return Replay(slots, hits, cold, capacity)
 
 
-def sweep(cache: Cache, layer: int, ids: Array, window: int) -> list[int]:
+def sweep(cache: Cache, layer: int, ids: Array) -> list[int]:
     """Ask for what a chunk chose of a layer, (tokens, top_k), in file order; who was missed."""
+    most = window(cache.slots, ids.shape[1])
     order = np.unique(ids).tolist()
     slots = cache.sweep(layer, order, ids)
     here = {expert for expert, slot in zip(order, slots, strict=True) if slot >= 0}
@@ -130,7 +131,7 @@ def sweep(cache: Cache, layer: int, ids: Array, window: int) -> list[int]:
         fetched.update(absent[: len(admitted)])
         del absent[: len(admitted)]
 
-    came(cache.admit_all(layer, absent[:window]))
+    came(cache.admit_all(layer, absent[:most]))
     for place, expert in enumerate(order):
         while (layer, expert) not in cache:
             last = next(e for e in reversed(order[place:]) if (layer, e) in cache)
@@ -138,8 +139,8 @@ def sweep(cache: Cache, layer: int, ids: Array, window: int) -> list[int]:
             insort(absent, last)
             fetched.discard(last)
             missed.add(last)
-            came(cache.admit_all(layer, absent[: window - len(fetched)]))
-        gain, room = int(expert in fetched), window - len(fetched)
+            came(cache.admit_all(layer, absent[: most - len(fetched)]))
+        gain, room = int(expert in fetched), most - len(fetched)
         fetched.discard(expert)
         came(cache.exchange(layer, [expert], [gain], absent[: room + gain], room))
     return sorted(missed)

@@ -18,7 +18,8 @@ class Counters:
     whether that was hinted, and hints that no hold follows count nothing. An expert that is there
     because it was guessed is a miss when first asked for: guesses earn no hits, and cost some
     where a wrong one has taken the slot of another. One that a warm-up has read, or is reading,
-    is a hit; one that it would only have read later is a miss.
+    is a hit; one that it would only have read later is a miss. So is one of a chunk's experts that
+    was in memory, but had to leave before its turn because others of them filled every slot.
 
     ``bytes_read`` were delivered by the system, those of a warm-up, of failed reads and of wrong
     guesses included; ``wait_ms`` is the time in which hold had nothing to yield. ``guessed`` reads

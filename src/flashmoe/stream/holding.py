@@ -27,7 +27,7 @@ class Hold:
     failed: ReadError | None = None
     # Of one that yields in file order:
     order: list[int] | None = None  # not yielded yet
-    fetched: set[int] = field(default_factory=set)  # HELD, and read for this hold
+    begun: set[int] = field(default_factory=set)  # reads of this hold, until they are given back
 
     @property
     def pending(self) -> bool:

@@ -32,9 +32,14 @@ from flashmoe.stream.slots import Slots, State
 BATCH = 16
 """Experts in file order that are valid together at most."""
 
-WINDOW = 64
-"""Reads in file order ahead of the arithmetic at most, or as many as two tokens want: enough for
-any disk while a batch is computed, and few experts displaced by what is not yet used."""
+WINDOW, SHARE = 64, 8
+"""Reads in file order ahead of the arithmetic at most, enough for any disk while a batch is
+computed; and one in so many slots, since what is read ahead displaces what may be wanted again."""
+
+
+def window(slots: int, top_k: int) -> int:
+    """Reads ahead in a cache of so many slots: at least what two tokens want."""
+    return max(2 * top_k, min(WINDOW, slots // SHARE))
 
 
 class Passage:
@@ -51,14 +56,19 @@ class Passage:
         counters: Counters,
         top_k: int,
     ) -> None:
-        self.window = max(WINDOW, 2 * top_k)
         self._cache = cache
+        self._top_k = top_k
         self._slots = slots
         self._records = records
         self._reader = reader
         self._reads = reads
         self._guesses = guesses
         self._counters = counters
+
+    @property
+    def window(self) -> int:
+        """Reads in file order that may be ahead of the arithmetic."""
+        return window(self._cache.slots, self._top_k)
 
     def claim(self, layer: int, experts: list[int], hits: set[int], *, lasts: bool) -> Hold:
         """A hold of these experts, ascending, by where they are; those in memory are pinned.
@@ -93,6 +103,7 @@ class Passage:
         self._guesses.busy()
         begun = self._reads.start(hold.layer, hold.absent, note, Urgency.DEMANDED, most=most)
         hold.coming.update(begun)
+        hold.begun.update(begun.values())
 
     def take(self, hold: Hold, most: int, note: Callable[[int], None]) -> Batch:
         """Up to ``most`` experts that are there, at least one.
@@ -132,17 +143,17 @@ class Passage:
     ) -> list[int]:
         """The batch that begins with the first not yielded, in place of the one before."""
         self._exchange(hold, note)
-        if hold.coming:
-            hold.fetched.update(self._reads.collect(hold, block=False))
+        if hold.coming and order[0] in hold.places:  # else it is waited for
+            self._reads.collect(hold, block=False)
         while order[0] not in hold.places:
             if hold.coming:
-                hold.fetched.update(self._reads.collect(hold))
+                self._reads.collect(hold)
             elif not self._reads.make_room():
                 self._give_up_last(hold, order)
             if hold.absent:
                 self.start(hold, note)
         if hold.absent:  # half of the window computes, half of it reads
-            most = min(most, max(1, (len(hold.fetched) + len(hold.coming)) // 2))
+            most = min(most, max(1, len(hold.begun) // 2))
         there = takewhile(hold.places.__contains__, order[: min(most, BATCH)])
         hold.yielded = list(there)
         del order[: len(hold.yielded)]
@@ -153,22 +164,24 @@ class Passage:
         leaving, hold.yielded = hold.yielded, []
         self._slots.move_all([hold.places.pop(expert) for expert in leaving], State.READY)
         begun = self._reads.exchange(hold, leaving, note, self._room(hold))
-        hold.fetched.difference_update(leaving)
+        hold.begun.difference_update(leaving)
+        hold.begun.update(begun.values())
         hold.coming.update(begun)
         if hold.reading:
             self._guesses.busy()
 
     def _room(self, hold: Hold) -> int:
-        """How many more reads the window of a hold lets start."""
-        return self.window - len(hold.coming) - len(hold.fetched)
+        """How many more reads the window of a hold lets start; what came before it is no part."""
+        return self.window - len(hold.begun)
 
     def _give_up_last(self, hold: Hold, order: list[int]) -> None:
         """Every slot has an expert that is to come: the last of them makes room."""
         last = next(expert for expert in reversed(order) if expert in hold.places)
         self._release(hold, [last])
+        self._slots.move(self._cache.drop((hold.layer, last)), State.FREE)
         insort(hold.absent, last)
-        if last in hold.fetched:
-            hold.fetched.remove(last)
+        if last in hold.begun:
+            hold.begun.remove(last)
         elif last in hold.hits:
             hold.hits.remove(last)
             self._counters.hits -= 1

@@ -26,6 +26,9 @@ from flashmoe.stream.warmup import Warmup
 
 _log = logging.getLogger(__name__)
 
+NEXT = 32
+"""Of hundreds of reads that a chunk may have under way, those looked at when one is waited for."""
+
 
 class Reads:
     """The reads of one streamer; ``tickets`` of those under way, by expert, the oldest first."""
@@ -82,7 +85,7 @@ class Reads:
 
         Returns the experts by ticket, and takes them from ``hold.absent``.
         """
-        gains = [int(expert in hold.fetched) for expert in leaving]
+        gains = [int(expert in hold.begun) for expert in leaving]
         wanted = hold.absent[: max(room + sum(gains), 0)]
         if wanted:
             self._prepare(len(wanted), note)
@@ -132,12 +135,17 @@ class Reads:
         """Wait until a read of a hold has ended, and take the experts of all that have.
 
         Returns them, in that order: they are pinned, and HELD. Without ``block`` it does not wait.
+        Of a hold in file order only the reads of its next NEXT experts count, if there are any.
 
         Raises:
             ReadError: the first of those that failed; all are put away, and good ones taken.
         """
         began = time.perf_counter()
-        landed, refused = self._reader.collect(list(hold.coming), block=block)
+        awaited = list(hold.coming)
+        if hold.order is not None and len(awaited) > NEXT:
+            coming = ((hold.layer, expert) for expert in hold.order[:NEXT])
+            awaited = [self.tickets[key] for key in coming if key in self.tickets] or awaited
+        landed, refused = self._reader.collect(awaited, block=block)
         waited_ms = (time.perf_counter() - began) * 1e3
         self._counters.wait_ms += waited_ms
         hold.waited_ms += waited_ms

@@ -117,15 +117,19 @@ class Slots:
 
     def move_all(self, slots: Iterable[int], *states: State) -> None:
         """Take slots to their next state, and on from there."""
+        current = self._states
         for slot in slots:
             for state in states:
-                self.move(slot, state)
+                if (current[slot], state) not in _LEGAL:
+                    self.move(slot, state)  # says what is wrong
+                current[slot] = state
 
     def load(self, slots: Iterable[int]) -> None:
         """Make slots LOADING; the experts in them, if there are any, have been evicted."""
+        current = self._states
         for slot in slots:
-            if self._states[slot] == State.READY:
-                self.move(slot, State.FREE)
+            if current[slot] is State.READY:
+                current[slot] = State.FREE
             self.move(slot, State.LOADING)
 
     def discard(self, slot: int) -> None:

@@ -141,15 +141,17 @@ class Streamer:
             others = [key for key, ticket in tickets.items() if ticket not in awaited]
             self._reads.put_away(others, block=False)
         self._asked[layer], present = self._ask(layer, experts, ids)
-        self._cache.pin_all(layer, present)
-        self._reads.let_go()
         if len(present) < len(experts):
             self._guesses.busy()
             here = frozenset(present)
             absent = [expert for expert in experts if expert not in here]
+            self._cache.pin_all(layer, present)
+            self._reads.let_go()
             most = self._passage.window if _is_wide(ids) else None
             self._reads.start(layer, absent, self._note(), Urgency.HINTED, most=most)
-        self._cache.unpin_all(layer, present)
+            self._cache.unpin_all(layer, present)
+        else:
+            self._reads.let_go()
         self._ahead.guess(self._note())
         self._sound = True
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         StoreError,
         TemplateError,
     )
-    from flashmoe.options import Budget, Runtime, Sampling
+    from flashmoe.options import Budget, PrefixCache, Runtime, Sampling
     from flashmoe.session import Session
     from flashmoe.snapshot import Snapshot
     from flashmoe.step import Step
@@ -47,6 +47,7 @@ __all__ = [
     "Engine",
     "FlashMoeError",
     "InputError",
+    "PrefixCache",
     "ReadError",
     "Runtime",
     "Sampling",
@@ -64,7 +65,7 @@ _HOMES = {
     "Session": "session",
     "Snapshot": "snapshot",
     "Step": "step",
-    **dict.fromkeys(("Budget", "Runtime", "Sampling"), "options"),
+    **dict.fromkeys(("Budget", "PrefixCache", "Runtime", "Sampling"), "options"),
 }
 
 

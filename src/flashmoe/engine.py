@@ -17,6 +17,7 @@ from typing import Any
 import xxhash
 from threadpoolctl import ThreadpoolController
 
+from flashmoe import __version__
 from flashmoe import kernels as kernel_sets
 from flashmoe.errors import BudgetError, ClosedError, InputError
 from flashmoe.generation import Generation
@@ -24,14 +25,17 @@ from flashmoe.model.decoder import Decoder
 from flashmoe.model.observer import Observer
 from flashmoe.model.state import State
 from flashmoe.model.trunk import Trunk
-from flashmoe.options import Budget, Runtime, Sampling
+from flashmoe.options import DEFAULT_CONTEXT_TOKENS, Budget, PrefixCache, Runtime, Sampling
+from flashmoe.prefix import cache as prefixes
+from flashmoe.prefix import keys
+from flashmoe.prefix.cache import Prefixes
 from flashmoe.quant import Array
 from flashmoe.sampler import Sampler
 from flashmoe.session import Session
 from flashmoe.shape import ModelShape
 from flashmoe.store.reader import Store
 from flashmoe.stream import budget as budgets
-from flashmoe.stream import memory, usage
+from flashmoe.stream import memory, sizes, usage
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.drives import Drive
 from flashmoe.stream.streamer import Streamer
@@ -61,6 +65,7 @@ class Engine:
         observer: Observer,
         room: int,
         kv: str = Budget.kv,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         self.store = store
         self.shape = shape
@@ -72,20 +77,34 @@ class Engine:
         self._words = words
         self._room = room
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-        self.decoder = Decoder(shape, Trunk(store.trunk(), kernels.dtype), kernels, observer)
-        self.streamer = Streamer(store, plan.slots, runtime)
-        # An emptied cache is read into at the same depth, without measuring once more.
-        self.runtime = replace(runtime, io_threads=self.streamer.io_threads)
         manifest = store.manifest.to_json()
         identity = f"{manifest}{kernels.dtype}{shape.experts.top_k}"
         self.key = f"{xxhash.xxh3_64_hexdigest(identity.encode())}-{kv}"
         """Names store, dtype, experts a token and, behind the dash, how keys and values are held:
         what a saved timeline is valid for."""
+        self.prefixes = self._prefixes(prefix_cache)
+        """What is kept of timelines, and the bytes written for it; None without a cache."""
+        self.decoder = Decoder(shape, Trunk(store.trunk(), kernels.dtype), kernels, observer)
+        self.streamer = Streamer(store, plan.slots, runtime)
+        # An emptied cache is read into at the same depth, without measuring once more.
+        self.runtime = replace(runtime, io_threads=self.streamer.io_threads)
         self._closed = False
         self._profile: str | None = None  # names the store in its usage profile, where one is kept
         if runtime.profile and runtime.io != "os":  # whose few slots are not worth warming
             self._profile = xxhash.xxh3_64_hexdigest(manifest.encode())
             self._warm(self._profile)
+
+    def _prefixes(self, options: PrefixCache | None) -> Prefixes | None:
+        if options is None:
+            return None
+        floats = self.kernels.dtype.itemsize
+        return Prefixes(
+            options,
+            keys.identity(self.key, self.kernels.name, __version__),
+            limit_bytes=self.plan.prefix_bytes,
+            state_bytes=sizes.state_bytes(self.shape, floats),
+            token_bytes=sizes.kv_bytes(self.shape, 1, floats, self.kv),
+        )
 
     def _warm(self, identity: str) -> None:
         """Have the experts that were chosen most in earlier runs read ahead."""
@@ -104,11 +123,13 @@ class Engine:
         dtype: str = "float32",
         runtime: Runtime | None = None,
         observer: Observer | None = None,
+        prefix_cache: PrefixCache | None = None,
     ) -> Engine:
         """Load a store (``demo``: the one that ships with the package) within a budget.
 
         ``experts_per_token`` other than the checkpoint's own changes the answer; ``dtype``
-        float64 is for oracles.
+        float64 is for oracles. ``prefix_cache`` keeps the state after prompts, replies and what
+        they begin with, so that another timeline that begins alike does not compute it again.
 
         Raises:
             StoreError: the store is missing, unfinished or damaged.
@@ -126,10 +147,13 @@ class Engine:
             runtime,
             kernels=chosen,
             experts_per_token=shape.experts.top_k,
+            prefix_cache=prefix_cache,
         )
         room = _room(plan, promised=budget.ram_bytes is not None)
         watching = observer or Observer()
-        return cls(store, words, plan, shape, chosen, runtime, watching, room, budget.kv)
+        return cls(
+            store, words, plan, shape, chosen, runtime, watching, room, budget.kv, prefix_cache
+        )
 
     def session(self) -> Session:
         """A new, empty timeline.
@@ -261,9 +285,12 @@ class Engine:
     def close(self) -> None:
         """End the reading threads and give slots and trunk back, once a running pass has ended.
 
-        Keeps the usage profile. Repeating it is fine.
+        Keeps the usage profile, and writes what the prefix cache has still to write. Repeating it
+        is fine.
         """
         self.keep_profile()
+        if self.prefixes is not None:
+            self.prefixes.close()
         with self._lock:
             self.streamer.close()
             if not self._closed:
@@ -312,6 +339,7 @@ def plan_store(
     *,
     kernels: kernel_sets.Kernels,
     experts_per_token: int | None = None,
+    prefix_cache: PrefixCache | None = None,
 ) -> budgets.Plan:
     """Plan the memory of a store on this machine, as it stands now.
 
@@ -319,17 +347,25 @@ def plan_store(
 
     Raises:
         BudgetError: the budget is below the floor.
+        InputError: the prefix cache is given too little memory.
     """
+    floats, kept = kernels.dtype.itemsize, 0
+    if prefix_cache is not None:
+        context = min(
+            budget.context_tokens or DEFAULT_CONTEXT_TOKENS, store.shape.max_context_tokens
+        )
+        kept = prefixes.memory_bytes(prefix_cache, store.shape, context, floats, budget.kv)
     return budgets.plan(
         store,
         budget=budget,
         runtime=runtime,
-        float_bytes=kernels.dtype.itemsize,
+        float_bytes=floats,
         process_bytes=-(-memory.resident_bytes() // PROCESS_STEP) * PROCESS_STEP,
         peak_bytes=memory.peak_resident_bytes(),
         scratch_block_bytes=kernels.block_bytes,
         memory=memory.available(),
         experts_per_token=experts_per_token,
+        prefix_bytes=kept,
     )
 
 

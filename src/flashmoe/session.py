@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from flashmoe import snapshot as snapshots
 from flashmoe.errors import InputError
 from flashmoe.model.state import State
 from flashmoe.options import Sampling
+from flashmoe.prefix.trail import Trail
 from flashmoe.quant import Array
 from flashmoe.sampler import Choice, Sampler
 from flashmoe.snapshot import Snapshot
@@ -42,6 +44,7 @@ class Session:
         self._engine = engine
         context = engine.plan.context_tokens
         self._state = State(engine.shape, context, engine.kernels.dtype, engine.kv)
+        self._trail = Trail(engine.prefixes, self._state)
         self._ids: list[int] = []
         self._turn = 0  # of the latest use, so that an older reply cannot go on by mistake
 
@@ -53,7 +56,9 @@ class Session:
     def logits(self, ids: Sequence[int]) -> Array:
         """Append ids (T,) and return the logits after each, (T, vocabulary).
 
-        The array belongs to the caller; the engine's budget does not count it.
+        The array belongs to the caller; the engine's budget does not count it. All of ids pass,
+        as the logits of each are wanted; a prefix cache keeps them, and only serves the tokens
+        before.
 
         Raises:
             InputError: no ids, or one outside the vocabulary.
@@ -67,16 +72,25 @@ class Session:
         waiting = len(self._ids) - self._state.position
         out = np.empty((waiting, self._engine.shape.vocabulary), self._engine.kernels.dtype)
         done = 0
-        for hidden, _ in self._passes(kept):
+        for hidden, _ in self._passes(kept, len(self._ids) - count):
             out[done : done + len(hidden)] = self._engine.head(hidden)
             done += len(hidden)
-        return out[waiting - count :]
+        self._trail.ended(self._ids)
+        return out[done - count : done]
 
-    def generate(self, ids: Sequence[int] = (), sampling: Sampling | None = None) -> Iterator[Step]:
+    def generate(
+        self,
+        ids: Sequence[int] = (),
+        sampling: Sampling | None = None,
+        *,
+        marks: Sequence[int] = (),
+    ) -> Iterator[Step]:
         """Append ids and generate, a :class:`Step` a token; close the iterator to stop early.
 
         ``sampling`` None takes the store's own defaults. Without ids the reply goes on where
-        the timeline ends. Using the session for something else ends the reply.
+        the timeline ends. Using the session for something else ends the reply. ``marks`` are
+        numbers of ids after which other timelines may go on differently (the end of a system
+        prompt, of turns), for a prefix cache to keep the state there.
 
         Raises:
             InputError, ContextError: at once; as for :meth:`logits`.
@@ -87,6 +101,7 @@ class Session:
             raise InputError("there is nothing to go on from: the prompt is empty")
         words = self._engine.detokenizer(sampling.stop)
         kept = self._append(ids)
+        self._trail.mark(kept + mark for mark in marks)
         sampler = self._engine.sampler(sampling, self._ids)
         return self._reply(kept, len(ids), sampling, sampler, words)
 
@@ -98,19 +113,32 @@ class Session:
         sampler: Sampler,
         words: Detokenizer | None,
     ) -> Iterator[Step]:
-        turn, made = self._turn, 0
+        turn, made, trail = self._turn, 0, self._trail
+        handed = trail.handed_bytes
         while True:
             if turn != self._turn:
                 raise InputError("the session was used for something else: this reply has ended")
             began, busy = time.perf_counter(), busy_ms()
-            cost = [spent for _, spent in self._passes(kept)]
+            cost = [spent for _, spent in self._passes(kept, len(self._ids))]
+            cached = trail.cached
             choice = sampler(self._engine.head(self._state.last)[0])
             self._ids.append(choice.id)
             kept, made = len(self._ids), made + 1
             text, finish = self._finish(choice, words, made, sampling)
-            yield _step(choice, text, finish, prompt_tokens, cost, began, busy)
+            if finish:
+                trail.ended(self._ids)
+            step = _step(choice, text, finish, prompt_tokens, cost, began, busy)
+            wrote, handed = trail.handed_bytes - handed, trail.handed_bytes
+            try:
+                yield replace(step, cached_tokens=cached, bytes_written=wrote)
+            except GeneratorExit:
+                if turn == self._turn:
+                    trail.ended(self._ids)
+                raise
             if finish:
                 return
+            if made == 1 and turn == self._turn:  # not before its first token is out
+                trail.ended(self._ids)
             prompt_tokens = 0
 
     def _finish(
@@ -145,6 +173,7 @@ class Session:
         """
         snapshots.check_model("the snapshot", snapshot.model, self._engine.key)
         self._turn += 1
+        self._trail.forget()
         self._state.assign(snapshot.position, snapshot.arrays)
         self._ids = list(snapshot.ids)
 
@@ -168,6 +197,23 @@ class Session:
         with snapshots.opened(Path(path), self._engine.key) as stored:
             self.restore(stored)
 
+    def rewind(self, tokens: int) -> None:
+        """Go back to the first ``tokens`` of the timeline.
+
+        Their state cannot be taken apart: with the next call it comes from the longest prefix that
+        a prefix cache has kept, and what that lacks passes again.
+
+        Raises:
+            InputError: the timeline is not so long.
+        """
+        if not 0 <= tokens <= len(self._ids):
+            raise InputError(f"the timeline has {len(self._ids)} tokens: it has no first {tokens}")
+        self._turn += 1
+        del self._ids[tokens:]
+        if tokens < self._state.position:
+            self._trail.forget()
+            self._state.clear()
+
     def _append(self, ids: Sequence[int]) -> int:
         """Check ids and append them; returns how many tokens a failure must leave."""
         vocabulary, checked = self._engine.shape.vocabulary, []
@@ -185,22 +231,28 @@ class Session:
         self._ids.extend(checked)
         return kept
 
-    def _passes(self, kept: int) -> Iterator[tuple[Array, Counters]]:
+    def _passes(self, kept: int, most: int) -> Iterator[tuple[Array, Counters]]:
         """Pass what waits, in chunks; yields hidden states (T, hidden) and cost of each.
+
+        Of an empty timeline up to ``most`` tokens may come from the prefix cache instead.
 
         Chunks end at multiples of the chunk size, counted from the timeline's start, so that the
         same tokens pass in the same chunks whatever calls brought them. After a failure the
         first ``kept`` tokens stay, and all that have passed.
         """
         size, state = self._engine.runtime.chunk_tokens, self._state
+        self._trail.begin(self._ids, most, size)
         while state.position < len(self._ids):
             end = min((state.position // size + 1) * size, len(self._ids))
+            end = self._trail.cut(end)
             chunk = np.array(self._ids[state.position : end], np.int64)
             try:
                 passed = self._engine.run(chunk, state)
             except BaseException:
                 del self._ids[max(state.position, kept) :]
+                self._trail.broke_off(self._ids)
                 raise
+            self._trail.passed(self._ids)
             yield passed
 
 

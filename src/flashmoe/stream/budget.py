@@ -41,12 +41,13 @@ class Plan:
     The parts are ``process`` (interpreter, libraries, tokenizer: what is resident before the
     model), ``allowance``, ``trunk``, ``state`` and ``kv`` (``sessions`` timelines of
     ``context_tokens``; ``state`` also what a pass keeps so that it can be undone), ``scratch``
-    (the arithmetic of one chunk) and ``slots`` times ``slot_bytes``. The floor is the same with
-    ``floor_slots``, or ``peak_bytes``, the most that the process has held before, where that is
-    more: a peak cannot be taken back. ``usable_bytes`` is all this process could have;
-    ``recommended_bytes`` leaves a margin. ``binding`` names what keeps the number of slots from
-    being larger. ``page_cache_bytes`` of the budget are left to the page cache, which keeps the
-    experts where the options leave that to it; there are ``floor_slots`` slots then.
+    (the arithmetic of one chunk), ``prefix`` (what the prefix cache holds in memory) and ``slots``
+    times ``slot_bytes``. The floor is the same with ``floor_slots``, or ``peak_bytes``, the most
+    that the process has held before, where that is more: a peak cannot be taken back.
+    ``usable_bytes`` is all this process could have; ``recommended_bytes`` leaves a margin.
+    ``binding`` names what keeps the number of slots from being larger. ``page_cache_bytes`` of the
+    budget are left to the page cache, which keeps the experts where the options leave that to it;
+    there are ``floor_slots`` slots then.
 
     ``expected_bytes_per_token`` is read from SSD for a decoded token under uniform routing in
     the steady state, the worst case for any cache: the share of all experts that is in neither a
@@ -59,6 +60,7 @@ class Plan:
     state_bytes: int
     kv_bytes: int
     scratch_bytes: int
+    prefix_bytes: int
     slot_bytes: int
     slots: int
     page_cache_bytes: int
@@ -81,6 +83,7 @@ class Plan:
     def planned_bytes(self) -> int:
         """All parts and slots together."""
         fixed = self.process_bytes + self.allowance_bytes + self.trunk_bytes + self.scratch_bytes
+        fixed += self.prefix_bytes
         return fixed + self.state_bytes + self.kv_bytes + self.slots * self.slot_bytes
 
     def to_json(self) -> dict[str, Any]:
@@ -99,6 +102,7 @@ def plan(
     experts_per_token: int | None = None,
     peak_bytes: int = 0,
     scratch_block_bytes: int | None = None,
+    prefix_bytes: int = 0,
 ) -> Plan:
     """Divide memory for a store.
 
@@ -106,6 +110,7 @@ def plan(
     that has been resident so far. ``float_bytes`` is the size of an activation.
     ``experts_per_token`` None is the model's own. ``scratch_block_bytes`` is what the kernels
     hold of weights in floats; None is what the reference ones do, the most of all.
+    ``prefix_bytes`` is set aside for the prefix cache.
 
     Raises:
         BudgetError: below the floor; the message has every part, what binds, and the mend.
@@ -124,6 +129,7 @@ def plan(
         process_bytes=process_bytes,
         peak_bytes=peak_bytes,
         kv=budget.kv,
+        prefix_bytes=prefix_bytes,
     )
     bounds = _bounds(budget, memory, needs)
     if bounds.limit_bytes < needs.least_bytes or (budget.ram_bytes or peak_bytes) < peak_bytes:
@@ -147,6 +153,7 @@ class _Needs:
     process_bytes: int
     peak_bytes: int
     kv: str
+    prefix_bytes: int
 
     def parts(self) -> dict[str, int]:
         """Everything but the slots, by its name in :class:`Plan`."""
@@ -170,6 +177,7 @@ class _Needs:
             "kv_bytes": self.sessions * sizes.kv_bytes(shape, context, floats, self.kv),
             # One session is saved between its passes, others may be while another has a pass.
             "scratch_bytes": max(scratch, copied) if self.sessions == 1 else scratch + copied,
+            "prefix_bytes": self.prefix_bytes,
         }
 
     @property
@@ -310,7 +318,9 @@ def _refusal(needs: _Needs, bounds: _Bounds, usable: int) -> str:
     limit, source, floor = bounds.limit_bytes, bounds.source, needs.floor_bytes
     parts = {**needs.parts(), "slots_bytes": needs.slots * needs.slot_bytes}
     names = {name: name.removesuffix("_bytes") for name in parts}
-    listed = ", ".join(f"{names[name]} {format_bytes(size)}" for name, size in parts.items())
+    listed = ", ".join(
+        f"{names[name]} {format_bytes(size)}" for name, size in parts.items() if size
+    )
     largest = names[max(parts, key=lambda name: parts[name])]
     why = f"{listed}; the largest part is {largest}"
     if needs.peak_bytes > needs.least_bytes:

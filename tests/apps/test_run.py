@@ -45,9 +45,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen.update(options)
         return real_open(path, **options)
 
-    def spy_generate(self: Session, ids: list[int], sampling: Sampling) -> Iterator[Step]:
-        seen.update(ids=list(ids), sampling=sampling)
-        return real_generate(self, ids, sampling)
+    def spy_generate(
+        self: Session, ids: list[int], sampling: Sampling, **more: Any
+    ) -> Iterator[Step]:
+        seen.update(ids=list(ids), sampling=sampling, **more)
+        return real_generate(self, ids, sampling, **more)
 
     monkeypatch.setattr(Engine, "open", spy_open)
     monkeypatch.setattr(Session, "generate", spy_generate)
@@ -134,8 +136,8 @@ def test_a_read_error_ends_the_line_and_is_one_line(command: Command, store, mon
 
     real = Session.generate
 
-    def fail(self: Session, ids: list[int], sampling: Sampling) -> Iterator[Step]:
-        steps = real(self, ids, sampling)
+    def fail(self: Session, ids: list[int], sampling: Sampling, **more: Any) -> Iterator[Step]:
+        steps = real(self, ids, sampling, **more)
         yield next(steps)
         raise ReadError("layer-000.safetensors: expert 3 is damaged")
 
@@ -148,8 +150,10 @@ def test_a_read_error_ends_the_line_and_is_one_line(command: Command, store, mon
 def test_interrupt_ends_the_reply_with_its_footer(command: Command, store, tmp_path, monkeypatch):
     real = Session.generate
 
-    def interrupted(self: Session, ids: list[int], sampling: Sampling) -> Iterator[Step]:
-        for number, step in enumerate(real(self, ids, sampling)):
+    def interrupted(
+        self: Session, ids: list[int], sampling: Sampling, **more: Any
+    ) -> Iterator[Step]:
+        for number, step in enumerate(real(self, ids, sampling, **more)):
             if number == 5:
                 raise KeyboardInterrupt
             yield step

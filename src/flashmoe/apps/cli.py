@@ -168,12 +168,14 @@ def plan(
     io: flags.HowRead = Runtime.io,
     store_dirs: flags.StoreDirs = None,
     kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
+    prefix_cache: flags.PrefixDirectory = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Show how memory would be divided: floor, recommended size, slots, and what binds."""
     from flashmoe.apps.plan import plan
 
-    plan(store, ram, context, io, tuple(store_dirs or ()), kv, as_json=as_json)
+    places = tuple(store_dirs or ())
+    plan(store, ram, context, io, places, kv, prefix_cache=prefix_cache, as_json=as_json)
 
 
 @app.command(
@@ -203,6 +205,8 @@ def run(
     context: flags.Context = None,
     slots: flags.Slots = None,
     kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
+    prefix_cache: flags.PrefixDirectory = None,
+    prefix_cache_size: flags.PrefixSize = flags.PREFIX_SIZE,
     threads: flags.Threads = None,
     chunk_tokens: flags.ChunkTokens = Runtime.chunk_tokens,
     io_threads: flags.IoThreads = Runtime.io_threads,

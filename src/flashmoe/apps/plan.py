@@ -13,7 +13,7 @@ from flashmoe import kernels
 from flashmoe.apps import terminal
 from flashmoe.engine import Words, plan_store
 from flashmoe.errors import InputError
-from flashmoe.options import Budget, Io, Runtime
+from flashmoe.options import Budget, Io, PrefixCache, Runtime
 from flashmoe.store.reader import Store
 from flashmoe.stream.budget import Plan
 from flashmoe.stream.units import format_bytes, parse_bytes
@@ -56,6 +56,7 @@ def plan(
     store_dirs: tuple[Path, ...],
     kv: str = Budget.kv,
     *,
+    prefix_cache: Path | None = None,
     as_json: bool,
 ) -> None:
     """Print the plan of a store, as ``run`` with the same flags would make it."""
@@ -63,7 +64,8 @@ def plan(
     chosen = kernels.choose("auto", "float32", runtime.resolved_threads)
     words = Words(store)  # what it weighs counts
     budget = budget_of(ram, context, None, store.shape.experts.top_k, kv)
-    found = plan_store(store, budget, runtime, kernels=chosen)
+    kept = None if prefix_cache is None else PrefixCache(prefix_cache)
+    found = plan_store(store, budget, runtime, kernels=chosen, prefix_cache=kept)
     del words
     if as_json:
         terminal.write(json.dumps(found.to_json(), indent=1) + "\n")
@@ -87,6 +89,7 @@ def _parts(plan: Plan) -> Table:
         ("state", plan.state_bytes, f"recurrent layers, {sessions} and what a pass began with"),
         ("KV", plan.kv_bytes, f"{sessions} of {plan.context_tokens} tokens"),
         ("scratch", plan.scratch_bytes, f"a chunk of {plan.chunk_tokens} tokens"),
+        *([("prefix", plan.prefix_bytes, "the prefix cache")] if plan.prefix_bytes else []),
         ("slots", plan.slots * plan.slot_bytes, slots),
     )
     for name, nbytes, remark in parts:

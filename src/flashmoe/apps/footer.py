@@ -13,7 +13,7 @@ from flashmoe.step import Totals
 from flashmoe.stream.units import format_bytes
 
 KEYS = {
-    "prompt_tokens": "tokens passed before the first one of the reply",
+    "prompt_tokens": "tokens given before the first one of the reply",
     "cached_tokens": "those of them that came from the prefix cache",
     "tokens": "tokens of the reply",
     "tokens_per_second": "speed after the first token; 0 where there was one only",

@@ -256,11 +256,14 @@ class Prefixes:
         pieces.place_state(state, position, arrays)
         del arrays  # let go before the blocks come: the memory is planned for one at a time
         for index, block in enumerate(head.blocks):
-            piece = self._load(block)
-            if block != f"block-{entry.content(piece)}":
+            try:
+                piece = self._load(block)
+                if block != f"block-{entry.content(piece)}":
+                    raise ValueError("it does not match its name")
+                pieces.place_block(state, index, entry.decoded(piece)[1])
+            except ValueError as error:
                 self._forget(block)
-                raise ValueError(f"its {block} is damaged")
-            pieces.place_block(state, index, entry.decoded(piece)[1])
+                raise ValueError(f"its {block} cannot be used: {error}") from None
         self._touch(name, head.blocks)
         return list(head.blocks)
 

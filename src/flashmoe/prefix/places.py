@@ -6,7 +6,7 @@ chosen:
 
 - ends of chunks, which cost no pass of their own, the rarer the further they are from the prompt's
   end: of each of the spacings s, 2 s, 4 s, … the last two. A prompt that differs from this one in
-  its last x tokens passes no more than about 2 x of them again, or s;
+  its last x tokens passes at most 3 x of those before them again, or 2 s;
 - marks that the caller gives (the ends of a system prompt or of turns), and the branch where a
   prompt leaves the path of an earlier one: there a pass is cut in two, at a multiple of 64 tokens,
   as law 1 wants it (where chunks end never shows in the answer).
@@ -22,7 +22,8 @@ CUT_TOKENS = 64
 """A pass may end at multiples of this without a trace in the answer."""
 
 APART_TOKENS = 64
-"""Closer than this, a second state is not worth its bytes: these tokens pass with others anyway."""
+"""What is shorter is not kept, nor a second state so close to the last along the way, or at the
+end of a reply: these tokens pass with others anyway."""
 
 MARKS_MOST = 4
 """Marks of one prompt that are heeded: each is one more pass over all its experts."""

@@ -30,6 +30,7 @@ class Trail:
         """The state has been replaced: nothing is known of its pieces."""
         self._blocks: list[str] = []
         self._kept = 0
+        self._prompt = False  # has passed, and its end is not kept yet
         self._marks: set[int] = set()
         self._cuts: set[int] = set()
         self._stops: set[int] = set()
@@ -47,6 +48,7 @@ class Trail:
         if self._prefixes is None:
             return
         state = self._state
+        self._prompt = len(ids) - state.position > 1
         if not state.position and ids:
             self.cached, self._blocks = self._prefixes.resume(ids, most, state)
             self._kept = self.cached
@@ -70,9 +72,16 @@ class Trail:
             self._keep(ids)
 
     def ended(self, ids: Sequence[int]) -> None:
-        """A prompt has passed or a reply has ended: its state is kept, unless the last is near."""
-        if self._state.position - self._kept >= places.APART_TOKENS:
+        """A prompt has passed, or a reply has ended: its state is kept.
+
+        That of a reply only where the last one is not near: what lies between passes with the next
+        prompt anyway, but the same prompt again should find all of itself.
+        """
+        position = self._state.position
+        apart = 1 if self._prompt else places.APART_TOKENS
+        if position >= places.APART_TOKENS and position - self._kept >= apart:
             self._keep(ids)
+        self._prompt = False
 
     def broke_off(self, ids: Sequence[int]) -> None:
         """A pass failed or was cancelled, and what had passed before it is to stay."""

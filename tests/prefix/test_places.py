@@ -1,0 +1,56 @@
+"""Where states are kept: bounds that hold for every prompt."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_shapes import model_shape
+
+from flashmoe.prefix import places
+from flashmoe.stream import sizes
+
+positions = st.integers(0, 40_000)
+
+
+@given(positions, positions, st.lists(positions, max_size=9), positions, st.integers(1, 32))
+def test_cuts_are_few_and_leave_no_single_token(start, more, marks, branch, units):
+    total = start + more
+    branch -= branch % 64
+    cuts = places.cuts(start, total, marks, branch)
+    assert len(cuts) <= places.MARKS_MOST + 1
+    for cut in cuts:
+        assert cut % 64 == 0 and start + 64 <= cut <= total - 2
+    if start + 64 <= branch <= total - 2:
+        assert branch in cuts
+    kept = places.thinned(places.borders(start, total, 64 * units, 1024), cuts)
+    assert cuts <= kept and len(kept) <= len(cuts) + 2 * (total // 1024).bit_length()
+    for stop in kept - cuts:
+        assert stop % (64 * units) == 0 and start < stop <= total - 64
+        assert all(abs(stop - cut) >= 64 for cut in cuts)
+
+
+@given(st.integers(2, 40_000), st.data(), st.sampled_from([256, 1024, 2048]))
+def test_a_prompt_that_differs_late_finds_a_state_close_by(total, data, apart):
+    differing = data.draw(st.integers(1, total))
+    shared = total - differing
+    kept = places.borders(0, total, 64, apart)
+    nearest = max((stop for stop in kept if stop <= shared), default=0)
+    assert shared - nearest <= max(3 * differing, 2 * apart) + 64
+
+
+def test_the_system_prompt_and_the_latest_turns_are_the_marks_that_count():
+    marks = [1000, 2000, 3000, 4000, 5000, 6000]
+    assert places.cuts(0, 7000, marks, 0) == {960, 3968, 4992, 5952}
+    assert places.cuts(980, 7000, [1000], 0) == set()
+
+
+def test_chunks_that_end_elsewhere_keep_nothing_in_between():
+    assert places.borders(0, 4000, 100, 256) <= set(range(0, 4000, 1600))
+
+
+@pytest.mark.parametrize("name, wanted", [("qwen3.5-35b-a3b", 1024), ("qwen3.5-397b-a17b", 2048)])
+def test_the_spacing_of_the_published_shapes(name, wanted):
+    shape = model_shape(name)
+    state, token = sizes.state_bytes(shape, 4), sizes.kv_bytes(shape, 1, 4, "bf16")
+    assert places.spacing(state, token) == wanted
+    assert places.spacing(0, token) == places.SPACING_LEAST
+    assert places.spacing(state, 0) <= 1 << 14

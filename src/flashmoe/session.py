@@ -241,7 +241,7 @@ class Session:
         first ``kept`` tokens stay, and all that have passed.
         """
         size, state = self._engine.runtime.chunk_tokens, self._state
-        self._trail.begin(self._ids, most, size)
+        self._trail.begin(self._ids, most)
         while state.position < len(self._ids):
             end = min((state.position // size + 1) * size, len(self._ids))
             end = self._trail.cut(end)

@@ -86,7 +86,7 @@ def test_another_process_goes_on_as_the_same_session_would(path, plain, tmp_path
     subprocess.run(arguments, check=True, timeout=120, cwd=ROOT)
     live = plain.session()
     reply(live, IDS[:300], 90)
-    for more in ([], OTHER[:1], OTHER[:70]):
+    for more in ([], OTHER[:1], THIRD[:70]):
         kept = live.snapshot()
         with open_engine(path, tmp_path) as engine:
             session = engine.session()

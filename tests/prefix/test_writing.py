@@ -51,6 +51,9 @@ def test_closing_writes_what_waits(parts):
     writing.close()
     assert len(directory.names()) == 2
     writing.close()
+    for number in range(3, 10):
+        give(memory, writing, number)  # must not wait for room
+    assert len(directory.names()) == 2
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("odd")])

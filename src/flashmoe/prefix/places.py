@@ -5,8 +5,9 @@ those of thousands of tokens (60 MiB for 35B, where 256 tokens are 5 MiB), so th
 chosen:
 
 - ends of chunks, which cost no pass of their own, the rarer the further they are from the prompt's
-  end: of each of the spacings s, 2 s, 4 s, … the last two. A prompt that differs from this one in
-  its last x tokens passes at most 3 x of those before them again, or 2 s;
+  end: the first behind each of the last two multiples of s, 2 s, 4 s, … Where chunks are short, a
+  prompt that differs from this one in its last x tokens passes at most 3 x of those before them
+  again, or 2 s;
 - marks that the caller gives (the ends of a system prompt or of turns), and the branch where a
   prompt leaves the path of an earlier one: there a pass is cut in two, at a multiple of 64 tokens,
   as law 1 wants it (where chunks end never shows in the answer).
@@ -46,17 +47,14 @@ def spacing(state_bytes: int, token_bytes: int) -> int:
     return tokens
 
 
-def borders(start: int, total: int, chunk: int, apart: int) -> set[int]:
-    """Ends of chunks at which to keep a state, of a pass from ``start`` to ``total``."""
-    kept, step = set(), apart
+def along(start: int, total: int, apart: int) -> set[int]:
+    """Positions in a pass to ``total``; the next end of a chunk behind each of them is due."""
+    wanted, step = set(), apart
     while step < total:
         newest = (total - APART_TOKENS) // step * step
-        for wanted in (newest, newest - step):
-            border = wanted // chunk * chunk
-            if border > start and border % CUT_TOKENS == 0:
-                kept.add(border)
+        wanted |= {place for place in (newest, newest - step) if place > start}
         step *= 2
-    return kept
+    return wanted
 
 
 def cuts(start: int, total: int, marks: Iterable[int], branch: int) -> set[int]:
@@ -73,7 +71,10 @@ def cuts(start: int, total: int, marks: Iterable[int], branch: int) -> set[int]:
     return set(wanted)
 
 
-def thinned(kept: Iterable[int], cut: Iterable[int]) -> set[int]:
-    """Both together, without chunk ends that lie close to a cut."""
-    near = set(cut)
-    return near | {b for b in kept if all(abs(b - one) >= APART_TOKENS for one in near)}
+def is_kept(before: int, position: int, total: int, due: set[int], cut: set[int]) -> bool:
+    """Whether a state is kept after a chunk from ``before`` to ``position``; ``due`` is
+    :func:`along`'s, ``cut`` is :func:`cuts`', of a pass to ``total``."""
+    if position in cut:
+        return True
+    near = any(abs(position - one) < APART_TOKENS for one in (*cut, total))
+    return position % CUT_TOKENS == 0 and not near and any(before < one <= position for one in due)

@@ -33,14 +33,15 @@ class Trail:
         self._prompt = False  # has passed, and its end is not kept yet
         self._marks: set[int] = set()
         self._cuts: set[int] = set()
-        self._stops: set[int] = set()
+        self._due: set[int] = set()
+        self._before = self._total = 0
 
     def mark(self, positions: Iterable[int]) -> None:
         """Positions at which other timelines may leave this one's path."""
         self._marks.update(positions)
 
-    def begin(self, ids: Sequence[int], most: int, chunk: int) -> None:
-        """Passes of all tokens that wait are about to begin, in chunks of so many.
+    def begin(self, ids: Sequence[int], most: int) -> None:
+        """Passes of all tokens that wait are about to begin.
 
         An empty state becomes that of the longest kept prefix of at most ``most`` tokens.
         """
@@ -48,17 +49,15 @@ class Trail:
         if self._prefixes is None:
             return
         state = self._state
-        self._prompt = len(ids) - state.position > 1
         if not state.position and ids:
             self.cached, self._blocks = self._prefixes.resume(ids, most, state)
             self._kept = self.cached
-        start, total = state.position, len(ids)
-        self._cuts, self._stops = set(), set()
+        self._before, self._total = start, total = state.position, len(ids)
+        self._prompt = self._prompt or total - start > 1
+        self._cuts, self._due = set(), set()
         if total - start > places.APART_TOKENS:
-            marks, branch = self._marks, self._prefixes.branch(ids)
-            self._cuts = places.cuts(start, total, marks, branch)
-            apart = self._prefixes.spacing_tokens
-            self._stops = places.thinned(places.borders(start, total, chunk, apart), self._cuts)
+            self._cuts = places.cuts(start, total, self._marks, self._prefixes.branch(ids))
+            self._due = places.along(start, total, self._prefixes.spacing_tokens)
         self._marks = {mark for mark in self._marks if mark > total}
 
     def cut(self, end: int) -> int:
@@ -68,7 +67,8 @@ class Trail:
 
     def passed(self, ids: Sequence[int]) -> None:
         """A pass has ended."""
-        if self._state.position in self._stops:
+        before, self._before = self._before, self._state.position
+        if places.is_kept(before, self._before, self._total, self._due, self._cuts):
             self._keep(ids)
 
     def ended(self, ids: Sequence[int]) -> None:

@@ -36,8 +36,11 @@ class Writing:
     def add(self, name: str, blocks: Sequence[str]) -> None:
         """Write a piece that waits in memory; ``blocks`` are those that it belongs with."""
         with self._changed:
-            self._jobs.append((name, tuple(blocks)))
-            self._changed.notify_all()
+            if not self._closed:
+                self._jobs.append((name, tuple(blocks)))
+                self._changed.notify_all()
+                return
+        self._memory.written(name)  # nobody will: it must not be waited for
 
     def flush(self) -> None:
         """Wait until all is written."""

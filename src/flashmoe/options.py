@@ -153,6 +153,10 @@ class PrefixCache:
     keeps it in memory only. ``disk_bytes`` bounds all files in it, those of other models and
     processes included; what was used longest ago leaves. ``memory_bytes`` is what is held in
     memory, which the budget counts; None is enough for what waits to be written.
+
+    A timeline that resumes inside an earlier prompt gives the bits that it would have given
+    anyway. One that resumes at the end of an earlier prompt or reply gives those of the session
+    that would have gone on there, which may differ by rounding from all in one.
     """
 
     directory: Path | None = None

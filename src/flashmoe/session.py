@@ -10,7 +10,6 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,10 +126,10 @@ class Session:
             text, finish = self._finish(choice, words, made, sampling)
             if finish:
                 trail.ended(self._ids)
-            step = _step(choice, text, finish, prompt_tokens, cost, began, busy)
-            wrote, handed = trail.handed_bytes - handed, trail.handed_bytes
+            kept_apart = cached, trail.handed_bytes - handed
+            handed = trail.handed_bytes
             try:
-                yield replace(step, cached_tokens=cached, bytes_written=wrote)
+                yield _step(choice, text, finish, prompt_tokens, kept_apart, cost, began, busy)
             except GeneratorExit:
                 if turn == self._turn:
                     trail.ended(self._ids)
@@ -261,6 +260,7 @@ def _step(
     text: str,
     finish: Finish | None,
     prompt_tokens: int,
+    kept_apart: tuple[int, int],
     cost: list[Counters],
     began: float,
     busy: float,
@@ -279,4 +279,6 @@ def _step(
         ms_read_wait=sum(spent.wait_ms for spent in cost),
         ms_total=total,
         ms_python=max(total - (busy_ms() - busy), 0.0),
+        cached_tokens=kept_apart[0],
+        bytes_written=kept_apart[1],
     )

@@ -282,6 +282,7 @@ NB_MODULE(_native, module) {
 
     bind_products(module);
     bind_decode(module);
+    bind_rows(module);
     bind_cache(module);
     module.def("xxh3_64", &xxh3_64, "buffer"_a);
     module.def("touch", &touch, "buffer"_a, "threads"_a);

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         StoreError,
         TemplateError,
     )
-    from flashmoe.options import Budget, Runtime, Sampling
+    from flashmoe.options import Budget, PrefixCache, Runtime, Sampling
     from flashmoe.progress import Progress
     from flashmoe.session import Session
     from flashmoe.snapshot import Snapshot
@@ -50,6 +50,7 @@ __all__ = [
     "Engine",
     "FlashMoeError",
     "InputError",
+    "PrefixCache",
     "Progress",
     "ReadError",
     "Runtime",
@@ -69,7 +70,7 @@ _HOMES = {
     "Session": "session",
     "Snapshot": "snapshot",
     "Step": "step",
-    **dict.fromkeys(("Budget", "Runtime", "Sampling"), "options"),
+    **dict.fromkeys(("Budget", "PrefixCache", "Runtime", "Sampling"), "options"),
 }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import xxhash
 from threadpoolctl import ThreadpoolController
 
+from flashmoe import __version__
 from flashmoe import kernels as kernel_sets
 from flashmoe.errors import BudgetError, ClosedError, InputError
 from flashmoe.generation import Generation
@@ -24,15 +25,17 @@ from flashmoe.model.decoder import Between, Decoder
 from flashmoe.model.observer import Observer
 from flashmoe.model.state import State
 from flashmoe.model.trunk import Trunk
-from flashmoe.options import Budget, Runtime, Sampling
+from flashmoe.options import Budget, PrefixCache, Runtime, Sampling
 from flashmoe.planning import outlay_of, plan_store, room_of, with_experts
+from flashmoe.prefix import keys
+from flashmoe.prefix.cache import Prefixes
 from flashmoe.quant import Array
 from flashmoe.sampler import Sampler
 from flashmoe.session import Session
 from flashmoe.shape import ModelShape
 from flashmoe.store.reader import Store
 from flashmoe.stream import budget as budgets
-from flashmoe.stream import memory, usage
+from flashmoe.stream import memory, sizes, usage
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.drives import Drive
 from flashmoe.stream.ledger import Ledger
@@ -60,6 +63,7 @@ class Engine:
         observer: Observer,
         room: int,
         outlay: Outlay,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         self.store = store
         self.shape = shape
@@ -71,6 +75,13 @@ class Engine:
         self._words = words
         self._room = room
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        manifest = store.manifest.to_json()
+        identity = f"{manifest}{kernels.dtype}{shape.experts.top_k}"
+        self.key = f"{xxhash.xxh3_64_hexdigest(identity.encode())}-{outlay.kv}"
+        """Names store, dtype, experts a token and, behind the dash, how keys and values are held:
+        what a saved timeline is valid for."""
+        self.prefixes = self._prefixes(prefix_cache)
+        """What is kept of timelines, and the bytes written for it; None without a cache."""
         self.decoder = Decoder(shape, Trunk(store.trunk(), kernels.dtype), kernels, observer)
         self.streamer = Streamer(store, plan.slots, runtime, plan.full_slots)
         self.outlay = outlay
@@ -79,16 +90,24 @@ class Engine:
         self.ledger = Ledger(plan, outlay, least, runtime.chunk_tokens)
         # An emptied cache is read into at the same depth, without measuring once more.
         self.runtime = replace(runtime, io_threads=self.streamer.io_threads)
-        manifest = store.manifest.to_json()
-        identity = f"{manifest}{kernels.dtype}{shape.experts.top_k}"
-        self.key = f"{xxhash.xxh3_64_hexdigest(identity.encode())}-{outlay.kv}"
-        """Names store, dtype, experts a token and, behind the dash, how keys and values are held:
-        what a saved timeline is valid for."""
         self._closed = False
         self._profile: str | None = None  # names the store in its usage profile, where one is kept
         if runtime.profile and runtime.io != "os":  # whose few slots are not worth warming
             self._profile = xxhash.xxh3_64_hexdigest(manifest.encode())
             self._warm(self._profile)
+
+    def _prefixes(self, options: PrefixCache | None) -> Prefixes | None:
+        if options is None:
+            return None
+        floats = self.kernels.dtype.itemsize
+        return Prefixes(
+            options,
+            keys.identity(self.key, self.kernels.name, __version__),
+            limit_bytes=self.plan.prefix_bytes,
+            state_bytes=sizes.state_bytes(self.shape, floats),
+            token_bytes=sizes.kv_bytes(self.shape, 1, floats, self.kv),
+            reserve=self.reserve,
+        )
 
     def _warm(self, identity: str) -> None:
         """Have the experts that were chosen most in earlier runs read ahead."""
@@ -107,11 +126,13 @@ class Engine:
         dtype: str = "float32",
         runtime: Runtime | None = None,
         observer: Observer | None = None,
+        prefix_cache: PrefixCache | None = None,
     ) -> Engine:
         """Load a store (``demo``: the one that ships with the package) within a budget.
 
         ``experts_per_token`` other than the checkpoint's own changes the answer; ``dtype``
-        float64 is for oracles.
+        float64 is for oracles. ``prefix_cache`` keeps the state after prompts, replies and what
+        they begin with, so that another timeline that begins alike does not compute it again.
 
         Raises:
             StoreError: the store is missing, unfinished or damaged.
@@ -129,18 +150,19 @@ class Engine:
             runtime,
             kernels=chosen,
             experts_per_token=shape.experts.top_k,
+            prefix_cache=prefix_cache,
         )
         room = room_of(plan, promised=budget.ram_bytes is not None)
         watching = observer or Observer()
         outlay = outlay_of(store, budget, chosen, shape.experts.top_k)
-        return cls(store, words, plan, shape, chosen, runtime, watching, room, outlay)
+        return cls(store, words, plan, shape, chosen, runtime, watching, room, outlay, prefix_cache)
 
     def session(self) -> Session:
         """A new, empty timeline.
 
         Raises:
             BudgetError: the memory has no room for one more beside those still in use.
-        ClosedError: the engine is closed.
+            ClosedError: the engine is closed.
         """
         self._check_open()
         if len(self._sessions) >= self._room:
@@ -303,9 +325,12 @@ class Engine:
     def close(self) -> None:
         """End the reading threads and give slots and trunk back, once a running pass has ended.
 
-        Keeps the usage profile. Repeating it is fine.
+        Keeps the usage profile, and writes what the prefix cache has still to write. Repeating it
+        is fine.
         """
         self.keep_profile()
+        if self.prefixes is not None:
+            self.prefixes.close()
         with self._lock:
             self.streamer.close()
             if not self._closed:

@@ -1,6 +1,6 @@
 """What a caller can choose: the only home of a default.
 
-Owns three frozen dataclasses for running a model (a conversion resolves its own options, in
+Owns four frozen dataclasses for running a model (a conversion resolves its own options, in
 ``store.plan``). Command-line flags, request fields and documentation read their
 defaults from here and nowhere else. Anything that changes the answer says so.
 
@@ -30,6 +30,10 @@ DEFAULT_IO_THREADS = 4
 """Reads under way at once where measuring the disk would not pay."""
 
 MAX_IO_THREADS = 64
+
+DEFAULT_DISK_BYTES = 10 << 30
+"""What a prefix cache may take on disk: some twenty conversations of 8,000 tokens with a model of
+the 35B shape (keys and values 164 MB, five states 315 MB), and half of such a store."""
 
 Io: TypeAlias = Literal["direct", "buffered", "os"]
 """How experts are read and kept: see :class:`Runtime`."""
@@ -143,6 +147,34 @@ class Runtime:
         if hasattr(os, "sched_getaffinity"):  # cpusets and taskset take processors away
             return min(len(os.sched_getaffinity(0)), MAX_THREADS)
         return min(os.cpu_count() or 1, MAX_THREADS)
+
+
+@dataclass(frozen=True)
+class PrefixCache:
+    """Where the state after the beginnings of timelines is kept, so that none is computed twice.
+
+    ``directory`` keeps it across restarts, for this user alone, since it says what was said; None
+    keeps it in memory only. ``disk_bytes`` bounds all files in it, those of other models and
+    processes included; what was used longest ago leaves. ``memory_bytes`` is what is held in
+    memory, which the budget counts; None is enough for what waits to be written.
+
+    A timeline that resumes inside an earlier prompt gives the bits that it would have given
+    anyway. One that resumes at the end of an earlier prompt or reply gives those of the session
+    that would have gone on there, which may differ by rounding from all in one.
+    """
+
+    directory: Path | None = None
+    disk_bytes: int = DEFAULT_DISK_BYTES
+    memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        known = self.directory is None or isinstance(self.directory, Path)
+        _check(known, "directory", self.directory, "the path of a directory, or None")
+        _whole("disk_bytes", self.disk_bytes, "at least 1", 1)
+        if self.memory_bytes is not None:
+            _whole("memory_bytes", self.memory_bytes, "at least 1", 1)
+        placed = self.directory is not None or self.memory_bytes is not None
+        _check(placed, "memory_bytes", None, "given where no directory is")
 
 
 @dataclass(frozen=True)

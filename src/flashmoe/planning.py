@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from flashmoe import kernels as kernel_sets
 from flashmoe.errors import InputError
-from flashmoe.options import Budget, Runtime
+from flashmoe.options import DEFAULT_CONTEXT_TOKENS, Budget, PrefixCache, Runtime
+from flashmoe.prefix import cache as prefixes
 from flashmoe.shape import ModelShape
 from flashmoe.store.reader import Store
 from flashmoe.stream import budget as budgets
@@ -30,6 +31,7 @@ def plan_store(
     *,
     kernels: kernel_sets.Kernels,
     experts_per_token: int | None = None,
+    prefix_cache: PrefixCache | None = None,
 ) -> budgets.Plan:
     """Plan the memory of a store on this machine, as it stands now.
 
@@ -37,17 +39,25 @@ def plan_store(
 
     Raises:
         BudgetError: the budget is below the floor.
+        InputError: the prefix cache is given too little memory.
     """
+    floats, kept = kernels.dtype.itemsize, 0
+    if prefix_cache is not None:
+        context = min(
+            budget.context_tokens or DEFAULT_CONTEXT_TOKENS, store.shape.max_context_tokens
+        )
+        kept = prefixes.memory_bytes(prefix_cache, store.shape, context, floats, budget.kv)
     return budgets.plan(
         store,
         budget=budget,
         runtime=runtime,
-        float_bytes=kernels.dtype.itemsize,
+        float_bytes=floats,
         process_bytes=-(-memory.resident_bytes() // PROCESS_STEP) * PROCESS_STEP,
         peak_bytes=memory.peak_resident_bytes(),
         scratch_block_bytes=kernels.scratch_bytes(store.shape.attention),
         memory=memory.available(),
         experts_per_token=experts_per_token,
+        prefix_bytes=kept,
     )
 
 

@@ -21,6 +21,7 @@ from flashmoe.errors import CancelledError, InputError
 from flashmoe.model.decoder import Between
 from flashmoe.model.state import State
 from flashmoe.options import Sampling
+from flashmoe.prefix.trail import Trail
 from flashmoe.progress import Journey, OnProgress
 from flashmoe.quant import Array
 from flashmoe.sampler import Choice, Sampler
@@ -50,6 +51,7 @@ class Session:
         self._engine = engine
         context = engine.plan.context_tokens
         self._state = State(engine.shape, context, engine.kernels.dtype, engine.kv)
+        self._trail = Trail(engine.prefixes, self._state)
         self._ids: list[int] = []
         self._turn = 0  # of the latest use, so that an older reply cannot go on by mistake
         self._cancelled: int | None = None  # the turn that cancel() ended
@@ -76,9 +78,10 @@ class Session:
     def logits(self, ids: Sequence[int], *, on_progress: OnProgress | None = None) -> Array:
         """Append ids (T,) and return the logits after each, (T, vocabulary).
 
-        The array belongs to the caller; the engine's budget does not count it. ``on_progress``
-        is called at once, after every layer, and when all ids have passed; what it raises
-        cancels.
+        The array belongs to the caller; the engine's budget does not count it. All of ids pass,
+        as the logits of each are wanted; a prefix cache keeps them, and only serves the tokens
+        before. ``on_progress`` is called at once, after every layer, and when all ids have passed;
+        what it raises cancels.
 
         Raises:
             InputError: no ids, or one outside the vocabulary.
@@ -93,25 +96,29 @@ class Session:
         waiting = len(self._ids) - self._state.position
         out = np.empty((waiting, self._engine.shape.vocabulary), self._engine.kernels.dtype)
         done = 0
-        for hidden, _ in self._passes(kept, self._turn, on_progress):
+        for hidden, _ in self._passes(kept, len(self._ids) - count, self._turn, on_progress):
             for rows in range(0, len(hidden), HEAD_TOKENS):
                 some = self._engine.head(hidden[rows : rows + HEAD_TOKENS])
                 out[done : done + len(some)] = some
                 done += len(some)
-        return out[waiting - count :]
+        self._trail.ended(self._ids)
+        return out[done - count : done]
 
     def generate(
         self,
         ids: Sequence[int] = (),
         sampling: Sampling | None = None,
         *,
+        marks: Sequence[int] = (),
         on_progress: OnProgress | None = None,
     ) -> Iterator[Step]:
         """Append ids and generate, a :class:`Step` a token; close the iterator to stop early.
 
         ``sampling`` None takes the store's own defaults. Without ids the reply goes on where
-        the timeline ends. Using the session for something else ends the reply. ``on_progress``
-        hears of the prompt, as for :meth:`logits`.
+        the timeline ends. Using the session for something else ends the reply. ``marks`` are
+        numbers of ids after which other timelines may go on differently (the end of a system
+        prompt, of turns), for a prefix cache to keep the state there. ``on_progress`` hears of the
+        prompt, as for :meth:`logits`.
 
         Raises:
             InputError, ContextError: at once; as for :meth:`logits`.
@@ -122,6 +129,7 @@ class Session:
             raise InputError("there is nothing to go on from: the prompt is empty")
         words = self._engine.detokenizer(sampling.stop)
         kept = self._append(ids)
+        self._trail.mark(kept + mark for mark in marks)
         sampler = self._engine.sampler(sampling, self._ids)
         return self._reply(self._turn, kept, len(ids), sampling, sampler, words, on_progress)
 
@@ -135,20 +143,34 @@ class Session:
         words: Detokenizer | None,
         on_progress: OnProgress | None,
     ) -> Iterator[Step]:
-        made = 0
+        made, trail = 0, self._trail
+        handed = trail.handed_bytes
         while True:
             if turn != self._turn:
                 raise InputError("the session was used for something else: this reply has ended")
             began, busy = time.perf_counter(), busy_ms()
-            cost = [spent for _, spent in self._passes(kept, turn, on_progress)]
+            passes = self._passes(kept, len(self._ids), turn, on_progress)
+            cost = [spent for _, spent in passes]
+            cached = trail.cached
             on_progress = None  # the prompt is done
             choice = sampler(self._engine.head(self._state.last)[0])
             self._ids.append(choice.id)
             kept, made = len(self._ids), made + 1
             text, finish = self._finish(choice, words, made, sampling)
-            yield _step(choice, text, finish, prompt_tokens, cost, began, busy)
+            if finish:
+                trail.ended(self._ids)
+            kept_apart = cached, trail.handed_bytes - handed
+            handed = trail.handed_bytes
+            try:
+                yield _step(choice, text, finish, prompt_tokens, kept_apart, cost, began, busy)
+            except GeneratorExit:
+                if turn == self._turn:
+                    trail.ended(self._ids)
+                raise
             if finish:
                 return
+            if made == 1 and turn == self._turn:  # not before its first token is out
+                trail.ended(self._ids)
             prompt_tokens = 0
 
     def _finish(
@@ -183,6 +205,7 @@ class Session:
         """
         snapshots.check_model("the snapshot", snapshot.model, self._engine.key)
         self._turn += 1
+        self._trail.forget()
         self._engine.reserve(self._state, snapshot.position)
         self._state.assign(snapshot.position, snapshot.arrays)
         self._ids = list(snapshot.ids)
@@ -212,6 +235,23 @@ class Session:
         ):
             self.restore(stored)
 
+    def rewind(self, tokens: int) -> None:
+        """Go back to the first ``tokens`` of the timeline.
+
+        Their state cannot be taken apart: with the next call it comes from the longest prefix that
+        a prefix cache has kept, and what that lacks passes again.
+
+        Raises:
+            InputError: the timeline is not so long.
+        """
+        if not 0 <= tokens <= len(self._ids):
+            raise InputError(f"the timeline has {len(self._ids)} tokens: it has no first {tokens}")
+        self._turn += 1
+        del self._ids[tokens:]
+        if tokens < self._state.position:
+            self._trail.forget()
+            self._state.clear()
+
     def _append(self, ids: Sequence[int]) -> int:
         """Check ids and append them; returns how many tokens a failure must leave."""
         vocabulary, checked = self._engine.shape.vocabulary, []
@@ -230,25 +270,31 @@ class Session:
         return kept
 
     def _passes(
-        self, kept: int, turn: int, on_progress: OnProgress | None
+        self, kept: int, most: int, turn: int, on_progress: OnProgress | None
     ) -> Iterator[tuple[Array, Counters]]:
         """Pass what waits, in chunks; yields hidden states (T, hidden) and cost of each.
 
-        Where chunks end is the ledger's choice (``stream.chunks``), so that the same tokens give
-        the same answer whatever calls brought them. After a failure the first ``kept`` tokens
-        stay, and all that have passed.
+        Of an empty timeline up to ``most`` tokens may come from the prefix cache instead.
+
+        Where chunks end is the ledger's choice (``stream.chunks``), or the trail's where it ends
+        them earlier, so that the same tokens give the same answer whatever calls brought them.
+        After a failure the first ``kept`` tokens stay, and all that have passed.
         """
-        state = self._state
-        waiting = np.array(self._ids[state.position :], np.int64)
-        journey = Journey(len(waiting), self._engine.shape.layers, on_progress)
+        state, trail = self._state, self._trail
+        trail.begin(self._ids, most)
+        waiting = len(self._ids) - state.position
+        layers = self._engine.shape.layers
+        journey = Journey(waiting + trail.cached, layers, on_progress, trail.cached)
         between = self._between(turn, journey)
         with self._keeping(kept):
             journey.begin()
-        while len(waiting):
+        while state.position < len(self._ids):
+            end = trail.cut(len(self._ids))
+            chunk = np.array(self._ids[state.position : end], np.int64)
             with self._keeping(kept):
-                passed = self._engine.run(waiting, state, between)
+                passed = self._engine.run(chunk, state, between)
                 journey.chunk(len(passed[0]))
-            waiting = waiting[len(passed[0]) :]
+            trail.passed(self._ids)
             yield passed
 
     @contextmanager
@@ -257,6 +303,7 @@ class Session:
             yield
         except BaseException:
             del self._ids[max(self._state.position, kept) :]
+            self._trail.broke_off(self._ids)
             raise
 
     def _between(self, turn: int, journey: Journey) -> Between:
@@ -278,6 +325,7 @@ def _step(
     text: str,
     finish: Finish | None,
     prompt_tokens: int,
+    kept_apart: tuple[int, int],
     cost: list[Counters],
     began: float,
     busy: float,
@@ -296,4 +344,6 @@ def _step(
         ms_read_wait=sum(spent.wait_ms for spent in cost),
         ms_total=total,
         ms_python=max(total - (busy_ms() - busy), 0.0),
+        cached_tokens=kept_apart[0],
+        bytes_written=kept_apart[1],
     )

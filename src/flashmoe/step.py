@@ -19,9 +19,10 @@ class Step:
     ``logprob`` and ``top_logprobs`` (id, logprob) are there where the sampling asks for them.
     ``text`` may be empty (half a character, the start of a stop string, a stop token) and never
     ends inside a character. ``prompt_tokens`` passed before this token: the prompt at the first
-    step, 0 later. ``hits`` and ``misses`` count distinct experts a layer and chunk; ``bytes_read``
-    came from disk; ``ms_read_wait`` of ``ms_total`` were spent waiting for them, ``ms_python``
-    neither in native code nor waiting.
+    step, 0 later; ``cached_tokens`` of the timeline did not pass but came from the prefix cache,
+    to whose directory ``bytes_written`` were given since the step before. ``hits`` and ``misses``
+    count distinct experts a layer and chunk; ``bytes_read`` came from disk; ``ms_read_wait`` of
+    ``ms_total`` were spent waiting for them, ``ms_python`` neither in native code nor waiting.
     """
 
     id: int
@@ -36,6 +37,8 @@ class Step:
     ms_read_wait: float
     ms_total: float
     ms_python: float = 0.0
+    cached_tokens: int = 0
+    bytes_written: int = 0
 
     @property
     def ms_compute(self) -> float:
@@ -57,6 +60,8 @@ class Totals:
     ms_decode: float
     decode_bytes_read: int
     decode_ms_python: float = 0.0
+    cached_tokens: int = 0
+    bytes_written: int = 0
 
     @staticmethod
     def of(steps: Iterable[Step]) -> Totals:
@@ -74,6 +79,8 @@ class Totals:
             ms_decode=sum(step.ms_total for step in rest),
             decode_bytes_read=sum(step.bytes_read for step in rest),
             decode_ms_python=sum(step.ms_python for step in rest),
+            cached_tokens=sum(step.cached_tokens for step in steps),
+            bytes_written=sum(step.bytes_written for step in steps),
         )
 
     @property
@@ -83,8 +90,9 @@ class Totals:
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        """Prompt speed, the first token's own sampling included."""
-        return 1e3 * self.prompt_tokens / self.ms_first if self.ms_first else 0.0
+        """Prompt speed, the first token's own sampling included; what was cached did not pass."""
+        passed = max(self.prompt_tokens - self.cached_tokens, 0)
+        return 1e3 * passed / self.ms_first if self.ms_first else 0.0
 
     @property
     def bytes_per_token(self) -> float:

@@ -19,7 +19,7 @@ from flashmoe.apps import cli, routing, routing_log, run
 from flashmoe.apps.footer import KEYS
 from flashmoe.engine import Engine
 from flashmoe.errors import SessionError
-from flashmoe.options import Sampling
+from flashmoe.options import PrefixCache, Sampling
 from flashmoe.session import Session
 from flashmoe.step import Step
 from flashmoe.store.reader import Store
@@ -46,10 +46,10 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return real_open(path, **options)
 
     def spy_generate(
-        self: Session, ids: list[int], sampling: Sampling, **options: Any
+        self: Session, ids: list[int], sampling: Sampling, **more: Any
     ) -> Iterator[Step]:
-        seen.update(ids=list(ids), sampling=sampling)
-        return real_generate(self, ids, sampling, **options)
+        seen.update(ids=list(ids), sampling=sampling, **more)
+        return real_generate(self, ids, sampling, **more)
 
     monkeypatch.setattr(Engine, "open", spy_open)
     monkeypatch.setattr(Session, "generate", spy_generate)
@@ -136,8 +136,8 @@ def test_a_read_error_ends_the_line_and_is_one_line(command: Command, store, mon
 
     real = Session.generate
 
-    def fail(self: Session, ids: list[int], sampling: Sampling, **options: Any) -> Iterator[Step]:
-        steps = real(self, ids, sampling, **options)
+    def fail(self: Session, ids: list[int], sampling: Sampling, **more: Any) -> Iterator[Step]:
+        steps = real(self, ids, sampling, **more)
         yield next(steps)
         raise ReadError("layer-000.safetensors: expert 3 is damaged")
 
@@ -151,9 +151,9 @@ def test_interrupt_ends_the_reply_with_its_footer(command: Command, store, tmp_p
     real = Session.generate
 
     def interrupted(
-        self: Session, ids: list[int], sampling: Sampling, **options: Any
+        self: Session, ids: list[int], sampling: Sampling, **more: Any
     ) -> Iterator[Step]:
-        for number, step in enumerate(real(self, ids, sampling, **options)):
+        for number, step in enumerate(real(self, ids, sampling, **more)):
             if number == 5:
                 raise KeyboardInterrupt
             yield step
@@ -367,6 +367,42 @@ def test_slots_and_context(command: Command, store, opened):
     assert 30 + stats(result)["tokens"] <= 36 and stats(result)["finish_reason"] == "length"
     refused = command("run", store, "Hello" * 10, "--context", 35)
     assert refused.code == 2 and refused.err.count("\n") == 1
+
+
+def test_a_prefix_cache_is_used_and_reported(command: Command, store, tmp_path, opened, engine):
+    cache, system = tmp_path / "cache", "Be brief. " * 12
+    talk = ("run", store, *SHORT, "--system", system, "--prefix-cache", cache)
+    first = command(*talk, "Hello")
+    assert " KiB written to the prefix cache" in first.err and "from the prefix" not in first.err
+    shared, other = (chat(engine, text, system=system) for text in ("Hello", "Bye"))
+    count = next(at for at, (one, two) in enumerate(zip(shared, other, strict=False)) if one != two)
+    assert opened["marks"] == (count,) and count > 128
+    second = command(*talk, "Hello")
+    assert second.out == first.out
+    assert (
+        f"{len(shared)} of {len(shared)} prompt tokens from the prefix cache, 12 tok" in second.err
+    )
+    found = stats(command(*talk, "Bye", "--stats", "json"))
+    assert found["cached_tokens"] == count // 64 * 64
+    assert found["prefix_bytes_written"] > 0
+    assert (
+        stats(command("run", store, "Hi", *SHORT, "--stats", "json"))["prefix_bytes_written"]
+        is None
+    )
+
+
+def test_the_size_of_a_prefix_cache(command: Command, store, tmp_path, opened):
+    limits = ("--prefix-cache", tmp_path, "--prefix-cache-size")
+    command("run", store, "Hello" * 20, *SHORT, *limits, "1KiB")
+    assert opened["prefix_cache"] == PrefixCache(tmp_path, 1024)
+    assert not list(tmp_path.rglob("*.prefix"))
+    assert command("run", store, "Hello", *SHORT, *limits, "much").code == 2
+    assert (
+        command("run", store, "Hello", *SHORT, "--prefix-cache", store / "manifest.json").code == 2
+    )
+    planned = command("plan", store, "--prefix-cache", tmp_path)
+    assert "the prefix cache" in planned.out
+    assert "the prefix cache" not in command("plan", store).out
 
 
 # --- how the work is done

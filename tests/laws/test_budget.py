@@ -23,13 +23,16 @@ import json, sys
 from pathlib import Path
 from flashmoe.engine import Engine
 from flashmoe.errors import BudgetError
-from flashmoe.options import Budget, Runtime, Sampling
+from flashmoe.options import Budget, PrefixCache, Runtime, Sampling
 from flashmoe.stream.memory import peak_resident_bytes
 path, dtype, ram, sessions, context = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
 budget = Budget(ram_bytes=ram or None, context_tokens=context, sessions=sessions, kv="f32")
+cache = PrefixCache(Path(sys.argv[7])) if len(sys.argv) > 7 else None
 try:
     runtime = Runtime(chunk_tokens=32)
-    with Engine.open(path, budget=budget, dtype=dtype, runtime=runtime) as engine:
+    with Engine.open(
+        path, budget=budget, dtype=dtype, runtime=runtime, prefix_cache=cache
+    ) as engine:
         if not ram:
             print(json.dumps({"plan": engine.plan.to_json()}))
             sys.exit()
@@ -40,12 +43,13 @@ try:
         kept = Path(sys.argv[6])
         session.save(kept)
         others = [engine.session() for _ in range(sessions - 1)]
+        cached = [next(one.generate(prompt, sampling)).cached_tokens for one in others if cache]
         for one in (*others, session):
             one.load(kept)
         kept.unlink()
         plan = engine.plan.to_json()
     print(json.dumps({"peak": peak_resident_bytes(), "plan": plan,
-                      "misses": sum(step.misses for step in steps)}))
+                      "misses": sum(step.misses for step in steps), "cached": cached}))
 except BudgetError as error:
     print(json.dumps({"refused": str(error)}))
 """
@@ -72,9 +76,9 @@ def run(path, tmp_path):
     Nothing but the plan for ``ram`` 0.
     """
 
-    def run(ram, dtype, sessions):
+    def run(ram, dtype, sessions, *directory):
         context = CONTEXT * 4 // np.dtype(dtype).itemsize
-        arguments = (path, dtype, ram, sessions, context, tmp_path / "kept")
+        arguments = (path, dtype, ram, sessions, context, tmp_path / "kept", *directory)
         command = [sys.executable, "-c", RUN, *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return json.loads(done.stdout)
@@ -189,3 +193,13 @@ def test_a_chunk_that_is_chosen_keeps_the_budget_too(long_path):
         assert_kept(one, floor + extra)
         assert all(1 < size <= 2049 for size in one["sizes"][:-17])
     assert max(found[400 * MIB]["sizes"]) > max(found[4 * MIB]["sizes"]) >= 256
+
+
+def test_peak_memory_holds_with_a_prefix_cache(run, tmp_path):
+    """Twice: the second process begins with what the first has written."""
+    floor = run(0, "float32", 2, tmp_path / "cache")["plan"]["floor_bytes"]
+    assert floor - run(0, "float32", 2)["plan"]["floor_bytes"] > 64 * MIB
+    for _ in range(2):
+        result = run(floor + 4 * MIB, "float32", 2, tmp_path / "cache")
+        assert_kept(result, floor + 4 * MIB)
+        assert result["cached"] == [CONTEXT - 16]

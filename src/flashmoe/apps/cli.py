@@ -171,6 +171,7 @@ def plan(
     chunk_tokens: flags.ChunkTokens = Runtime.chunk_tokens,
     io: flags.HowRead = Runtime.io,
     store_dirs: flags.StoreDirs = None,
+    prefix_cache: flags.PrefixDirectory = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Show how memory would be divided: floor, recommended size, slots, and what binds."""
@@ -179,7 +180,7 @@ def plan(
 
     limits = Limits(ram, context, slots, experts_per_token, kv)
     runtime = Runtime(chunk_tokens=chunk_tokens, io=io, store_dirs=tuple(store_dirs or ()))
-    plan(store, limits, runtime, as_json=as_json)
+    plan(store, limits, runtime, prefix_cache=prefix_cache, as_json=as_json)
 
 
 @app.command(
@@ -209,6 +210,8 @@ def run(
     context: flags.Context = None,
     slots: flags.Slots = None,
     kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
+    prefix_cache: flags.PrefixDirectory = None,
+    prefix_cache_size: flags.PrefixSize = flags.PREFIX_SIZE,
     threads: flags.Threads = None,
     chunk_tokens: flags.ChunkTokens = Runtime.chunk_tokens,
     io_threads: flags.IoThreads = Runtime.io_threads,

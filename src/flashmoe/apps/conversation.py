@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,19 @@ def opening(engine: Engine, prompt: Prompt) -> list[int]:
         messages, tools=prompt.tools or None, enable_thinking=prompt.thinking
     )
     return engine.tokenizer.encode_segments(segments)
+
+
+def fixed_part(engine: Engine, prompt: Prompt, ids: Sequence[int]) -> int:
+    """How many of an opening's ``ids`` any other opening with its system message and tools has.
+
+    0 where there are neither: what is left is a few tokens of markup.
+    """
+    if prompt.system is None and not prompt.tools:
+        return 0
+    assert prompt.text is not None
+    others = (opening(engine, replace(prompt, text=text)) for text in ("a", "b"))
+    shared = zip(ids, *others, strict=False)
+    return sum(1 for _ in takewhile(lambda here: len(set(here)) == 1, shared))
 
 
 def next_turn(engine: Engine, prompt: Prompt, ids: Sequence[int]) -> list[int]:

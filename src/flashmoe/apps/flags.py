@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from flashmoe.options import DEFAULT_CONTEXT_TOKENS, Io
+from flashmoe.options import DEFAULT_CONTEXT_TOKENS, DEFAULT_DISK_BYTES, Io
 
 MAX_TOKENS = 512
 """A reply on the command line ends here unless ``--max-tokens`` says otherwise."""
@@ -24,6 +24,8 @@ LOSSY_KV = {
     "int8": "keys and values are rounded to 8 bits, with a scale a token and head",
 }
 """What is said at start of a form that changes more than the default does."""
+
+PREFIX_SIZE = f"{DEFAULT_DISK_BYTES >> 30}GiB"
 
 _OWN = "the store's own"
 
@@ -154,6 +156,23 @@ Context: TypeAlias = Annotated[
         "--context",
         metavar="TOKENS",
         show_default=f"the model's limit, at most {DEFAULT_CONTEXT_TOKENS}",
+    ),
+]
+PrefixDirectory: TypeAlias = Annotated[
+    Path | None,
+    _memory(
+        "Keep here what the beginnings of conversations have come to, and begin there when one "
+        "comes again. It says what was said: it is made for this user alone.",
+        "--prefix-cache",
+        metavar="DIR",
+    ),
+]
+PrefixSize: TypeAlias = Annotated[
+    str,
+    _memory(
+        "All that --prefix-cache may take on disk; what was used longest ago leaves.",
+        "--prefix-cache-size",
+        metavar="SIZE",
     ),
 ]
 Slots: TypeAlias = Annotated[

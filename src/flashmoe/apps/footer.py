@@ -13,10 +13,11 @@ from flashmoe.step import Totals
 from flashmoe.stream.units import format_bytes
 
 KEYS = {
-    "prompt_tokens": "tokens passed before the first one of the reply",
+    "prompt_tokens": "tokens given before the first one of the reply",
+    "cached_tokens": "those of them that came from the prefix cache",
     "tokens": "tokens of the reply",
     "tokens_per_second": "speed after the first token; 0 where there was one only",
-    "prompt_tokens_per_second": "speed up to the first token",
+    "prompt_tokens_per_second": "speed up to the first token, without cached ones",
     "ttft_ms": "from the start of the prompt to the first token, loading not included",
     "load_ms": "opening the store",
     "ms_read_wait": "time spent waiting for experts",
@@ -25,6 +26,7 @@ KEYS = {
     "hit_rate": "hits of all; null with --io os, where only the page cache knows",
     "bytes_read": "read in all, by the page cache or past it",
     "bytes_per_token": "read for each token after the first",
+    "prefix_bytes_written": "written to the prefix cache; null without one",
     "peak_bytes": "largest resident memory of the process",
     "budget_bytes": "the memory it was given",
     "slots": "experts that fit in memory at once, at the end",
@@ -51,23 +53,37 @@ class Footer:
     experts_per_token: int
     finish_reason: str
     io: str
+    prefix_bytes_written: int | None = None
 
     def line(self) -> str:
         """One line for a person."""
         totals = self.totals
         parts = [
-            f"{totals.prompt_tokens} prompt tokens",
+            self._prompt(),
             f"{totals.tokens} tokens",
             f"{totals.tokens_per_second:.1f} tok/s",
             f"TTFT {totals.ms_first / 1e3:.2f} s",
             *self._found(),
             f"{_gigabytes(totals.bytes_per_token)} GB read a token",
+            *self._kept(),
             f"peak memory {format_bytes(self.peak_bytes)}",
         ]
         if self.withheld_slots:
             there = self.slots + self.withheld_slots
             parts.append(f"{self.slots} of {there} slots left (memory is short)")
         return ", ".join(parts)
+
+    def _prompt(self) -> str:
+        totals = self.totals
+        if not totals.cached_tokens:
+            return f"{totals.prompt_tokens} prompt tokens"
+        cached = f"{totals.cached_tokens} of {totals.prompt_tokens}"
+        return f"{cached} prompt tokens from the prefix cache"
+
+    def _kept(self) -> tuple[str, ...]:
+        if self.prefix_bytes_written is None:
+            return ()
+        return (f"{format_bytes(self.prefix_bytes_written)} written to the prefix cache",)
 
     def _found(self) -> tuple[str, ...]:
         totals = self.totals

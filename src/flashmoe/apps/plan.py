@@ -6,6 +6,7 @@ Owns the meaning of ``--ram`` and the table; every number is :mod:`flashmoe.stre
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashmoe import kernels
@@ -13,7 +14,7 @@ from flashmoe.apps import terminal
 from flashmoe.apps.request import Limits
 from flashmoe.engine import Words
 from flashmoe.errors import InputError
-from flashmoe.options import Budget, Runtime
+from flashmoe.options import Budget, PrefixCache, Runtime
 from flashmoe.planning import plan_store, with_experts
 from flashmoe.store.reader import Store
 from flashmoe.stream.budget import Plan
@@ -49,14 +50,29 @@ def budget_of(
     return Budget(parse_bytes(ram), context_tokens=context, slots=slots, kv=kv)
 
 
-def plan(name: str, limits: Limits, runtime: Runtime, *, as_json: bool) -> None:
+def plan(
+    name: str,
+    limits: Limits,
+    runtime: Runtime,
+    *,
+    prefix_cache: Path | None = None,
+    as_json: bool,
+) -> None:
     """Print the plan of a store, as ``run`` with the same flags would make it."""
     store = Store.open(name, runtime.store_dirs)
     chosen = kernels.choose("auto", "float32", runtime.resolved_threads)
     words = Words(store)  # what it weighs counts
     top_k = with_experts(store.shape, limits.experts).experts.top_k
     budget = budget_of(limits.ram, limits.context, limits.slots, top_k, limits.kv)
-    found = plan_store(store, budget, runtime, kernels=chosen, experts_per_token=top_k)
+    kept = None if prefix_cache is None else PrefixCache(prefix_cache)
+    found = plan_store(
+        store,
+        budget,
+        runtime,
+        kernels=chosen,
+        experts_per_token=top_k,
+        prefix_cache=kept,
+    )
     del words
     if as_json:
         terminal.write(json.dumps(found.to_json(), indent=1) + "\n")
@@ -83,6 +99,7 @@ def _parts(plan: Plan) -> Table:
         ("state", plan.state_bytes, f"recurrent layers, {sessions} and what a pass began with"),
         ("KV", plan.kv_bytes, f"{sessions} full, of {plan.context_tokens} tokens"),
         ("scratch", plan.scratch_bytes, scratch),
+        *([("prefix", plan.prefix_bytes, "the prefix cache")] if plan.prefix_bytes else []),
         ("slots", plan.full_slots * plan.slot_bytes, slots),
     )
     for name, nbytes, remark in parts:

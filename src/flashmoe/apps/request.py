@@ -13,7 +13,8 @@ from typing import Any
 from flashmoe.apps.conversation import Prompt, read_prompt, read_tools
 from flashmoe.apps.places import device_cache
 from flashmoe.errors import InputError
-from flashmoe.options import Budget, Runtime, Sampling
+from flashmoe.options import Budget, PrefixCache, Runtime, Sampling
+from flashmoe.stream.units import parse_bytes
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Request:
     sampling: dict[str, Any]
     files: Files
     report: Report
+    prefix_cache: PrefixCache | None = None
 
     def __post_init__(self) -> None:
         Sampling(**self.sampling)  # a value out of range is refused before anything is loaded
@@ -104,4 +106,10 @@ def request_of(flags: Mapping[str, Any]) -> Request:
         },
         files=Files(flags["trace_out"], flags["save"], flags["load"]),
         report=Report(timing=flags["timing"], json=flags["stats"] == "json"),
+        prefix_cache=_prefix_cache(flags["prefix_cache"], flags["prefix_cache_size"]),
     )
+
+
+def _prefix_cache(directory: Path | None, size: str) -> PrefixCache | None:
+    limit = parse_bytes(size)  # a size that is none is refused with or without a directory
+    return None if directory is None else PrefixCache(directory, limit)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flashmoe.apps import progress, timing
-from flashmoe.apps.conversation import next_turn, opening
+from flashmoe.apps.conversation import fixed_part, next_turn, opening
 from flashmoe.apps.drives import drive_lines, drives_of
 from flashmoe.apps.flags import LOSSY_KV
 from flashmoe.apps.footer import Footer
@@ -93,11 +93,12 @@ def run(request: Request) -> int:
         session, ids = _begin(engine, request)
         if log is not None:
             log.start(_header(engine))
+        marks = _marks(engine, request, ids)
         try:
             # What reads a JSON object from standard error wants nothing before it
             with progress.prompt_shown(plain=not request.report.json) as told:
                 sampling = engine.sampling(**request.sampling)
-                steps = session.generate(ids, sampling, on_progress=told)
+                steps = session.generate(ids, sampling, marks=marks, on_progress=told)
                 _stream(steps, reply, onlookers)
         except FlashMoeError:
             end_line(reply.text)
@@ -125,6 +126,7 @@ def _open(request: Request, onlookers: Observer) -> Engine:
         experts_per_token=limits.experts,
         runtime=request.runtime,
         observer=onlookers,
+        prefix_cache=request.prefix_cache,
     )
     if wanted != own.top_k:
         note(
@@ -152,6 +154,13 @@ def _begin(engine: Engine, request: Request) -> tuple[Session, list[int]]:
     return session, next_turn(engine, request.prompt, session.ids)
 
 
+def _marks(engine: Engine, request: Request, ids: list[int]) -> tuple[int, ...]:
+    """Where other conversations are likely to leave this one's path."""
+    if request.prefix_cache is None or request.files.load is not None:
+        return ()
+    return (fixed_part(engine, request.prompt, ids),)
+
+
 def _stream(steps: Iterator[Step], reply: _Reply, onlookers: _Onlookers) -> None:
     """Write the reply as it comes, until it ends or Ctrl-C ends it."""
     try:
@@ -171,6 +180,10 @@ def _tell(engine: Engine, request: Request, reply: _Reply, clock: timing.ReplyCl
     """Everything on standard error after the reply; the footer comes last."""
     if clock is not None:
         show_aside(timing.table(clock, engine.shape.mixers, reply.steps))
+    written = None
+    if engine.prefixes is not None:
+        engine.prefixes.flush()
+        written = engine.prefixes.written_bytes
     footer = Footer(
         totals=Totals.of(reply.steps),
         load_ms=reply.load_ms,
@@ -182,6 +195,7 @@ def _tell(engine: Engine, request: Request, reply: _Reply, clock: timing.ReplyCl
         experts_per_token=engine.shape.experts.top_k,
         finish_reason=reply.finish,
         io=engine.runtime.io,
+        prefix_bytes_written=written,
     )
     logprobs = _logprobs(engine, reply.steps)
     drives = drives_of(engine) if request.runtime.store_dirs else []

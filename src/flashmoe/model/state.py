@@ -115,6 +115,16 @@ class State:
                 "(Budget.context_tokens), or shorten the prompt"
             )
 
+    def clear(self) -> None:
+        """Forget every token."""
+        self.position, self.last = 0, np.zeros_like(self.last)
+        for layer in self.layers:
+            if isinstance(layer, KeyValues):
+                layer.length = 0
+            else:
+                layer.delta[...] = 0
+                layer.conv[...] = 0
+
     def mark(self) -> Mark:
         """A point to rewind to until the next pass has ended; costs no copy.
 

@@ -48,8 +48,8 @@ class Ahead:
         self,
         policy: Expectation,
         cache: Cache,
-        reads: Reads,
         warmup: Warmup,
+        reads: Reads,
         guesses: Guesses,
         top_k: int,
     ) -> None:

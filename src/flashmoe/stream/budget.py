@@ -35,15 +35,16 @@ class Plan:
     The parts are ``process`` (interpreter, libraries, tokenizer: what is resident before the
     model), ``allowance``, ``trunk``, ``state`` and ``kv`` (``sessions`` timelines of
     ``context_tokens``; ``state`` also what a pass keeps so that it can be undone), ``scratch``
-    (the arithmetic of one chunk of ``chunk_tokens``, the size for a prompt of that length) and
-    ``full_slots`` times ``slot_bytes``. That many slots are left when every timeline is full and
-    a chunk passes; ``slots`` are there at the start, when none has begun, beside the scratch of
-    a single token, ``step_scratch_bytes``. The floor has ``floor_slots`` and the shortest chunk,
-    or is ``peak_bytes``, the most that the process has held before, where that is more: a peak
-    cannot be taken back. ``usable_bytes`` is all this process could have;
-    ``recommended_bytes`` leaves a margin. ``binding`` names what keeps the number of slots from
-    being larger. ``page_cache_bytes`` of the budget are left to the page cache, which keeps the
-    experts where the options leave that to it; there are ``floor_slots`` slots then.
+    (the arithmetic of one chunk of ``chunk_tokens``, the size for a prompt of that length),
+    ``prefix`` (what the prefix cache holds in memory) and ``full_slots`` times ``slot_bytes``.
+    That many slots are left when every timeline is full and a chunk passes; ``slots`` are there
+    at the start, when none has begun, beside the scratch of a single token,
+    ``step_scratch_bytes``. The floor has ``floor_slots`` and the shortest chunk, or is
+    ``peak_bytes``, the most that the process has held before, where that is more: a peak cannot
+    be taken back. ``usable_bytes`` is all this process could have; ``recommended_bytes`` leaves a
+    margin. ``binding`` names what keeps the number of slots from being larger.
+    ``page_cache_bytes`` of the budget are left to the page cache, which keeps the experts where
+    the options leave that to it; there are ``floor_slots`` slots then.
 
     ``expected_bytes_per_token`` is read from SSD for a decoded token under uniform routing in
     the steady state, the worst case for any cache: the share of all experts that is in neither
@@ -57,6 +58,7 @@ class Plan:
     kv_bytes: int
     scratch_bytes: int
     step_scratch_bytes: int
+    prefix_bytes: int
     slot_bytes: int
     slots: int
     full_slots: int
@@ -80,6 +82,7 @@ class Plan:
     def planned_bytes(self) -> int:
         """All parts together, with full timelines and the slots that these leave."""
         fixed = self.process_bytes + self.allowance_bytes + self.trunk_bytes + self.scratch_bytes
+        fixed += self.prefix_bytes
         return fixed + self.state_bytes + self.kv_bytes + self.full_slots * self.slot_bytes
 
     def missing(self, slots: int, least: int) -> int | None:
@@ -108,6 +111,7 @@ def plan(
     experts_per_token: int | None = None,
     peak_bytes: int = 0,
     scratch_block_bytes: int | None = None,
+    prefix_bytes: int = 0,
 ) -> Plan:
     """Divide memory for a store.
 
@@ -115,6 +119,7 @@ def plan(
     that has been resident so far. ``float_bytes`` is the size of an activation.
     ``experts_per_token`` None is the model's own. ``scratch_block_bytes`` is what the kernels
     hold of weights in floats; None is what the reference ones do, the most of all.
+    ``prefix_bytes`` is set aside for the prefix cache.
 
     Raises:
         BudgetError: below the floor; the message has every part, what binds, and the mend.
@@ -133,6 +138,7 @@ def plan(
         chunk_tokens=runtime.chunk_tokens,
         process_bytes=process_bytes,
         peak_bytes=peak_bytes,
+        prefix_bytes=prefix_bytes,
     )
     bounds = _bounds(budget, memory, needs)
     if bounds.limit_bytes < needs.least_bytes or (budget.ram_bytes or peak_bytes) < peak_bytes:
@@ -259,7 +265,9 @@ def _refusal(needs: Needs, bounds: _Bounds, usable: int) -> str:
     limit, source, floor = bounds.limit_bytes, bounds.source, needs.floor_bytes
     parts = {**needs.parts(needs.least_size), "slots_bytes": needs.slots * needs.slot_bytes}
     names = {name: name.removesuffix("_bytes") for name in parts}
-    listed = ", ".join(f"{names[name]} {format_bytes(size)}" for name, size in parts.items())
+    listed = ", ".join(
+        f"{names[name]} {format_bytes(size)}" for name, size in parts.items() if size
+    )
     largest = names[max(parts, key=lambda name: parts[name])]
     why = f"{listed}; the largest part is {largest}"
     if needs.peak_bytes > needs.least_bytes:

@@ -74,6 +74,7 @@ class Needs:
     chunk_tokens: int | None
     process_bytes: int
     peak_bytes: int
+    prefix_bytes: int = 0
 
     def constant(self) -> dict[str, int]:
         """What is there all the time, by its name in ``budget.Plan``."""
@@ -83,6 +84,7 @@ class Needs:
             "allowance_bytes": ALLOWANCE_BYTES,
             "trunk_bytes": sizes.trunk_bytes(self.store, outlay.float_bytes),
             "state_bytes": outlay.sessions * outlay.state_bytes,
+            "prefix_bytes": self.prefix_bytes,
         }
 
     def kept(self) -> dict[str, int]:

@@ -99,24 +99,13 @@ class Streamer:
             self._guesses,
             self.counters,
         )
+        shared = self._reads, self._guesses
         self._passage = Passage(
-            self._cache,
-            self._slots,
-            self._records,
-            self._reader,
-            self._reads,
-            self._guesses,
-            self.counters,
+            self._cache, self._slots, self._records, self._reader, *shared, self.counters,
             experts.top_k,
-        )
-        self._ahead = Ahead(
-            Expectation(experts.count),
-            self._cache,
-            self._reads,
-            self._warmup,
-            self._guesses,
-            experts.top_k,
-        )
+        )  # fmt: skip
+        expected = Expectation(experts.count)
+        self._ahead = Ahead(expected, self._cache, self._warmup, *shared, experts.top_k)
         # By layer: the experts of its last hint, unless held since, and which had a slot then.
         self._asked: dict[int, dict[int, bool]] = {}
         self._hold: Hold | None = None  # the open one

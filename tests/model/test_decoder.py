@@ -37,8 +37,8 @@ def test_a_rank_of_the_stream_that_the_router_sees_is_the_routing(
     ranks: dict[int, list[int]] = {}
     mix = Layer._mix
 
-    def mixed(self: Layer, x: Array, state: object) -> Array:
-        y = mix(self, x, state)  # type: ignore[arg-type]
+    def mixed(self: Layer, x: Array, *given: Any) -> Array:
+        y = mix(self, x, *given)
         streams.append(y)
         return y
 

@@ -33,6 +33,8 @@ constexpr float kPanelTop = 32512;         // 127 * 256: the high byte of v is i
 constexpr float kPanelLeast = 0x1p-100F;   // a smaller top counts as zero
 constexpr std::size_t kPanelOutputs = 32;  // what a task computes is a multiple of so many outputs
 
+constexpr std::size_t kPanelScratch = 3 << 16;  // bytes a worker, at most; kernels/cpu.py plans so
+
 // Under the rule of RowKernels in dispatch.h.
 struct PanelKernels {
     // Bytes of so many activation rows in fixed point, in blocks of at most 16 rows; those of the

@@ -24,9 +24,11 @@ constexpr std::size_t kTogether = 4;  // groups; 1 to 8 are as fast, 16 are not
 constexpr std::size_t kWorth = 9;     // rows of a block for which tiles are quicker
 
 struct Work {
-    Panel panel;
+    Panel panels[kPanels];
     Sums sums[kTogether];
 };
+
+static_assert(sizeof(Work) <= kPanelScratch);
 
 std::size_t scratch_bytes(const AffineMatrix&) { return sizeof(Work); }
 
@@ -75,10 +77,11 @@ inline void multiply(const Byte* x, const Block& block, const Byte* codes, Sums&
 }
 
 // A block with half a panel, over all of its groups; `rows` of its rows count.
-void tile(const Byte* base, const Block& block, std::size_t first, std::size_t count, Work& work,
-          std::size_t half, __mmask16 lanes, std::size_t rows, float* y, std::size_t out) {
+void tile(const Byte* base, const Block& block, std::size_t first, std::size_t count,
+          const Panel& panel, Sums* sums, std::size_t half, __mmask16 lanes, std::size_t rows,
+          float* y, std::size_t out) {
     const std::size_t groups = count / block.group, from = first / block.group;
-    const Byte* codes = work.panel.codes + half * kHalfBytes;
+    const Byte* codes = panel.codes + half * kHalfBytes;
     const float* scales = reinterpret_cast<const float*>(base + block.scales) + from * 16;
     const float* row_sums = reinterpret_cast<const float*>(base + block.sums) + from * 16;
     __m512 totals[16];
@@ -92,16 +95,16 @@ void tile(const Byte* base, const Block& block, std::size_t first, std::size_t c
         for (std::size_t i = 0; i < some; ++i) {
             const Byte* x = base + Block::at(0, first + (g + i) * block.group);
             const Byte* here = codes + (g + i) * block.group * kHalf;
-            i % 2 ? multiply<true>(x, block, here, work.sums[i])
-                  : multiply<false>(x, block, here, work.sums[i]);
+            i % 2 ? multiply<true>(x, block, here, sums[i])
+                  : multiply<false>(x, block, here, sums[i]);
         }
         for (std::size_t i = 0; i < some; ++i) {
-            const __m512 unit = _mm512_load_ps(work.panel.scales[half][g + i]);
-            const __m512 bias = _mm512_load_ps(work.panel.biases[half][g + i]);
+            const __m512 unit = _mm512_load_ps(panel.scales[half][g + i]);
+            const __m512 bias = _mm512_load_ps(panel.biases[half][g + i]);
 #pragma GCC unroll 16
             for (std::size_t t = 0; t < 16; ++t)
-                totals[t] = added(totals[t], _mm512_load_si512(work.sums[i].high[t]),
-                                  _mm512_load_si512(work.sums[i].low[t]), unit, bias,
+                totals[t] = added(totals[t], _mm512_load_si512(sums[i].high[t]),
+                                  _mm512_load_si512(sums[i].low[t]), unit, bias,
                                   scales + (g + i) * 16 + t, row_sums + (g + i) * 16 + t);
         }
     }
@@ -115,25 +118,25 @@ void affine(const void* prepared, std::size_t rows, const AffineMatrix& m, std::
     const Block block(m);
     Work& work = *static_cast<Work*>(scratch);
     configure(block.group);
-    for (std::size_t o = begin; o < end; o += kPanelOutputs)
-        for (std::size_t first = 0; first < m.in; first += kStretch) {
-            const std::size_t count = least(m.in - first, kStretch);
-            unpack(m, o, first, count, work.panel);
-            const __mmask16 lanes[2] = {first_lanes(end - o),
-                                        first_lanes(end - o > 16 ? end - o - 16 : 0)};
-            for (std::size_t t = 0; t < rows; t += 16) {
-                const Byte* base = static_cast<const Byte*>(prepared) + t / 16 * block.size;
-                const std::size_t some = least(rows - t, 16);
-                float* into = y + t * m.out + o;
-                if (some < kWorth) {
-                    rows_of(base, 0, some, block, first, count, work.panel, lanes, into, m.out);
-                    continue;
-                }
-                for (std::size_t half = 0; half < 2 && o + half * kHalf < end; ++half)
-                    tile(base, block, first, count, work, half, lanes[half], some,
-                         into + half * kHalf, m.out);
-            }
-        }
+    for_panels(m, begin, end, work.panels,
+               [&](const Span& span, std::size_t first, std::size_t count) {
+                   for (std::size_t t = 0; t < rows; t += Block::kRows) {
+                       const Byte* base =
+                           static_cast<const Byte*>(prepared) + t / Block::kRows * block.size;
+                       const std::size_t some = least(rows - t, Block::kRows);
+                       for (std::size_t i = 0; i < span.count; ++i) {
+                           const Panel& panel = work.panels[i];
+                           const Lanes lanes(span.end - span.at(i));
+                           float* into = y + t * m.out + span.at(i);
+                           if (some < kWorth)
+                               rows_of(base, some, block, first, count, panel, lanes, into, m.out);
+                           else
+                               for (std::size_t half = 0; half < 2 && lanes.of[half] != 0; ++half)
+                                   tile(base, block, first, count, panel, work.sums, half,
+                                        lanes.of[half], some, into + half * kHalf, m.out);
+                       }
+                   }
+               });
     _tile_release();
 }
 

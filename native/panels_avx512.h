@@ -31,6 +31,7 @@ constexpr std::size_t kStretch = 1024;  // inputs of a panel: its 32 KiB stay in
 constexpr std::size_t kHalf = 16;       // weight rows that lie side by side
 constexpr std::size_t kHalfBytes = kHalf * kStretch;
 constexpr std::size_t kStretchGroups = kStretch / 32;  // at most
+constexpr std::size_t kPanels = 4;  // that all activations meet in turn: 160 KiB of a second cache
 
 constexpr std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 constexpr std::size_t least(std::size_t a, std::size_t b) { return a < b ? a : b; }
@@ -61,9 +62,22 @@ struct alignas(64) Panel {
     float biases[2][kStretchGroups][kHalf];
 };
 
+// Outputs [begin, end), the first of panel i at(i).
+struct Span {
+    std::size_t begin, end, count;
+    std::size_t at(std::size_t i) const { return begin + i * kPanelOutputs; }
+};
+
 __mmask16 first_lanes(std::size_t count) {
     return static_cast<__mmask16>(count >= 16 ? 0xffffU : (1U << count) - 1);
 }
+
+// The outputs that there are in each half of a panel, of so many left.
+struct Lanes {
+    explicit Lanes(std::size_t left)
+        : of{first_lanes(left), first_lanes(left > kHalf ? left - kHalf : 0)} {}
+    __mmask16 of[2];
+};
 
 __mmask64 first_bytes(std::size_t count) { return count >= 64 ? ~0ULL : (1ULL << count) - 1; }
 
@@ -268,12 +282,29 @@ inline __m512 added(__m512 sum, __m512i high, __m512i low, __m512 scale, __m512 
     return _mm512_fmadd_ps(bias, _mm512_set1_ps(*row_sum), sum);
 }
 
-// kCount activation rows of a block, the first of them `x`, with both halves of a panel, over all
-// of its groups; y points to the first output of the first row. `lanes` are the outputs that there
-// are in each half.
+// Calls task(span, first, count) for up to kPanels panels of inputs [first, first + count) at a
+// time, unpacked, which cover outputs [begin, end) of all inputs, the first of each output first.
+template <class Task>
+inline void for_panels(const AffineMatrix& m, std::size_t begin, std::size_t end, Panel* panels,
+                       Task task) {
+    constexpr std::size_t kOutputs = kPanels * kPanelOutputs;
+    for (std::size_t o = begin; o < end; o += kOutputs) {
+        const std::size_t last = least(o + kOutputs, end);
+        const Span span{o, last, (last - o + kPanelOutputs - 1) / kPanelOutputs};
+        for (std::size_t first = 0; first < m.in; first += kStretch) {
+            const std::size_t count = least(m.in - first, kStretch);
+            for (std::size_t i = 0; i < span.count; ++i)
+                unpack(m, span.at(i), first, count, panels[i]);
+            task(span, first, count);
+        }
+    }
+}
+
+// kCount activation rows of a block with both halves of a panel, over all of its groups; y points
+// to the first output of the first row.
 template <int kCount>
 void rows_tile(const Byte* base, std::size_t row, const Block& block, std::size_t first,
-               std::size_t count, const Panel& panel, const __mmask16 (&lanes)[2], float* y,
+               std::size_t count, const Panel& panel, const Lanes& lanes, float* y,
                std::size_t out) {
     const std::size_t from = first / block.group;
     const float* scales = reinterpret_cast<const float*>(base + block.scales) + row;
@@ -282,7 +313,7 @@ void rows_tile(const Byte* base, std::size_t row, const Block& block, std::size_
     for (int t = 0; t < kCount; ++t)
         for (int h = 0; h < 2; ++h)
             sums[t][h] = first == 0 ? _mm512_setzero_ps()
-                                    : _mm512_maskz_loadu_ps(lanes[h], y + t * out + h * kHalf);
+                                    : _mm512_maskz_loadu_ps(lanes.of[h], y + t * out + h * kHalf);
     const Byte* codes = panel.codes;
     for (std::size_t g = 0; g < count / block.group; ++g) {
         __m512i high[kCount][2], low[kCount][2];
@@ -316,16 +347,15 @@ void rows_tile(const Byte* base, std::size_t row, const Block& block, std::size_
     }
     for (int t = 0; t < kCount; ++t)
         for (int h = 0; h < 2; ++h)
-            _mm512_mask_storeu_ps(y + t * out + h * kHalf, lanes[h], sums[t][h]);
+            _mm512_mask_storeu_ps(y + t * out + h * kHalf, lanes.of[h], sums[t][h]);
 }
 
-// Rows [begin, end) of a block with a panel, with VNNI; y points to the first output of row 0.
-void rows_of(const Byte* base, std::size_t begin, std::size_t end, const Block& block,
-             std::size_t first, std::size_t count, const Panel& panel, const __mmask16 (&lanes)[2],
-             float* y, std::size_t out) {
-    for (std::size_t t = begin; t < end;) {
+// The first rows of a block with a panel, with VNNI; y points to the first output of row 0.
+void rows_of(const Byte* base, std::size_t rows, const Block& block, std::size_t first,
+             std::size_t count, const Panel& panel, const Lanes& lanes, float* y, std::size_t out) {
+    for (std::size_t t = 0; t < rows;) {
         float* into = y + t * out;
-        if (t + 4 <= end) {
+        if (t + 4 <= rows) {
             rows_tile<4>(base, t, block, first, count, panel, lanes, into, out);
             t += 4;
         } else {

@@ -22,7 +22,7 @@ from tests.synthetic import DENSE, HYBRID, write_store
 
 IDS = [int(i) for i in np.random.default_rng(2).integers(0, 96, 70)]
 GREEDY = Sampling(temperature=0, max_tokens=12)
-CLOSE = 2e-4  # float32: sums of a chunk are taken in another order than token by token
+CLOSE = 2e-3  # a chunk's products take activations of 16 bits (native/panels.h)
 
 
 @pytest.fixture(scope="module", params=[HYBRID, DENSE], ids=["hybrid", "dense"])
@@ -225,7 +225,8 @@ def test_the_context_is_a_limit_and_a_full_one_ends_a_reply(path):
 
 
 def test_a_failed_read_undoes_its_chunk_and_the_session_goes_on(path, monkeypatch):
-    with Engine.open(path, runtime=Runtime(chunk_tokens=8)) as engine:
+    budget, runtime = Budget(kv="f32"), Runtime(chunk_tokens=8)
+    with Engine.open(path, budget=budget, runtime=runtime) as engine:
         session = engine.session()
         (step,) = session.generate(IDS[:5], Sampling(temperature=0, max_tokens=1))
         timeline = session.ids

@@ -197,6 +197,7 @@ class DeltaNet:
         instruction_set: str = "",
     ) -> None:
         """T tokens, the first at ``start``: qkv (T, channels), z, b and a likewise, y as z."""
+
     def block(
         self,
         x: npt.NDArray[np.float32],
@@ -272,6 +273,7 @@ class Attention:
         instruction_set: str = "",
     ) -> None:
         """Several tokens from ``position`` on, each array with the token first."""
+
     def block(
         self,
         x: npt.NDArray[np.float32],

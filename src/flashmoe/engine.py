@@ -328,7 +328,6 @@ class Engine:
         Keeps the usage profile, and writes what the prefix cache has still to write. Repeating it
         is fine.
         """
-        self.keep_profile()
         if self.prefixes is not None:
             self.prefixes.close()
         with self._lock:
@@ -336,6 +335,7 @@ class Engine:
             if not self._closed:
                 del self.decoder  # the weights
             self._closed = True
+        self.keep_profile()  # last: where it fails, no reader is left open
 
     def __enter__(self) -> Engine:
         return self

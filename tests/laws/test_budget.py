@@ -128,8 +128,8 @@ with Engine.open(path, budget=budget, runtime=runtime) as engine:
     slots, sizes, session = [engine.streamer.slots], [], engine.session()
     run = engine.run
 
-    def watched(ids, state):
-        hidden, cost = run(ids, state)
+    def watched(ids, state, between):
+        hidden, cost = run(ids, state, between)
         slots.append(engine.streamer.slots)
         sizes.append(len(hidden))
         return hidden, cost

@@ -27,7 +27,7 @@ IDS = [int(i) for i in np.random.default_rng(3).integers(0, 96, 1500)]
 
 def resume(prefixes, ids, most=None, shape=HYBRID):
     """How much of ids was resumed; checks every bit of it."""
-    state = State(shape, 2048, F32)
+    state = State(shape, 2048, F32, "f32")
     position, blocks = prefixes.resume(ids, len(ids) if most is None else most, state)
     assert same(state, grown(ids[:position], shape=shape))
     assert len(blocks) == position // 256

@@ -159,9 +159,10 @@ def test_no_pass_of_a_prompt_is_a_single_token(path, tmp_path, monkeypatch):
     with Engine.open(path, runtime=runtime, prefix_cache=PrefixCache(tmp_path)) as engine:
         seen, real = [], engine.run
 
-        def run(ids, state):
-            seen.append((state.position, len(ids)))
-            return real(ids, state)
+        def run(ids, state, between):
+            start, passed = state.position, real(ids, state, between)
+            seen.append((start, len(passed[0])))
+            return passed
 
         monkeypatch.setattr(engine, "run", run)
         reply(engine.session(), IDS[:250], 1, marks=range(250))

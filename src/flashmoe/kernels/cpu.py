@@ -23,9 +23,9 @@ from flashmoe.kernels.table import Kernels
 from flashmoe.quant import Affine, Array, Expert, Matrix
 from flashmoe.shape import AttentionShape
 
-ROW_BYTES = 5 << 15
-"""Scratch of a thread: one row of weights as codes and as float32 (native/generic.cpp), for up
-to 32,768 inputs, more than any published model has."""
+ROW_BYTES = 3 << 16
+"""Scratch of a thread: weights unpacked in panels (native/panels.h), or one row of them as codes
+and as float32 (native/generic.cpp), for up to 32,768 inputs, more than any published model has."""
 
 UNIT_ROWS = 256
 """Queries of one unit of a chunk's attention (native/chunk_attention.h), unless the heads that read

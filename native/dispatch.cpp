@@ -74,10 +74,10 @@ std::vector<InstructionSet> available() {
         sets.push_back({"amx", &avx512_kernels, &decode_avx512, &delta_avx512, &panels_amx});
     if (avx512)
         sets.push_back({"avx512", &avx512_kernels, &decode_avx512, &delta_avx512, &panels_avx512});
-    if (avx2) sets.push_back({"avx2", &avx2_kernels, &decode_avx2, &delta_avx2});
+    if (avx2) sets.push_back({"avx2", &avx2_kernels, &decode_avx2, &delta_avx2, &panels_avx2});
 #endif
 #ifdef FLASHMOE_ARM64
-    if (has_dot_product()) sets.push_back({"neon", &neon_kernels});
+    if (has_dot_product()) sets.push_back({"neon", &neon_kernels, nullptr, nullptr, &panels_neon});
 #endif
     sets.push_back({"generic", nullptr});
     return sets;

@@ -29,6 +29,7 @@
 #include "../../native/dispatch.h"
 #include "../../native/io.h"
 #include "../../native/kernels.h"
+#include "../../native/panels.h"
 #include "../../native/touch.h"
 
 namespace {
@@ -140,6 +141,18 @@ void matmul(Call& call) {
     call.give(y.data(), y.size());
 }
 
+// SET THREADS ROWS MATRIX, then x: in the form for many rows.
+void panels(Call& call) {
+    const InstructionSet& set = take_set(call);
+    const int threads = call.take<int>();
+    const std::size_t rows = call.size();
+    const Matrix matrix = take_matrix(call);
+    const float* x = call.array(rows * in_of(matrix) * sizeof(float)).floats();
+    const Walled& y = call.room(rows * out_of(matrix) * sizeof(float));
+    project_panels(set, x, rows, {{&matrix, y.floats()}}, threads);
+    call.give(y.data(), y.size());
+}
+
 // SET THREADS ROWS GATE UP DOWN, then x.
 void expert(Call& call) {
     const InstructionSet& set = take_set(call);
@@ -189,8 +202,8 @@ void read_file(Call& call) {
 using Function = void (*)(Call&);
 
 constexpr std::pair<const char*, Function> kFunctions[] = {
-    {"sets", sets},         {"matmul", matmul},    {"expert", expert},
-    {"checksum", checksum}, {"touch", plain_read}, {"read", read_file},
+    {"sets", sets},        {"matmul", matmul},  {"expert", expert}, {"checksum", checksum},
+    {"touch", plain_read}, {"read", read_file}, {"panels", panels},
 };
 
 void answer(const std::string& line) {

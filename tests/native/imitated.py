@@ -84,7 +84,14 @@ class Program:
 
     def matmul(self, name: str, threads: int, x: Floats, matrix: Matrix) -> None:
         """``x @ matrix.T`` with the instruction set of that name."""
-        words = f"matmul {name} {threads} {len(x)} {described(matrix)}"
+        self.product("matmul", name, threads, x, matrix)
+
+    def panels(self, name: str, threads: int, x: Floats, matrix: Matrix) -> None:
+        """The same in the form for many rows."""
+        self.product("panels", name, threads, x, matrix)
+
+    def product(self, function: str, name: str, threads: int, x: Floats, matrix: Matrix) -> None:
+        words = f"{function} {name} {threads} {len(x)} {described(matrix)}"
         self.add(words, [*matrix.arrays(), x], np.dtype(("<f4", (len(x), matrix.shape[0]))))
 
     def expert(self, name: str, threads: int, x: Floats, parts: Sequence[Matrix]) -> None:

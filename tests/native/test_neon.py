@@ -27,6 +27,7 @@ from flashmoe.quant import (
 )
 from tests.native import imitated
 from tests.native.imitated import Floats, Program, build, require_tools, sets
+from tests.native.test_panels import bound
 from tests.tolerances import AFFINE_PRODUCT
 
 WITHOUT, WITH = "cortex-a53", "neoverse-n1"
@@ -155,6 +156,46 @@ def test_the_largest_codes_and_digits(driver: Path) -> None:
         program.matmul("neon", 1, x, matrix)
     for matrix, y in zip(matrices, program.run(WITH), strict=True):
         assert error(y, x, matrix) <= AFFINE_PRODUCT, (SEED, matrix.form)
+
+
+@pytest.mark.parametrize("scalar", SCALARS)
+@every_form
+def test_panels(bits: int, group: int, scalar: FloatName, driver: Path) -> None:
+    """Products of many rows: the portable ones' bits, whole tiles and parts, threads or none."""
+    program, form = Program(driver), Affine(bits, group, scalar)
+    shapes = [(1, group), (13, 3 * group), (130, 384), (8, 5 * group)]
+    matrices = [random_matrix(form, *shape) for shape in shapes]
+    cases = [(activations(rows, m.shape[1]), m) for m in matrices for rows in (1, 4, 7)]
+    for x, matrix in cases:
+        program.panels("generic", 1, x, matrix)
+        program.panels("neon", 1, x, matrix)
+        program.panels("neon", 3, x, matrix)
+    results = program.run(WITH)
+    for n, (x, matrix) in enumerate(cases):
+        wanted, one, three = results[3 * n : 3 * n + 3]
+        assert np.array_equal(one, wanted), (SEED, x.shape, matrix.shape)
+        assert np.array_equal(three, wanted), (SEED, x.shape, matrix.shape)
+        apart = np.abs(one - reference.matmul(x.astype(np.float64), matrix))
+        assert np.all(apart <= bound(x, matrix)), (SEED, x.shape, matrix.shape)
+
+
+@pytest.mark.parametrize("bits", AFFINE_BITS)
+def test_panels_of_activations_of_any_size(bits: int, driver: Path) -> None:
+    """Zeros, outliers, the tiniest, nearly the largest, no number; and the largest codes."""
+    matrix, program = random_matrix(Affine(bits, 128, "F32"), 9), Program(driver)
+    x = activations(12) * np.logspace(-35, 30, 12, dtype=np.float32)[:, None]
+    x[3] = 0
+    x[4, ::64] *= 1000
+    x[5] = np.abs(x[5]).max()
+    x[9:, 40] = [np.nan, np.inf, -np.inf]
+    for codes in (matrix.weight.copy(), np.full_like(matrix.weight, 0xFFFFFFFF)):
+        matrix = Matrix(matrix.form, matrix.shape, codes, matrix.scales, matrix.biases)
+        program.panels("generic", 1, x, matrix)
+        program.panels("neon", 1, x, matrix)
+    results = program.run(WITH)
+    for wanted, y in zip(results[::2], results[1::2], strict=True):
+        assert np.array_equal(y, wanted, equal_nan=True), SEED
+        assert not y[3].any() and np.isfinite(y[:9]).all() and np.isnan(y[9:]).all()
 
 
 @pytest.mark.parametrize("scalar", SCALARS)

@@ -33,6 +33,13 @@ bool has_f16c() {
     return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
 
+// Processors without AVX-512 have it too.
+bool has_avx_vnni() {
+    constexpr unsigned kAvxVnni = 1U << 4;  // leaf 7, subleaf 1, eax
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kAvxVnni) != 0;
+}
+
 // The tiles' 8 KiB are not saved for a process that has not asked for it (Linux 5.16 and later).
 bool has_amx() {
 #ifdef __linux__
@@ -74,6 +81,8 @@ std::vector<InstructionSet> available() {
         sets.push_back({"amx", &avx512_kernels, &decode_avx512, &delta_avx512, &panels_amx});
     if (avx512)
         sets.push_back({"avx512", &avx512_kernels, &decode_avx512, &delta_avx512, &panels_avx512});
+    if (avx2 && has_avx_vnni())
+        sets.push_back({"avxvnni", &avx2_kernels, &decode_avx2, &delta_avx2, &panels_avxvnni});
     if (avx2) sets.push_back({"avx2", &avx2_kernels, &decode_avx2, &delta_avx2, &panels_avx2});
 #endif
 #ifdef FLASHMOE_ARM64

@@ -50,8 +50,9 @@ struct PanelKernels {
 };
 
 extern const PanelKernels panels_generic;
-extern const PanelKernels panels_avx2, panels_avx512, panels_amx;  // x86-64 builds only
-extern const PanelKernels panels_neon;                             // 64-bit ARM builds only
+// x86-64 builds only:
+extern const PanelKernels panels_avx2, panels_avxvnni, panels_avx512, panels_amx;
+extern const PanelKernels panels_neon;  // 64-bit ARM builds only
 
 // Several products of the same activations x (rows, in).
 void project_panels(const InstructionSet& set, const float* x, std::size_t rows,

@@ -1,4 +1,5 @@
-// Products of many rows with AVX2 and FMA: vpmaddwd on codes and activations of 16 bits.
+// Products of many rows with AVX2 and FMA: vpmaddwd on codes and activations of 16 bits, or, where
+// there is AVX-VNNI, vpdpwssd, which adds them up too.
 //
 // Activations lie in blocks of kRows rows: for every 32 inputs a line of 64 bytes of v for each
 // row, in the order below; then a scale a group for each row, and a sum. A panel: the codes of
@@ -284,15 +285,20 @@ __m256i first_lanes(std::size_t count) {
 
 // sum + the products of two codes each and two activations, at this place among others: GCC would
 // load the activations of all rows first, and then lack registers for the sums.
+template <bool vnni>
 inline __m256i added(__m256i sum, __m256i codes, __m256i v) {
-    const __m256i products = _mm256_madd_epi16(codes, v);
-    asm volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
+    if constexpr (vnni) {
+        asm volatile("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(v));
+    } else {
+        const __m256i products = _mm256_madd_epi16(codes, v);
+        asm volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
+    }
     return sum;
 }
 
 // The first kCount rows of a block with half a panel, over all of its groups; y points to the
 // first output of the first row.
-template <int kCount>
+template <int kCount, bool vnni>
 void tile(const Byte* base, const Block& block, std::size_t first, std::size_t count,
           const Half& half, float* y, std::size_t out) {
     const std::size_t groups = count / block.group, from = first / block.group;
@@ -317,8 +323,8 @@ void tile(const Byte* base, const Block& block, std::size_t first, std::size_t c
                     int two;
                     std::memcpy(&two, x + 64 * t, 4);
                     const __m256i v = _mm256_set1_epi32(two);
-                    sums[t][0] = added(sums[t][0], w0, v);
-                    sums[t][1] = added(sums[t][1], w1, v);
+                    sums[t][0] = added<vnni>(sums[t][0], w0, v);
+                    sums[t][1] = added<vnni>(sums[t][1], w1, v);
                 }
             }
         for (int h = 0; h < 2; ++h) {
@@ -339,10 +345,13 @@ void tile(const Byte* base, const Block& block, std::size_t first, std::size_t c
 using Tile = void (*)(const Byte* base, const Block&, std::size_t first, std::size_t count,
                       const Half&, float* y, std::size_t out);
 
-constexpr Tile kTiles[kRows] = {tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
+template <bool vnni>
+constexpr Tile kTiles[kRows] = {tile<1, vnni>, tile<2, vnni>, tile<3, vnni>,
+                                tile<4, vnni>, tile<5, vnni>, tile<6, vnni>};
 
 std::size_t scratch_bytes(const AffineMatrix&) { return sizeof(Panel); }
 
+template <bool vnni>
 void affine(const void* prepared, std::size_t rows, const AffineMatrix& m, std::size_t begin,
             std::size_t end, float* y, void* scratch) {
     const Block block(m);
@@ -356,15 +365,16 @@ void affine(const void* prepared, std::size_t rows, const AffineMatrix& m, std::
                 const Half half{panel.codes + h * kHalfBytes, panel.scales[h], panel.biases[h],
                                 least(end - at, kHalf)};
                 for (std::size_t t = 0; t < rows; t += kRows)
-                    kTiles[least(rows - t, kRows) - 1](
-                        static_cast<const Byte*>(prepared) + t / kRows * block.size, block, first,
-                        count, half, y + t * m.out + at, m.out);
+                    kTiles<vnni>[least(rows - t, kRows) - 1](
+                        static_cast<const Byte*>(prepared) + t / kRows* block.size, block, first,
+                        count, half, y + t* m.out + at, m.out);
             }
         }
 }
 
 }  // namespace
 
-const PanelKernels panels_avx2{prepared_bytes, prepare, scratch_bytes, affine};
+const PanelKernels panels_avx2{prepared_bytes, prepare, scratch_bytes, affine<false>};
+const PanelKernels panels_avxvnni{prepared_bytes, prepare, scratch_bytes, affine<true>};
 
 }  // namespace flashmoe

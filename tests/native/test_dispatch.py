@@ -24,6 +24,10 @@ for bits in (2, 3, 4, 5, 6, 8):
     y = np.zeros((5, 9), np.float32)
     _native.matmul_affine(x, weight, scales, scales, bits, 64, 0, y, 2, "NAME")
     print(y.tobytes().hex())
+    rows = np.zeros(5 * 9, np.float32)
+    matrix = _native.Matrix((weight, scales, scales, bits, 64, 0), 192)
+    _native.project(x, [matrix], rows, 2, True, "NAME")
+    print(rows.tobytes().hex())
 """
 
 

@@ -13,6 +13,9 @@
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
+#if defined(FLASHMOE_ARM64) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 #include <new>
 
@@ -61,6 +64,19 @@ bool has_dot_product() {
     return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #elif defined(__APPLE__)
     return true;  // every Mac with an ARM processor
+#else
+    return false;
+#endif
+}
+
+bool has_i8mm() {
+#if defined(__linux__)
+    constexpr unsigned long kI8mm = 1UL << 13;  // HWCAP2_I8MM, which older headers lack
+    return (getauxval(AT_HWCAP2) & kI8mm) != 0;
+#elif defined(__APPLE__)
+    int has = 0;  // from the M2 on
+    std::size_t size = sizeof has;
+    return sysctlbyname("hw.optional.arm.FEAT_I8MM", &has, &size, nullptr, 0) == 0 && has != 0;
 #else
     return false;
 #endif

@@ -52,7 +52,7 @@ struct PanelKernels {
 extern const PanelKernels panels_generic;
 // x86-64 builds only:
 extern const PanelKernels panels_avx2, panels_avxvnni, panels_avx512, panels_amx;
-extern const PanelKernels panels_neon;  // 64-bit ARM builds only
+extern const PanelKernels panels_neon, panels_i8mm;  // 64-bit ARM builds only
 
 // Several products of the same activations x (rows, in).
 void project_panels(const InstructionSet& set, const float* x, std::size_t rows,

@@ -67,7 +67,7 @@ def assert_close(y: Floats, x: Floats, values: Floats, roundings: float | None =
 
 def test_the_sets_are_named_and_an_unknown_one_is_refused() -> None:
     assert KINDS[-1] == "generic" and len(set(KINDS)) == len(KINDS)
-    assert set(KINDS) <= {"generic", "avx2", "avxvnni", "avx512", "amx", "neon"}
+    assert set(KINDS) <= {"generic", "avx2", "avxvnni", "avx512", "amx", "neon", "i8mm"}
     matrix, x = Affine(4, 64, 2, out=7, columns=128), activations(1, 128)
     assert np.array_equal(matrix.product(x), matrix.product(x, kind=KINDS[0]))
     with pytest.raises(ValueError, match="instruction_set"):

@@ -30,8 +30,12 @@ from tests.native.imitated import Floats, Program, build, require_tools, sets
 from tests.native.test_panels import bound
 from tests.tolerances import AFFINE_PRODUCT
 
-WITHOUT, WITH = "cortex-a53", "neoverse-n1"
-"""Processors without and with the dot product; instructions that one lacks end the driver."""
+WITHOUT, WITH, WITH_I8MM = "cortex-a53", "neoverse-n1", "max"
+"""Processors without and with the dot product, and with i8mm too; instructions that one lacks end
+the driver."""
+
+every_set = pytest.mark.parametrize(("name", "processor"), [("neon", WITH), ("i8mm", WITH_I8MM)])
+"""The sets with products of many rows of their own, each where it is the best."""
 
 COLUMNS = 384
 """12, 6 and 3 groups: whole vectors of scales, and parts of one."""
@@ -96,7 +100,8 @@ def large_enough(rows: int) -> int:
 
 def test_the_dot_product_decides(driver: Path) -> None:
     assert sets(driver, WITHOUT) == sets(driver, "cortex-a57") == ["generic"]
-    assert sets(driver, WITH) == sets(driver, "max") == ["neon", "generic"]
+    assert sets(driver, WITH) == ["neon", "generic"]
+    assert sets(driver, WITH_I8MM) == ["i8mm", "neon", "generic"]
 
 
 @pytest.mark.parametrize("scalar", SCALARS)
@@ -158,9 +163,12 @@ def test_the_largest_codes_and_digits(driver: Path) -> None:
         assert error(y, x, matrix) <= AFFINE_PRODUCT, (SEED, matrix.form)
 
 
+@every_set
 @pytest.mark.parametrize("scalar", SCALARS)
 @every_form
-def test_panels(bits: int, group: int, scalar: FloatName, driver: Path) -> None:
+def test_panels(
+    bits: int, group: int, scalar: FloatName, name: str, processor: str, driver: Path
+) -> None:
     """Products of many rows: the portable ones' bits, whole tiles and parts, threads or none."""
     program, form = Program(driver), Affine(bits, group, scalar)
     shapes = [(1, group), (13, 3 * group), (130, 384), (8, 5 * group)]
@@ -168,9 +176,9 @@ def test_panels(bits: int, group: int, scalar: FloatName, driver: Path) -> None:
     cases = [(activations(rows, m.shape[1]), m) for m in matrices for rows in (1, 4, 7)]
     for x, matrix in cases:
         program.panels("generic", 1, x, matrix)
-        program.panels("neon", 1, x, matrix)
-        program.panels("neon", 3, x, matrix)
-    results = program.run(WITH)
+        program.panels(name, 1, x, matrix)
+        program.panels(name, 3, x, matrix)
+    results = program.run(processor)
     for n, (x, matrix) in enumerate(cases):
         wanted, one, three = results[3 * n : 3 * n + 3]
         assert np.array_equal(one, wanted), (SEED, x.shape, matrix.shape)
@@ -179,8 +187,11 @@ def test_panels(bits: int, group: int, scalar: FloatName, driver: Path) -> None:
         assert np.all(apart <= bound(x, matrix)), (SEED, x.shape, matrix.shape)
 
 
+@every_set
 @pytest.mark.parametrize("bits", AFFINE_BITS)
-def test_panels_of_activations_of_any_size(bits: int, driver: Path) -> None:
+def test_panels_of_activations_of_any_size(
+    bits: int, name: str, processor: str, driver: Path
+) -> None:
     """Zeros, outliers, the tiniest, nearly the largest, no number; and the largest codes."""
     matrix, program = random_matrix(Affine(bits, 128, "F32"), 9), Program(driver)
     x = activations(12) * np.logspace(-35, 30, 12, dtype=np.float32)[:, None]
@@ -191,8 +202,8 @@ def test_panels_of_activations_of_any_size(bits: int, driver: Path) -> None:
     for codes in (matrix.weight.copy(), np.full_like(matrix.weight, 0xFFFFFFFF)):
         matrix = Matrix(matrix.form, matrix.shape, codes, matrix.scales, matrix.biases)
         program.panels("generic", 1, x, matrix)
-        program.panels("neon", 1, x, matrix)
-    results = program.run(WITH)
+        program.panels(name, 1, x, matrix)
+    results = program.run(processor)
     for wanted, y in zip(results[::2], results[1::2], strict=True):
         assert np.array_equal(y, wanted, equal_nan=True), SEED
         assert not y[3].any() and np.isfinite(y[:9]).all() and np.isnan(y[9:]).all()

@@ -1,9 +1,11 @@
-"""What each form of keys and values costs: perplexity against the exact form.
+"""What rounding costs: perplexity of prompts, by the form of products and of keys and values.
 
-    .venv/bin/python bench/kv.py [STORE] [--texts 8] [--tokens 1000]
+    .venv/bin/python bench/rounding.py [STORE] [--texts 8] [--tokens 1000]
 
-The texts are the model's own, drawn at temperature 1 from the exact form with fixed seeds, so that
-no file is needed and the model is at home in them. Prints one JSON line a form.
+The first line is numpy's float32 throughout, the yardstick; then the native kernels, whose prompts
+meet weights with activations of 16 bits (native/panels.h), with each form of keys and values. The
+texts are the model's own, drawn at temperature 1 with fixed seeds, so that no file is needed and
+the model is at home in them. Prints one JSON line a form.
 """
 
 from __future__ import annotations
@@ -26,15 +28,16 @@ def main() -> None:
     given = parser.parse_args()
     texts: list[list[int]] = []
     exact = 0.0
-    for kv in KV_KINDS:
-        runtime = Runtime(profile=False)
-        with Engine.open(given.store, budget=Budget(kv=kv), runtime=runtime) as engine:
+    for kernels, kv in (("reference", "f32"), *(("cpu", kind) for kind in KV_KINDS)):
+        runtime, budget = Runtime(profile=False), Budget(kv=kv)
+        with Engine.open(given.store, budget=budget, kernels=kernels, runtime=runtime) as engine:
             if not texts:
                 texts = [written(engine, seed, given.tokens) for seed in range(given.texts)]
             losses = np.concatenate([surprise(engine, text) for text in texts])
         found = float(np.exp(losses.mean()))
         exact = exact or found
-        line = {"kv": kv, "tokens": len(losses), "perplexity": found, "relative": found / exact - 1}
+        line = {"kernels": kernels, "kv": kv, "tokens": len(losses), "perplexity": found}
+        line["relative"] = found / exact - 1
         print(json.dumps(line), flush=True)
 
 

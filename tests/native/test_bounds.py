@@ -46,7 +46,7 @@ def run_every_product() -> None:
                         form = bits, group, scalar
                         _native.matmul_affine(x, weight, scales, scales, *form, y, 1, kind)
                         matrix = _native.Matrix((weight, scales, scales, *form), columns)
-                        _native.project(x, [matrix], y.reshape(-1), 1, True, kind)
+                        _native.project(x, [matrix], y.reshape(-1), 1, kind, True)
         for columns in (1, 7, 15, 16, 17, 31, 33, 63):
             x = before_a_wall(np.ones((5, columns), np.float32))
             for scalar, element in ((0, np.float32), (1, np.uint16), (2, np.uint16)):

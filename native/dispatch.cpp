@@ -102,6 +102,8 @@ std::vector<InstructionSet> available() {
     if (avx2) sets.push_back({"avx2", &avx2_kernels, &decode_avx2, &delta_avx2, &panels_avx2});
 #endif
 #ifdef FLASHMOE_ARM64
+    if (has_dot_product() && has_i8mm())
+        sets.push_back({"i8mm", &neon_kernels, nullptr, nullptr, &panels_i8mm});
     if (has_dot_product()) sets.push_back({"neon", &neon_kernels, nullptr, nullptr, &panels_neon});
 #endif
     sets.push_back({"generic", nullptr});

@@ -20,15 +20,17 @@ struct Sums {
 
 // Rows in pairs: one that is not there is zeros.
 template <std::size_t kCount>
-void tile(const Byte* base, const Block& block, const Byte* weights, const Panel& panel,
+void tile(const Byte* base, const Block& block, const Panel& panel, const Stretch& stretch,
           std::size_t lanes, float* y, std::size_t out) {
     constexpr std::size_t kPairs = (kCount + 1) / 2;
-    const auto* x = reinterpret_cast<const std::int8_t*>(base);
-    const auto* codes = reinterpret_cast<const std::int8_t*>(weights);
+    const auto* x = reinterpret_cast<const std::int8_t*>(base) + stretch.first / 8 * Block::kLines;
+    const auto* codes = reinterpret_cast<const std::int8_t*>(panel.codes);
     float32x4_t totals[2 * kPairs][2];
     for (auto& each : totals) each[0] = each[1] = vdupq_n_f32(0);
-    for (std::size_t g = 0; g < block.groups; ++g) {
-        const Group group(base, block, weights, panel, g);
+    for (std::size_t t = 0; t < kCount && stretch.first > 0; ++t)
+        fetch(y + t * out, totals[t], lanes);
+    for (std::size_t g = 0; g < stretch.count / block.group; ++g) {
+        const Group group(base, block, panel, stretch.first / block.group, g);
         Sums sums[2] = {Sums(group.starts), Sums(group.starts + 2)};
         for (std::size_t i = 0; i < block.group; i += 8, x += Block::kLines, codes += 64)
             for (int n = 0; n < 4; ++n) {

@@ -35,14 +35,17 @@ struct Sums {
 };
 
 template <int kCount>
-void tile(const Byte* base, const Block& block, const Byte* weights, const Panel& panel,
+void tile(const Byte* base, const Block& block, const Panel& panel, const Stretch& stretch,
           std::size_t lanes, float* y, std::size_t out) {
-    const auto* x = reinterpret_cast<const std::int8_t*>(base);
-    const auto* codes = reinterpret_cast<const std::int8_t*>(weights);
+    const auto* x = reinterpret_cast<const std::int8_t*>(base) + stretch.first / 8 * Block::kLines;
+    const auto* codes = reinterpret_cast<const std::int8_t*>(panel.codes);
     float32x4_t totals[kCount][2];
-    for (int t = 0; t < kCount; ++t) totals[t][0] = totals[t][1] = vdupq_n_f32(0);
-    for (std::size_t g = 0; g < block.groups; ++g) {
-        const Group group(base, block, weights, panel, g);
+    for (int t = 0; t < kCount; ++t) {
+        totals[t][0] = totals[t][1] = vdupq_n_f32(0);
+        if (stretch.first > 0) fetch(y + static_cast<std::size_t>(t) * out, totals[t], lanes);
+    }
+    for (std::size_t g = 0; g < stretch.count / block.group; ++g) {
+        const Group group(base, block, panel, stretch.first / block.group, g);
         Sums<kCount> sums(group.starts);
         for (std::size_t i = 0; i < block.group; i += 8, x += Block::kLines, codes += 64) {
             int8x16_t both[2][2];

@@ -29,9 +29,10 @@ namespace {
 
 using Byte = unsigned char;
 
-constexpr std::size_t kLane = 4;     // weight rows in a vector
-constexpr std::size_t kOutputs = 8;  // met together
-constexpr std::size_t kRows = 4;     // likewise: with two vectors of outputs, 16 sums in registers
+constexpr std::size_t kStretch = 2048;  // inputs of a panel
+constexpr std::size_t kLane = 4;        // weight rows in a vector
+constexpr std::size_t kOutputs = 8;     // met together
+constexpr std::size_t kRows = 4;  // likewise: with two vectors of outputs, 16 sums in registers
 
 constexpr std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 constexpr std::size_t least(std::size_t a, std::size_t b) { return a < b ? a : b; }
@@ -50,16 +51,15 @@ struct Block {
     std::size_t group, groups, scales, sums, starts, size;
 };
 
-// Where the parts of a worker's memory lie: the weights that are met, and their codes row by row.
-struct Panel {
-    explicit Panel(const AffineMatrix& m)
-        : groups(m.in / static_cast<std::size_t>(m.group)),
-          scales(kOutputs * m.in),
-          biases(scales + kOutputs * 4 * round_up(groups, kLane)),
-          rows(biases + kOutputs * 4 * round_up(groups, kLane)),
-          size(rows + kOutputs * m.in + m.in / 2) {}
-    std::size_t groups, scales, biases, rows, size;
+// Weights of a stretch that are met together, and their codes row by row: each row has room behind
+// it that the next one overwrites.
+struct alignas(64) Panel {
+    Byte codes[kOutputs * kStretch];
+    float scales[kStretch / 32][kOutputs];
+    float biases[kStretch / 32][kOutputs];
+    Byte rows[kOutputs * kStretch + kStretch / 2];
 };
+static_assert(sizeof(Panel) <= kPanelScratch);
 
 // 4 numbers as float32, zeros beyond `count`; nothing past them is touched.
 float32x4_t load4(Scalar type, const Byte* from, std::size_t count) {
@@ -147,11 +147,11 @@ inline void transpose(uint32x4_t (&v)[4]) {
     v[3] = vreinterpretq_u32_u64(vtrn2q_u64(pairs(b), pairs(d)));
 }
 
-// Of 4 weight rows, the scales or biases; `into` has kOutputs for each group.
-void unpack_scales(const AffineMatrix& m, const void* array, std::size_t o, std::size_t groups,
-                   float* into) {
-    const std::size_t step = size_of(m.scalar);
-    for (std::size_t g = 0; g < groups; g += kLane) {
+// Of 4 weight rows, the scales or biases of `count` groups.
+void unpack_scales(const AffineMatrix& m, const void* array, std::size_t o, std::size_t first,
+                   std::size_t count, float* into) {
+    const std::size_t groups = m.in / static_cast<std::size_t>(m.group), step = size_of(m.scalar);
+    for (std::size_t g = first; g < first + count; g += kLane) {
         uint32x4_t v[kLane];
         for (std::size_t r = 0; r < kLane; ++r) {
             const Byte* from =
@@ -159,7 +159,7 @@ void unpack_scales(const AffineMatrix& m, const void* array, std::size_t o, std:
             v[r] = vreinterpretq_u32_f32(load4(m.scalar, from, groups - g));
         }
         transpose(v);
-        for (std::size_t i = 0; i < kLane; ++i, into += kOutputs)
+        for (std::size_t i = 0; i < least(first + count - g, kLane); ++i, into += kOutputs)
             vst1q_f32(into, vreinterpretq_f32_u32(v[i]));
     }
 }
@@ -186,33 +186,44 @@ void place(const Byte* from, std::size_t stride, uint8x16_t sign, Byte* into) {
     }
 }
 
-// Weight rows o to o + kOutputs - 1; those beyond the last stand for it.
+// Inputs [first, first + count) of weight rows o to o + kOutputs - 1; those beyond the last stand
+// for it.
 template <bool smmla>
-void unpack(const AffineMatrix& m, std::size_t o, const Panel& panel, Byte* base) {
+void unpack(const AffineMatrix& m, std::size_t o, std::size_t first, std::size_t count,
+            Panel& panel) {
+    const std::size_t group = static_cast<std::size_t>(m.group);
+    const std::size_t bits = static_cast<std::size_t>(m.bits);
     const uint8x16_t sign = vdupq_n_u8(m.bits == 8 ? 0x80 : 0);
-    Byte* rows = base + panel.rows;  // each with room behind it that the next one overwrites
-    for (std::size_t r = 0; r < kOutputs; ++r)
-        generic::unpack(m, least(o + r, m.out - 1), rows + r * m.in);
-    for (std::size_t lane = 0; lane < kOutputs; lane += kLane, rows += kLane * m.in) {
-        Byte* into = base + lane * (smmla ? 8 : 4);
-        for (std::size_t i = 0; i < m.in; i += 16)
-            place<smmla>(rows + i, m.in, sign, into + kOutputs * i);
-        unpack_scales(m, m.scales, o + lane, panel.groups,
-                      reinterpret_cast<float*>(base + panel.scales) + lane);
-        unpack_scales(m, m.biases, o + lane, panel.groups,
-                      reinterpret_cast<float*>(base + panel.biases) + lane);
+    AffineMatrix part = m;  // a row alone, from `first` on
+    part.in = count;
+    for (std::size_t r = 0; r < kOutputs; ++r) {
+        part.weight = static_cast<const Byte*>(m.weight) +
+                      (least(o + r, m.out - 1) * m.in + first) / 8 * bits;
+        generic::unpack(part, 0, panel.rows + r * count);
+    }
+    for (std::size_t lane = 0; lane < kOutputs; lane += kLane) {
+        const Byte* rows = panel.rows + lane * count;
+        Byte* into = panel.codes + lane * (smmla ? 8 : 4);
+        for (std::size_t i = 0; i < count; i += 16)
+            place<smmla>(rows + i, count, sign, into + kOutputs * i);
+        unpack_scales(m, m.scales, o + lane, first / group, count / group, panel.scales[0] + lane);
+        unpack_scales(m, m.biases, o + lane, first / group, count / group, panel.biases[0] + lane);
     }
 }
 
-// The group g of a block and a panel, as its integer sums join the others.
+// Inputs [first, first + count), for which a panel has been unpacked.
+struct Stretch {
+    std::size_t first, count;
+};
+
+// A group, as its integer sums join the others: the block's from + g, and the panel's g.
 struct Group {
-    Group(const Byte* base, const Block& block, const Byte* weights, const Panel& panel,
-          std::size_t g)
-        : scales(reinterpret_cast<const float*>(base + block.scales) + g * kRows),
-          sums(reinterpret_cast<const float*>(base + block.sums) + g * kRows),
-          starts(reinterpret_cast<const std::int32_t*>(base + block.starts) + g * kRows),
-          weight_scales(reinterpret_cast<const float*>(weights + panel.scales) + g * kOutputs),
-          weight_biases(reinterpret_cast<const float*>(weights + panel.biases) + g * kOutputs) {}
+    Group(const Byte* base, const Block& block, const Panel& panel, std::size_t from, std::size_t g)
+        : scales(reinterpret_cast<const float*>(base + block.scales) + (from + g) * kRows),
+          sums(reinterpret_cast<const float*>(base + block.sums) + (from + g) * kRows),
+          starts(reinterpret_cast<const std::int32_t*>(base + block.starts) + (from + g) * kRows),
+          weight_scales(panel.scales[g]),
+          weight_biases(panel.biases[g]) {}
 
     // The total of row t and outputs 4 h to 4 h + 3, with the sums of this group.
     float32x4_t added(float32x4_t total, int32x4_t high, int32x4_t low, std::size_t t,
@@ -228,7 +239,14 @@ struct Group {
     const float *weight_scales, *weight_biases;
 };
 
-// The first outputs of a row, of which there are `lanes`.
+// The outputs of a row so far, of which there are `lanes`.
+void fetch(const float* y, float32x4_t (&totals)[2], std::size_t lanes) {
+    float room[kOutputs] = {};
+    std::memcpy(room, y, lanes * sizeof(float));
+    totals[0] = vld1q_f32(room);
+    totals[1] = vld1q_f32(room + kLane);
+}
+
 void store(float* y, const float32x4_t (&totals)[2], std::size_t lanes) {
     float room[kOutputs];
     vst1q_f32(room, totals[0]);
@@ -238,24 +256,25 @@ void store(float* y, const float32x4_t (&totals)[2], std::size_t lanes) {
 
 // The first so many rows of a block with a panel; y points to the first output of the first row,
 // of which there are `lanes`.
-using Tile = void (*)(const Byte* base, const Block&, const Byte* weights, const Panel&,
+using Tile = void (*)(const Byte* base, const Block&, const Panel&, const Stretch&,
                       std::size_t lanes, float* y, std::size_t out);
 
-std::size_t scratch_bytes(const AffineMatrix& m) { return Panel(m).size; }
+std::size_t scratch_bytes(const AffineMatrix&) { return sizeof(Panel); }
 
 template <bool smmla>
 void meet(const Tile (&tiles)[kRows], const void* prepared, std::size_t rows, const AffineMatrix& m,
           std::size_t begin, std::size_t end, float* y, void* scratch) {
     const Block block(m);
-    const Panel panel(m);
-    Byte* weights = static_cast<Byte*>(scratch);
-    for (std::size_t o = begin; o < end; o += kOutputs) {
-        unpack<smmla>(m, o, panel, weights);
-        for (std::size_t t = 0; t < rows; t += kRows)
-            tiles[least(rows - t, kRows) - 1](
-                static_cast<const Byte*>(prepared) + t / kRows * block.size, block, weights, panel,
-                least(end - o, kOutputs), y + t * m.out + o, m.out);
-    }
+    Panel& panel = *static_cast<Panel*>(scratch);
+    for (std::size_t o = begin; o < end; o += kOutputs)
+        for (std::size_t first = 0; first < m.in; first += kStretch) {
+            const Stretch stretch{first, least(m.in - first, kStretch)};
+            unpack<smmla>(m, o, first, stretch.count, panel);
+            for (std::size_t t = 0; t < rows; t += kRows)
+                tiles[least(rows - t, kRows) - 1](
+                    static_cast<const Byte*>(prepared) + t / kRows * block.size, block, panel,
+                    stretch, least(end - o, kOutputs), y + t * m.out + o, m.out);
+        }
 }
 
 }  // namespace

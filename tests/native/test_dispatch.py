@@ -26,7 +26,7 @@ for bits in (2, 3, 4, 5, 6, 8):
     print(y.tobytes().hex())
     rows = np.zeros(5 * 9, np.float32)
     matrix = _native.Matrix((weight, scales, scales, bits, 64, 0), 192)
-    _native.project(x, [matrix], rows, 2, True, "NAME")
+    _native.project(x, [matrix], rows, 2, "NAME", True)
     print(rows.tobytes().hex())
 """
 

@@ -171,7 +171,7 @@ def test_panels(
 ) -> None:
     """Products of many rows: the portable ones' bits, whole tiles and parts, threads or none."""
     program, form = Program(driver), Affine(bits, group, scalar)
-    shapes = [(1, group), (13, 3 * group), (130, 384), (8, 5 * group)]
+    shapes = [(1, group), (13, 3 * group), (130, 384), (8, 5 * group), (9, 2048 + group)]
     matrices = [random_matrix(form, *shape) for shape in shapes]
     cases = [(activations(rows, m.shape[1]), m) for m in matrices for rows in (1, 4, 7)]
     for x, matrix in cases:

@@ -4,8 +4,9 @@
         [--steps]
 
 Weights are larger than the cache. For each format, the plain read of the same bytes and the
-product with every instruction set are timed in turn, several times over. Medians are printed,
-the largest error relative to float64 beside them, and one JSON line at the end.
+product with every instruction set are timed in turn, several times over; of more than one token
+also in the form for many rows. Medians are printed, the largest error relative to float64 beside
+them, and one JSON line at the end.
 """
 
 from __future__ import annotations
@@ -63,6 +64,12 @@ def product(x: Array, matrix: Matrix, y: Array, threads: int, name: str) -> Call
     return lambda: _native.matmul_affine(x, weight, *rest, *arguments, y, threads, name)
 
 
+def panels(x: Array, matrix: Matrix, y: Array, threads: int, name: str) -> Callable[[], object]:
+    """The same in the form for many rows (native/panels.h)."""
+    handle, into = cpu._make_matrix(matrix), y.reshape(-1)
+    return lambda: _native.project(x, [handle], into, threads, name, True)
+
+
 def error(x: Array, matrix: Matrix, y: Array) -> float:
     """Largest error of the first outputs, relative to their root mean square."""
     some = slice(0, 512)
@@ -75,6 +82,9 @@ def compare(form: Format, x: Array, rows: int, threads: int) -> dict[str, dict[s
     matrix = random_matrix(form, rows, x.shape[1])
     y = np.empty((len(x), rows), np.float32)
     works = {name: product(x, matrix, y, threads, name) for name in _native.instruction_sets()}
+    if len(x) > 1:
+        many = {f"{name} panels": panels(x, matrix, y, threads, name) for name in works}
+        works |= many
     times: dict[str, list[float]] = {name: [] for name in ("read", *works)}
     errors: dict[str, float] = {}
     for _ in range(REPEATS + 1):
@@ -87,8 +97,10 @@ def compare(form: Format, x: Array, rows: int, threads: int) -> dict[str, dict[s
     label = f"{form.bits} bits" if isinstance(form, Affine) else form.dtype
     for name in works:
         share = rates[name] / rates["read"]
-        print(f"{label:>8} {name:>8} {rates[name]:7.2f} {share:7.1%} {errors[name]:10.1e}")
-    print(f"{label:>8} {'read':>8} {rates['read']:7.2f}", flush=True)
+        products = len(x) * rows * x.shape[1] / statistics.median(times[name][1:]) / 1e9
+        speed = f"{rates[name]:7.2f} {share:7.1%} {products:7.1f}"
+        print(f"{label:>8} {name:>14} {speed} {errors[name]:10.1e}")
+    print(f"{label:>8} {'read':>14} {rates['read']:7.2f}", flush=True)
     return {label: {name: round(rate, 2) for name, rate in rates.items()}}
 
 
@@ -223,7 +235,8 @@ def main() -> None:
     forms: list[Format] = [Affine(bits, 64) for bits in AFFINE_BITS]
     forms += [Plain(name) for name in FLOATS]
     rates: dict[str, dict[str, float]] = {}
-    print(f"{'weights':>8} {'kernels':>8} {'GB/s':>7} {'of read':>7} {'error':>10}")
+    head = f"{'GB/s':>7} {'of read':>7} {'GMAC/s':>7} {'error':>10}"
+    print(f"{'weights':>8} {'kernels':>14} {head}")
     for form in forms:
         rates |= compare(form, x, given.rows, given.threads)
     small(given.threads)

@@ -49,7 +49,7 @@ class MixtureOfExperts:
             ids = np.broadcast_to(np.arange(self.shape.count), (len(x), self.shape.count))
             weights: Array = np.ones(ids.shape, x.dtype)
         else:
-            logits = self.kernels.matmul(x, self.gate)
+            (logits,) = self.kernels.project(x, (self.gate,))
             ids, weights = self.kernels.route(logits, self.shape.top_k, self.shape.renormalize)
         self.observer.routed(self.layer, ids)
         self.observer.ended(self.layer, "route")
@@ -59,7 +59,7 @@ class MixtureOfExperts:
         """Ids (T, top_k) as :meth:`route` gives them, for ``x`` (T, hidden) that is not final."""
         if self.shape.router == "all":
             return np.broadcast_to(np.arange(self.shape.count), (len(x), self.shape.count))
-        logits = self.kernels.matmul(x, self.gate)
+        (logits,) = self.kernels.project(x, (self.gate,))
         return self.kernels.route(logits, self.shape.top_k, False)[0]
 
     def rank(self, x: Array) -> Array:

@@ -57,7 +57,7 @@ public:
         if (find(*affine) != nullptr) return;
         // Zeros where `prepare` does not write: in a block of rows that is not full.
         const std::size_t count = set_->panels->prepared_bytes(rows_, *affine);
-        const std::size_t full = set_->panels->prepared_bytes(rows_ / 16 * 16, *affine);
+        const std::size_t full = set_->panels->prepared_bytes(rows_ / 48 * 48, *affine);
         forms_.push_back({*affine, room(count)});
         std::fill_n(forms_.back().bytes.get() + full, count - full, 0);
     }

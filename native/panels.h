@@ -37,8 +37,8 @@ constexpr std::size_t kPanelScratch = 3 << 16;  // bytes a worker, at most; kern
 
 // Under the rule of RowKernels in dispatch.h.
 struct PanelKernels {
-    // Bytes of so many activation rows in fixed point, in blocks of at most 16 rows; those of the
-    // last block must be zeros where `prepare` does not write.
+    // Bytes of so many activation rows in fixed point, in blocks whose number of rows divides
+    // 48; those of the last block must be zeros where `prepare` does not write.
     std::size_t (*prepared_bytes)(std::size_t rows, const AffineMatrix& matrix);
     // x (in) in fixed point as row t of those; `into` is aligned to 64 bytes.
     void (*prepare)(const float* x, const AffineMatrix& matrix, std::size_t t, void* into);

@@ -21,6 +21,7 @@ from flashmoe import __version__
 from flashmoe import kernels as kernel_sets
 from flashmoe.errors import BudgetError, ClosedError, InputError
 from flashmoe.generation import Generation
+from flashmoe.kernels.reference import CHUNK
 from flashmoe.model.decoder import Between, Decoder
 from flashmoe.model.observer import Observer
 from flashmoe.model.state import State
@@ -64,6 +65,8 @@ class Engine:
         room: int,
         outlay: Outlay,
         prefix_cache: PrefixCache | None = None,
+        *,
+        pinned: bool = False,
     ) -> None:
         self.store = store
         self.shape = shape
@@ -80,13 +83,14 @@ class Engine:
         self.key = f"{xxhash.xxh3_64_hexdigest(identity.encode())}-{outlay.kv}"
         """Names store, dtype, experts a token and, behind the dash, how keys and values are held:
         what a saved timeline is valid for."""
+        self._asked_chunk = runtime.chunk_tokens
         self.prefixes = self._prefixes(prefix_cache)
         """What is kept of timelines, and the bytes written for it; None without a cache."""
         self.decoder = Decoder(shape, Trunk(store.trunk(), kernels.dtype), kernels, observer)
         self.streamer = Streamer(store, plan.slots, runtime, plan.full_slots)
         self.outlay = outlay
         # Slots that were asked for stay, whatever the plan leaves besides.
-        least = plan.slots if plan.full_slots == plan.slots else self.streamer.least_slots
+        least = plan.slots if pinned else self.streamer.least_slots
         self.ledger = Ledger(plan, outlay, least, runtime.chunk_tokens)
         # An emptied cache is read into at the same depth, without measuring once more.
         self.runtime = replace(runtime, io_threads=self.streamer.io_threads)
@@ -100,13 +104,22 @@ class Engine:
         if options is None:
             return None
         floats = self.kernels.dtype.itemsize
+        # What decides the last bits. Chunks that end at multiples of 64 do not.
+        chunk = self._asked_chunk if (self._asked_chunk or 0) % CHUNK else None
+        variant = f"{self.kernels.name} {self.kernels.instruction_set}"
+        reserve = weakref.WeakMethod(self.reserve)
+
+        def reserved(state: State, tokens: int) -> None:
+            if (method := reserve()) is not None:
+                method(state, tokens)
+
         return Prefixes(
             options,
-            keys.identity(self.key, self.kernels.name, __version__),
+            keys.identity(self.key, variant, str(chunk), __version__),
             limit_bytes=self.plan.prefix_bytes,
             state_bytes=sizes.state_bytes(self.shape, floats),
             token_bytes=sizes.kv_bytes(self.shape, 1, floats, self.kv),
-            reserve=self.reserve,
+            reserve=reserved,
         )
 
     def _warm(self, identity: str) -> None:
@@ -155,7 +168,19 @@ class Engine:
         room = room_of(plan, promised=budget.ram_bytes is not None)
         watching = observer or Observer()
         outlay = outlay_of(store, budget, chosen, shape.experts.top_k)
-        return cls(store, words, plan, shape, chosen, runtime, watching, room, outlay, prefix_cache)
+        return cls(
+            store,
+            words,
+            plan,
+            shape,
+            chosen,
+            runtime,
+            watching,
+            room,
+            outlay,
+            prefix_cache,
+            pinned=budget.slots is not None,
+        )
 
     def session(self) -> Session:
         """A new, empty timeline.
@@ -200,15 +225,17 @@ class Engine:
         """Make room for keys and values of a timeline that is about to have so many tokens."""
         with self._lock:
             self._settle(0, state, tokens)
+            memory.release_freed()  # what the last pass had
 
     @contextmanager
     def lending(self, nbytes: int) -> Iterator[None]:
         """Between passes: so many bytes of the budget are for something else, for a while."""
         with self._lock:
             self.ledger.lend(nbytes)
-            self._settle(0)
-            memory.release_freed()  # what the last pass had
         try:
+            with self._lock:
+                self._settle(0)
+                memory.release_freed()  # what the last pass had
             yield
         finally:
             with self._lock:

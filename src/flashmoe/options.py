@@ -156,7 +156,7 @@ class PrefixCache:
     ``directory`` keeps it across restarts, for this user alone, since it says what was said; None
     keeps it in memory only. ``disk_bytes`` bounds all files in it, those of other models and
     processes included; what was used longest ago leaves. ``memory_bytes`` is what is held in
-    memory, which the budget counts; None is enough for what waits to be written.
+    memory, which the budget counts; None is enough for what waits to be written to the directory.
 
     A timeline that resumes inside an earlier prompt gives the bits that it would have given
     anyway. One that resumes at the end of an earlier prompt or reply gives those of the session
@@ -174,7 +174,7 @@ class PrefixCache:
         if self.memory_bytes is not None:
             _whole("memory_bytes", self.memory_bytes, "at least 1", 1)
         placed = self.directory is not None or self.memory_bytes is not None
-        _check(placed, "memory_bytes", None, "given where no directory is")
+        _check(placed, "memory_bytes", None, "a number of bytes where there is no directory")
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,9 @@ class Session:
         if not len(ids) and not self._ids:
             raise InputError("there is nothing to go on from: the prompt is empty")
         words = self._engine.detokenizer(sampling.stop)
+        marked = [_whole("a mark", mark, len(ids)) for mark in marks]
         kept = self._append(ids)
-        self._trail.mark(kept + mark for mark in marks)
+        self._trail.mark([kept + mark for mark in marked])
         sampler = self._engine.sampler(sampling, self._ids)
         return self._reply(self._turn, kept, len(ids), sampling, sampler, words, on_progress)
 
@@ -206,6 +207,7 @@ class Session:
         snapshots.check_model("the snapshot", snapshot.model, self._engine.key)
         self._turn += 1
         self._trail.forget()
+        self._state.check_length(snapshot.position)  # before room is made for it
         self._engine.reserve(self._state, snapshot.position)
         self._state.assign(snapshot.position, snapshot.arrays)
         self._ids = list(snapshot.ids)
@@ -242,10 +244,9 @@ class Session:
         a prefix cache has kept, and what that lacks passes again.
 
         Raises:
-            InputError: the timeline is not so long.
+            InputError: no whole number, or the timeline is not so long.
         """
-        if not 0 <= tokens <= len(self._ids):
-            raise InputError(f"the timeline has {len(self._ids)} tokens: it has no first {tokens}")
+        tokens = _whole("the number of tokens to go back to", tokens, len(self._ids))
         self._turn += 1
         del self._ids[tokens:]
         if tokens < self._state.position:
@@ -281,21 +282,20 @@ class Session:
         After a failure the first ``kept`` tokens stay, and all that have passed.
         """
         state, trail = self._state, self._trail
-        trail.begin(self._ids, most)
-        waiting = len(self._ids) - state.position
-        layers = self._engine.shape.layers
-        journey = Journey(waiting + trail.cached, layers, on_progress, trail.cached)
-        between = self._between(turn, journey)
         with self._keeping(kept):
+            trail.begin(self._ids, most)
+            waiting = len(self._ids) - state.position
+            layers = self._engine.shape.layers
+            journey = Journey(waiting + trail.cached, layers, on_progress, trail.cached)
+            between = self._between(turn, journey)
             journey.begin()
-        while state.position < len(self._ids):
-            end = trail.cut(len(self._ids))
-            chunk = np.array(self._ids[state.position : end], np.int64)
-            with self._keeping(kept):
+            while state.position < len(self._ids):
+                end = trail.cut(len(self._ids))
+                chunk = np.array(self._ids[state.position : end], np.int64)
                 passed = self._engine.run(chunk, state, between)
                 journey.chunk(len(passed[0]))
-            trail.passed(self._ids)
-            yield passed
+                trail.passed(self._ids)
+                yield passed
 
     @contextmanager
     def _keeping(self, kept: int) -> Iterator[None]:
@@ -318,6 +318,16 @@ class Session:
                 )
 
         return between
+
+
+def _whole(name: str, given: object, most: int) -> int:
+    try:
+        number = operator.index(given)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    if not 0 <= number <= most:
+        raise InputError(f"{name} is {given!r}; it must be a whole number from 0 to {most}")
+    return number
 
 
 def _step(

@@ -591,3 +591,28 @@ def test_tools_that_the_template_would_drop_are_refused(command: Command, store,
     assert result.code == 2 and "knows no tools" in result.err
     assert command("run", plain, "Hi", *SHORT).code == 0
     assert command("run", plain, "Hi", "--raw", "--think", *SHORT).code == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (("--prefix-cache", ""), "--prefix-cache has an empty name"),
+        (("--prefix-cache-size", "1GiB"), "give its directory too"),
+        (("--prefix-cache", "x", "--prefix-cache-size", "0"), "--prefix-cache-size 0 leaves no"),
+    ],
+)
+def test_a_prefix_cache_that_cannot_be_meant(
+    command: Command, store, flags: tuple[str, ...], why: str, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    done = command("run", store, "Hi", *SHORT, *flags)
+    assert done.code == 2 and why in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_chunks_that_show_are_told(command: Command, store):
+    assert (
+        "chunks of 100 tokens show"
+        in command("run", store, "Hi", *SHORT, "--chunk-tokens", "100").err
+    )
+    assert "chunks of" not in command("run", store, "Hi", *SHORT, "--chunk-tokens", "128").err

@@ -154,7 +154,7 @@ def test_route_is_best_first_with_ties_to_the_lower_id():
     np.testing.assert_allclose(weights, [[0.375, 0.375, 0.25]], rtol=0, atol=EXACT)
 
 
-def test_experts_do_not_depend_on_the_order_of_arrival(rng):
+def test_experts_of_one_token_do_not_depend_on_the_order_of_arrival(rng):
     made = {
         e: Expert(*(plain(rng.standard_normal(s)) for s in ((5, 4), (5, 4), (4, 5))))
         for e in range(6)
@@ -165,8 +165,12 @@ def test_experts_do_not_depend_on_the_order_of_arrival(rng):
     distinct = sorted(set(ids.ravel().tolist()))
     held = [(e, made[e]) for e in distinct]
     one = reference.experts(x, ids, weights, held)
-    np.testing.assert_array_equal(one, reference.experts(x, ids, weights, held[::-1]))
     for t in range(7):
+        alone = x[t : t + 1], ids[t : t + 1], weights[t : t + 1]
+        some = [(e, made[e]) for e in ids[t].tolist()]
+        given = reference.experts(*alone, some)
+        np.testing.assert_array_equal(given, reference.experts(*alone, some[::-1]))
+        np.testing.assert_allclose(given[0], one[t], rtol=0, atol=1e-5)
         wanted = np.zeros(4)
         for e, weight in zip(ids[t], weights[t], strict=True):
             gate, up, down = (m.weight.astype(np.float64) for m in vars_of(made[e]))

@@ -26,7 +26,7 @@ from flashmoe.quant import Array
 from flashmoe.store.convert import convert
 from flashmoe.store.reader import Store
 from tests.oracle.greedy import judge, tokens_that_differ, write_greedily
-from tests.tolerances import FLOAT32_LOGITS
+from tests.tolerances import PROMPT_LOGITS
 
 pytestmark = pytest.mark.oracle
 
@@ -92,9 +92,10 @@ def test_greedy_continuation(
     ids = written.argmax(axis=-1).tolist()
     whole = engine.session().logits([*prompt, *ids[:-1]])[-TOKENS:]
     for logits in (written, whole):
+        # The prompt itself passes in one piece in both.
         difference = float(np.abs(logits - expected.logits).max())
         record_property("max_abs_difference", difference)
-        assert difference <= FLOAT32_LOGITS
+        assert difference <= PROMPT_LOGITS
         for note in tokens_that_differ(logits, expected):
             record_property("near_tie", note)
 
@@ -120,7 +121,7 @@ def test_slices_do_not_change_the_answer(
         expected = whole.session().logits(prompts[0])
     difference = float(np.abs(engine.session().logits(prompts[0]) - expected).max())
     record_property("max_abs_difference", difference)
-    assert difference <= FLOAT32_LOGITS
+    assert difference <= PROMPT_LOGITS
 
 
 def test_every_weight_is_gguf_s(

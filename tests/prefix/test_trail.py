@@ -11,6 +11,7 @@ import pytest
 from flashmoe.engine import Engine
 from flashmoe.errors import InputError, ReadError
 from flashmoe.options import Budget, PrefixCache, Runtime, Sampling
+from flashmoe.prefix import pieces
 from flashmoe.step import Totals
 from tests.synthetic import DENSE, HYBRID, write_store
 
@@ -168,7 +169,7 @@ def test_no_pass_of_a_prompt_is_a_single_token(path, tmp_path, monkeypatch):
         reply(engine.session(), IDS[:250], 1, marks=range(250))
         assert seen == [(0, 64), (64, 64), (128, 64), (192, 58)]
         for prompt in (IDS[:193], IDS[:192] + OTHER[:1], IDS[:65], IDS[:64] + OTHER[:1]):
-            reply(engine.session(), prompt, 1, marks=range(250))
+            reply(engine.session(), prompt, 1, marks=range(len(prompt)))
         assert seen[4:] == [(128, 65), (128, 65), (0, 65), (0, 65)]
 
 
@@ -241,7 +242,7 @@ def test_a_rewind_passes_no_more_than_it_must(engine, plain):
     np.testing.assert_array_equal(logits, cold.logits(OTHER[:60]))
     assert logits.shape == (60, 96)
     for tokens in (-1, 271):
-        with pytest.raises(InputError, match="the timeline has 270 tokens"):
+        with pytest.raises(InputError, match="from 0 to 270"):
             session.rewind(tokens)
     session.rewind(0)
     assert session.ids == ()
@@ -315,3 +316,37 @@ def test_the_memory_is_planned_and_a_closed_engine_has_written_all(path, plain, 
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be kept"):
         open_engine(path, tmp_path / "file")
+
+
+@pytest.mark.parametrize("mark", [-1, 100, 1.5, "a", None])
+def test_a_mark_is_a_place_in_the_prompt(engine, mark):
+    with pytest.raises(InputError, match="a mark is"):
+        engine.session().generate(IDS[:70], marks=[mark])
+    session = engine.session()
+    reply(session, IDS[:70], 1)
+    with pytest.raises(InputError, match="go back to"):
+        session.rewind(mark)
+
+
+def test_an_interrupted_restore_leaves_an_empty_timeline(engine, monkeypatch):
+    reply(engine.session(), IDS[:300], 1)
+    wanted = engine.session().logits(IDS[:300])
+
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pieces, "place_block", interrupted)
+        session = engine.session()
+        with pytest.raises(KeyboardInterrupt):
+            reply(session, IDS[:300], 1)
+    assert session.ids == ()
+    assert np.array_equal(session.logits(IDS[:300]), wanted)
+
+
+def test_other_chunks_than_multiples_of_64_keep_to_themselves(path, tmp_path):
+    options = PrefixCache(tmp_path)
+    for size, cached in ((100, 0), (64, 0), (192, 250), (100, 250), (None, 250)):
+        runtime = Runtime(chunk_tokens=size)
+        with Engine.open(path, runtime=runtime, prefix_cache=options) as engine:
+            assert reply(engine.session(), IDS[:250], 1)[0].cached_tokens == cached, size

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from flashmoe.errors import ReadError
 from flashmoe.options import Runtime
 from flashmoe.quant import Array
-from flashmoe.stream.passage import BATCH
+from flashmoe.stream.sizes import BATCH_EXPERTS
 from flashmoe.stream.streamer import Streamer
 from tests.stream.conftest import EXPERTS, LAYERS, TOP_K, ScriptedReader, TinyStore, record_of
 
@@ -69,11 +69,11 @@ def test_a_batch_is_of_what_is_there_and_bounded(tiny: TinyStore) -> None:
     with closing(Streamer(tiny.store, ALL, OFF)) as streamer:
         passed(tiny, streamer, 0, chunk(0, 1, 2, 5))
         assert passed(tiny, streamer, 0, chunk(0, 1, 2, 5)) == [[0, 1, 2, 5]]
-        with patch("flashmoe.stream.passage.BATCH", 3):
+        with patch("flashmoe.stream.passage.BATCH_EXPERTS", 3):
             assert passed(tiny, streamer, 0, chunk(0, 1, 2, 5)) == [[0, 1, 2], [5]]
         with streamer.hold(0, chunk(0, 1, 2, 5)) as experts:
             assert [expert for expert, _ in experts] == [0, 1, 2, 5]
-    assert BATCH <= 16
+    assert BATCH_EXPERTS <= 16
 
 
 @settings(max_examples=200, deadline=None)
@@ -120,13 +120,13 @@ def test_no_schedule_of_the_disk_mixes_up_the_bytes(
 
 
 def sweep(tiny: TinyStore, streamer: Streamer, wanted: list[list[int]], early: bool) -> None:
-    """A chunk through all layers, each expected right before."""
+    """A chunk through all layers, each expected before the one before it is hinted."""
     if early:
         streamer.expect(0, 8, lambda: chunk(*wanted[0]), at_once=True)
     for layer, experts in enumerate(wanted):
-        streamer.hint(layer, chunk(*experts))
         if early and layer + 1 < LAYERS:
             streamer.expect(layer + 1, 8, lambda e=wanted[layer + 1]: chunk(*e))
+        streamer.hint(layer, chunk(*experts))
         passed(tiny, streamer, layer, chunk(*experts))
 
 
@@ -231,3 +231,18 @@ def test_a_chunk_that_fails_leaves_nothing_pinned(own: TinyStore) -> None:
         assert not streamer._cache.pinned
         own.damage(1, 5)
         passed(own, streamer, 1, chunk(*range(EXPERTS)))
+
+
+def test_every_layer_is_read_ahead(tiny: TinyStore) -> None:
+    """Not only every other one: what is expected next outlives the hint of the layer at hand."""
+    wanted, asked = [list(range(EXPERTS))] * LAYERS, []
+    with scripted(tiny, 14, ScriptedReader(random.Random(1))) as streamer:
+        choose = streamer._ahead._policy.choose
+
+        def chosen(layer, tokens, early):
+            asked.append(layer)
+            return choose(layer, tokens, early)
+
+        with patch.object(streamer._ahead._policy, "choose", chosen):
+            sweep(tiny, streamer, wanted, True)
+    assert asked == list(range(LAYERS))

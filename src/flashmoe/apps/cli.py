@@ -176,11 +176,11 @@ def plan(
 ) -> None:
     """Show how memory would be divided: floor, recommended size, slots, and what binds."""
     from flashmoe.apps.plan import plan
-    from flashmoe.apps.request import Limits
+    from flashmoe.apps.request import Limits, kept_in
 
     limits = Limits(ram, context, slots, experts_per_token, kv)
     runtime = Runtime(chunk_tokens=chunk_tokens, io=io, store_dirs=tuple(store_dirs or ()))
-    plan(store, limits, runtime, prefix_cache=prefix_cache, as_json=as_json)
+    plan(store, limits, runtime, prefix_cache=kept_in(prefix_cache), as_json=as_json)
 
 
 @app.command(
@@ -211,7 +211,7 @@ def run(
     slots: flags.Slots = None,
     kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
     prefix_cache: flags.PrefixDirectory = None,
-    prefix_cache_size: flags.PrefixSize = flags.PREFIX_SIZE,
+    prefix_cache_size: flags.PrefixSize = None,
     threads: flags.Threads = None,
     chunk_tokens: flags.ChunkTokens = Runtime.chunk_tokens,
     io_threads: flags.IoThreads = Runtime.io_threads,

@@ -159,20 +159,23 @@ Context: TypeAlias = Annotated[
     ),
 ]
 PrefixDirectory: TypeAlias = Annotated[
-    Path | None,
+    str | None,
     _memory(
-        "Keep here what the beginnings of conversations have come to, and begin there when one "
-        "comes again. It says what was said: it is made for this user alone.",
+        "Keep here what prompts and replies have come to, and begin there when one comes again, or "
+        "another that begins alike; it counts in --ram. It says what was said: it is made for this "
+        "user alone, and may be deleted at any time. Where an earlier prompt or reply ended, going "
+        "on may differ in the last digits from a prompt in one piece.",
         "--prefix-cache",
         metavar="DIR",
     ),
 ]
 PrefixSize: TypeAlias = Annotated[
-    str,
+    str | None,
     _memory(
         "All that --prefix-cache may take on disk; what was used longest ago leaves.",
         "--prefix-cache-size",
         metavar="SIZE",
+        show_default=PREFIX_SIZE,
     ),
 ]
 Slots: TypeAlias = Annotated[

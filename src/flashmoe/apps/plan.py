@@ -6,7 +6,6 @@ Owns the meaning of ``--ram`` and the table; every number is :mod:`flashmoe.stre
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashmoe import kernels
@@ -55,7 +54,7 @@ def plan(
     limits: Limits,
     runtime: Runtime,
     *,
-    prefix_cache: Path | None = None,
+    prefix_cache: PrefixCache | None = None,
     as_json: bool,
 ) -> None:
     """Print the plan of a store, as ``run`` with the same flags would make it."""
@@ -64,14 +63,13 @@ def plan(
     words = Words(store)  # what it weighs counts
     top_k = with_experts(store.shape, limits.experts).experts.top_k
     budget = budget_of(limits.ram, limits.context, limits.slots, top_k, limits.kv)
-    kept = None if prefix_cache is None else PrefixCache(prefix_cache)
     found = plan_store(
         store,
         budget,
         runtime,
         kernels=chosen,
         experts_per_token=top_k,
-        prefix_cache=kept,
+        prefix_cache=prefix_cache,
     )
     del words
     if as_json:

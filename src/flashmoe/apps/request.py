@@ -106,10 +106,25 @@ def request_of(flags: Mapping[str, Any]) -> Request:
         },
         files=Files(flags["trace_out"], flags["save"], flags["load"]),
         report=Report(timing=flags["timing"], json=flags["stats"] == "json"),
-        prefix_cache=_prefix_cache(flags["prefix_cache"], flags["prefix_cache_size"]),
+        prefix_cache=kept_in(flags["prefix_cache"], flags["prefix_cache_size"]),
     )
 
 
-def _prefix_cache(directory: Path | None, size: str) -> PrefixCache | None:
-    limit = parse_bytes(size)  # a size that is none is refused with or without a directory
-    return None if directory is None else PrefixCache(directory, limit)
+def kept_in(directory: str | None, size: str | None = None) -> PrefixCache | None:
+    """The prefix cache that the flags ask for.
+
+    Raises:
+        InputError: an empty name, a size that is none, or one without a directory.
+    """
+    if directory is None:
+        if size is not None:
+            raise InputError("--prefix-cache-size bounds --prefix-cache: give its directory too")
+        return None
+    if not directory.strip():
+        raise InputError("--prefix-cache has an empty name: give a directory")
+    if size is None:
+        return PrefixCache(Path(directory))
+    limit = parse_bytes(size)
+    if limit < 1:
+        raise InputError(f"--prefix-cache-size {size} leaves no room: give a size above 0")
+    return PrefixCache(Path(directory), limit)

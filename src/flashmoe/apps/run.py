@@ -23,6 +23,7 @@ from flashmoe.apps.routing_log import Header, RoutingWriter
 from flashmoe.apps.terminal import end_line, note, show_aside, take_interrupts, write
 from flashmoe.engine import Engine
 from flashmoe.errors import FlashMoeError
+from flashmoe.kernels.reference import CHUNK
 from flashmoe.model.observer import Observer, Phase
 from flashmoe.quant import Array
 from flashmoe.session import Session
@@ -104,6 +105,8 @@ def run(request: Request) -> int:
             end_line(reply.text)
             raise
         end_line(reply.text)
+        if reply.finish == "interrupt" and not reply.steps:
+            note(_interrupted(engine, session, ids))
         try:
             if request.files.save is not None:
                 session.save(request.files.save)
@@ -135,6 +138,11 @@ def _open(request: Request, onlookers: Observer) -> Engine:
         )
     if limits.kv in LOSSY_KV:
         note(f"lossy: {LOSSY_KV[limits.kv]}")
+    if (request.runtime.chunk_tokens or 0) % CHUNK:
+        note(
+            f"chunks of {request.runtime.chunk_tokens} tokens show in the last digits of the "
+            f"answer; multiples of {CHUNK} do not"
+        )
     return engine
 
 
@@ -152,6 +160,13 @@ def _begin(engine: Engine, request: Request) -> tuple[Session, list[int]]:
         return session, opening(engine, request.prompt)
     session.load(request.files.load)
     return session, next_turn(engine, request.prompt, session.ids)
+
+
+def _interrupted(engine: Engine, session: Session, ids: list[int]) -> str:
+    """What an interrupted prompt has come to."""
+    told = f"interrupted: {len(session.ids)} tokens of the timeline have passed"
+    told += f", of a prompt of {len(ids)}"
+    return told if engine.prefixes is None else f"{told}; the prefix cache has them"
 
 
 def _marks(engine: Engine, request: Request, ids: list[int]) -> tuple[int, ...]:

@@ -286,6 +286,7 @@ def table(threads: int) -> Kernels:
         name="cpu",
         dtype=_F32,
         block_bytes=threads * ROW_BYTES,
+        instruction_set=_native.instruction_sets()[0],
         unit_bytes=partial(unit_bytes, threads=threads),
         matmul=partial(matmul, threads=threads),
         project=partial(project, threads=threads),

@@ -277,9 +277,16 @@ def experts(
 ) -> Array:
     """The weighted sum of the chosen experts: x (T, hidden), ids and weights (T, k).
 
-    ``held`` yields each distinct expert once, in any order; the sum is always taken in the
-    order of ids, so the answer does not depend on which expert arrived first.
+    ``held`` yields each distinct expert once. Those of a single token may come in any order and are
+    summed in the order of ids, so the answer does not depend on which arrived first; those of more
+    come in the order of their numbers, and are added as they come.
     """
+    if len(x) > 1:
+        total = np.zeros_like(x)
+        for number, expert in held:
+            token, rank = np.nonzero(ids == number)
+            total[token] += weights[token, rank, None] * swiglu(x[token], expert)
+        return total
     outputs = np.empty((*ids.shape, x.shape[1]), x.dtype)
     for number, expert in held:
         token, rank = np.nonzero(ids == number)

@@ -22,14 +22,16 @@ class Kernels:
     """One set of kernels; ``dtype`` is that of the activations it takes and gives.
 
     ``block_bytes`` is the most memory the set holds for weights on their way to floats, in all
-    its threads together; results and activations are not in it. ``unit_bytes`` is what all its
-    threads together hold while a chunk attends, whatever its length and the context, beyond what
-    the reference does (``stream.sizes``).
+    its threads together; results and activations are not in it. ``instruction_set`` is the
+    processor's that it computes with, where that shows in the last bits. ``unit_bytes`` is what all
+    its threads together hold while a chunk attends, whatever its length and the context, beyond
+    what the reference does (``stream.sizes``).
     """
 
     name: str
     dtype: np.dtype[Any]
     block_bytes: int
+    instruction_set: str = ""
     unit_bytes: Callable[[AttentionShape], int] = lambda _: 0
     matmul: reference.Matmul = reference.matmul
     project: Callable[[Array, Sequence[Matrix]], tuple[Array, ...]] = reference.project

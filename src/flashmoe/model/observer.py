@@ -45,4 +45,5 @@ class PhaseClock(Observer):
 
     def ended(self, layer: int, phase: Phase) -> None:
         last, self._last = self._last, time.perf_counter()
-        self.ms[layer, phase] += (self._last - last) * 1e3
+        if last:  # else no pass was begun: a prompt can come from a cache whole
+            self.ms[layer, phase] += (self._last - last) * 1e3

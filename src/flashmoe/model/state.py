@@ -162,17 +162,25 @@ class State:
             ContextError: it is longer than this state's planned context.
             SessionError: it belongs to a model of another shape or dtype.
         """
-        if position > self.context_tokens:
-            raise ContextError(
-                f"the saved timeline has {position} tokens; the planned context is "
-                f"{self.context_tokens}: plan a longer one with --context"
-            )
+        self.check_length(position)
         self._check(position, arrays)
         for index, layer in enumerate(self.layers):
             for name in layer.arrays():
                 layer.assign(name, arrays[f"{index}.{name}"])
         self.last = arrays["last"].copy()
         self.position = position
+
+    def check_length(self, position: int) -> None:
+        """Check that a timeline of so many tokens fits.
+
+        Raises:
+            ContextError: it does not.
+        """
+        if position > self.context_tokens:
+            raise ContextError(
+                f"the saved timeline has {position} tokens; the planned context is "
+                f"{self.context_tokens}: plan a longer one with --context"
+            )
 
     def _check(self, position: int, arrays: Mapping[str, Array]) -> None:
         own = self.arrays()

@@ -26,7 +26,7 @@ from flashmoe.model.state import State
 from flashmoe.options import PrefixCache
 from flashmoe.prefix import entry, keys, pieces, places
 from flashmoe.prefix.directory import Directory
-from flashmoe.prefix.memory import Memory
+from flashmoe.prefix.memory import Memory, NoRoom
 from flashmoe.prefix.writing import Writing
 from flashmoe.quant import Array
 from flashmoe.shape import ModelShape
@@ -93,7 +93,7 @@ class Prefixes:
         self.spacing_tokens = places.spacing(state_bytes, token_bytes)
         self._paths: dict[str, None] = {}
         self._noted: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may close a reply while it is held
         self._closed = False
         self._told = False
 
@@ -133,11 +133,17 @@ class Prefixes:
                 return position, self._restore(name, ids, position, state)
             except FileNotFoundError:
                 _log.info("%s has been removed meanwhile", name)  # by another process, for room
-            except (OSError, ValueError) as error:
+                self._forget(name)
+            except ValueError as error:
+                _log.warning("%s of the prefix cache is refused, since %s", name, error)
+                self._forget(name)
+            except (OSError, NoRoom) as error:
                 why = error.strerror if isinstance(error, OSError) else error
-                _log.warning("%s of the prefix cache is refused, since %s", name, why)
+                _log.warning("%s of the prefix cache is not used: %s", name, why)
+            except BaseException:
+                state.clear()
+                raise
             state.clear()
-            self._forget(name)
         return 0, []
 
     def keep(
@@ -198,7 +204,11 @@ class Prefixes:
         plan = entry.layout(head, arrays)
         piece = self._memory.take(plan.nbytes)
         if piece is not None:
-            entry.encode(plan, arrays, piece)
+            try:
+                entry.encode(plan, arrays, piece)
+            except BaseException:
+                self._memory.drop(piece)
+                raise
         return piece
 
     def _stage(self, name: str, piece: Array, blocks: Sequence[str]) -> int:
@@ -208,7 +218,11 @@ class Prefixes:
             self._memory.keep(name, piece, waiting=False)
             return 0
         self._memory.keep(name, piece, waiting=True)
-        writing.add(name, blocks)
+        try:
+            writing.add(name, blocks)
+        except BaseException:
+            self._memory.written(name)
+            raise
         return len(piece)
 
     def _fits(self, blocks: int, state: State, own_bytes: int) -> bool:
@@ -247,6 +261,7 @@ class Prefixes:
 
         Raises:
             OSError, ValueError: a piece is gone, damaged, or not what its name says.
+            NoRoom: there is no memory for it just now.
         """
         head, arrays = entry.decoded(self._load(name))
         if (head.kind, head.model, head.position) != ("state", self._model, position):
@@ -282,9 +297,12 @@ class Prefixes:
             return piece
         if self._directory is None:
             raise FileNotFoundError(name)
-        made = self._memory.take(self._directory.size(name))
-        if made is None:
+        size = self._directory.size(name)
+        if size > self._memory.limit_bytes:
             raise ValueError("it is larger than the memory for it")
+        made = self._memory.take(size)
+        if made is None:
+            raise NoRoom("other threads have all the memory for it")
         try:
             if not self._directory.read(name, made):
                 raise ValueError("it was cut short while it was read")

@@ -52,6 +52,8 @@ class Directory:
             self.room.mkdir(mode=0o700, exist_ok=True)
             with self._alone():
                 self._make_room(0, frozenset())
+        except BlockingIOError as error:
+            _log.warning("the prefix cache %s is read only for now: %s", path, error.strerror)
         except OSError as error:
             raise InputError(
                 f"the prefix cache cannot be kept in {path}: {error.strerror}; give a directory "
@@ -182,9 +184,11 @@ class Directory:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                except BlockingIOError:
+                except BlockingIOError as error:
                     if time.monotonic() > give_up:
-                        raise
+                        raise BlockingIOError(
+                            error.errno, "another process has locked the directory"
+                        ) from error
                     time.sleep(0.005)
             yield
         finally:

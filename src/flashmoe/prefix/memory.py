@@ -18,6 +18,10 @@ import numpy as np
 from flashmoe.quant import Array
 
 
+class NoRoom(Exception):
+    """All memory is in the making, by other threads."""
+
+
 class Memory:
     """Pieces by name, the least recently touched first to leave."""
 
@@ -45,8 +49,9 @@ class Memory:
                     return None  # it is all in the making, by other threads
                 else:
                     self._changed.wait()
+            piece = np.empty(nbytes, np.uint8)
             self.used_bytes += nbytes
-        return np.empty(nbytes, np.uint8)
+        return piece
 
     def keep(self, name: str, piece: Array, *, waiting: bool) -> None:
         """A piece is made; ``waiting``: it stays until :meth:`written`."""

@@ -30,13 +30,17 @@ class Writing:
         self._busy = self._closed = False
         self.refused = False
         """The disk has refused; nothing more is written."""
-        self._thread = threading.Thread(target=self._work, name="prefix-writer", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None  # from the first piece on
 
     def add(self, name: str, blocks: Sequence[str]) -> None:
         """Write a piece that waits in memory; ``blocks`` are those that it belongs with."""
         with self._changed:
             if not self._closed:
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=self._work, name="prefix-writer", daemon=True
+                    )
+                    self._thread.start()
                 self._jobs.append((name, tuple(blocks)))
                 self._changed.notify_all()
                 return
@@ -53,7 +57,8 @@ class Writing:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _work(self) -> None:
         while True:

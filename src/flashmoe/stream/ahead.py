@@ -120,6 +120,8 @@ class Ahead:
     def spoken(self, layer: int, tokens: int, experts: Collection[int]) -> None:
         """A routing of so many tokens wants these experts of a layer."""
         if layer == self._layer:
-            self.forget()
+            self._absent = []
+        if self._next is not None and self._next.layer == layer:
+            self._next = None
         if tokens > 1:
             self._policy.learn(layer, tokens, experts)

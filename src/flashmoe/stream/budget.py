@@ -290,6 +290,8 @@ def _mends(needs: Needs, bounds: _Bounds, usable: int) -> list[str]:
         mends = [f"give --ram {enough} or more"]
     if needs.least_bytes <= limit:
         mends.append("open the engine in a process of its own")
+    if needs.chunk_tokens and replace(needs, chunk_tokens=None).least_bytes <= limit:
+        mends.append("leave out --chunk-tokens")
     if context := needs.most("context_tokens", limit):
         mends.append(f"give --context {context} or less instead of {needs.outlay.context_tokens}")
     if sessions := needs.most("sessions", limit):

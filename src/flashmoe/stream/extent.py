@@ -58,6 +58,7 @@ class Extent:
         excess = min(-change, self._cache.slots - self.least)
         if excess <= 0:
             return
+        reads.let_go()  # what was read ahead
         reads.settle(reads.tickets)  # whose experts are pinned
         warmup.give_way(excess)
         while (excess := excess - self._take(excess)) and warmup.end_one():

@@ -86,10 +86,12 @@ class Ledger:
         if self._chunk_tokens is not None:
             return chunks.bordered(position, total, self._chunk_tokens) - position
         kept = self._tokens.get(timeline, 0)
-        self.charge(timeline, total)  # what the last chunk will find
-        left = self._left(1) + self._scratch(1)
-        size = chunks.choose(position, total, partial(self._missing, left))
-        self._tokens[timeline] = kept
+        try:
+            self.charge(timeline, total)  # what the last chunk will find
+            left = self._left(1) + self._scratch(1)
+            size = chunks.choose(position, total, partial(self._missing, left))
+        finally:
+            self._tokens[timeline] = kept
         return chunks.ending(position, total, size) - position
 
     def _left(self, tokens: int) -> int:

@@ -27,10 +27,8 @@ from flashmoe.stream.guesses import Guesses
 from flashmoe.stream.holding import Hold
 from flashmoe.stream.reads import Reads
 from flashmoe.stream.records import Records
+from flashmoe.stream.sizes import BATCH_EXPERTS
 from flashmoe.stream.slots import Slots, State
-
-BATCH = 16
-"""Experts in file order that are valid together at most."""
 
 WINDOW, SHARE = 64, 8
 """Reads in file order ahead of the arithmetic at most, enough for any disk while a batch is
@@ -154,7 +152,7 @@ class Passage:
                 self.start(hold, note)
         if hold.absent:  # half of the window computes, half of it reads
             most = min(most, max(1, len(hold.begun) // 2))
-        there = takewhile(hold.places.__contains__, order[: min(most, BATCH)])
+        there = takewhile(hold.places.__contains__, order[: min(most, BATCH_EXPERTS)])
         hold.yielded = list(there)
         del order[: len(hold.yielded)]
         return hold.yielded

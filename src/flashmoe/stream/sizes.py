@@ -28,6 +28,9 @@ SAMPLER_FLOATS = 12
 BATCH_PLACES = 1024
 """Most (token, expert) pairs whose activations a product of several experts holds at once."""
 
+BATCH_EXPERTS = 16
+"""Experts of a chunk that are computed together at most."""
+
 REPLY_FLOATS = 3
 """Those of them that a reply keeps from one token to the next."""
 
@@ -139,6 +142,8 @@ def _experts_floats(shape: ModelShape, chunk_tokens: int) -> int:
     shared = hidden + 4 * experts.shared_intermediate
     # The reference kernels take all tokens of one expert at once, however many these are.
     places = min(chunk_tokens * experts.top_k, max(chunk_tokens, BATCH_PLACES))
+    # Each expert's inputs in 16 bits are rounded up to a block of 16.
+    places += 15 * min(BATCH_EXPERTS, chunk_tokens * experts.top_k)
     batch = places * (3 * hidden + 4 * experts.intermediate)
     return chunk_tokens * (router + shared + hidden) + batch
 

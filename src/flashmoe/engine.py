@@ -83,8 +83,7 @@ class Engine:
         self.key = f"{xxhash.xxh3_64_hexdigest(identity.encode())}-{outlay.kv}"
         """Names store, dtype, experts a token and, behind the dash, how keys and values are held:
         what a saved timeline is valid for."""
-        self._asked_chunk = runtime.chunk_tokens
-        self.prefixes = self._prefixes(prefix_cache)
+        self.prefixes = self._prefixes(prefix_cache, runtime.chunk_tokens)
         """What is kept of timelines, and the bytes written for it; None without a cache."""
         self.decoder = Decoder(shape, Trunk(store.trunk(), kernels.dtype), kernels, observer)
         self.streamer = Streamer(store, plan.slots, runtime, plan.full_slots)
@@ -100,12 +99,12 @@ class Engine:
             self._profile = xxhash.xxh3_64_hexdigest(manifest.encode())
             self._warm(self._profile)
 
-    def _prefixes(self, options: PrefixCache | None) -> Prefixes | None:
+    def _prefixes(self, options: PrefixCache | None, chunk_tokens: int | None) -> Prefixes | None:
         if options is None:
             return None
         floats = self.kernels.dtype.itemsize
         # What decides the last bits. Chunks that end at multiples of 64 do not.
-        chunk = self._asked_chunk if (self._asked_chunk or 0) % CHUNK else None
+        chunk = chunk_tokens if (chunk_tokens or 0) % CHUNK else None
         variant = f"{self.kernels.name} {self.kernels.instruction_set}"
         reserve = weakref.WeakMethod(self.reserve)
 

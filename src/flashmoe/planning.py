@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from flashmoe import kernels as kernel_sets
 from flashmoe.errors import InputError
-from flashmoe.options import DEFAULT_CONTEXT_TOKENS, Budget, PrefixCache, Runtime
+from flashmoe.options import Budget, PrefixCache, Runtime
 from flashmoe.prefix import cache as prefixes
 from flashmoe.shape import ModelShape
 from flashmoe.store.reader import Store
@@ -43,9 +43,7 @@ def plan_store(
     """
     floats, kept = kernels.dtype.itemsize, 0
     if prefix_cache is not None:
-        context = min(
-            budget.context_tokens or DEFAULT_CONTEXT_TOKENS, store.shape.max_context_tokens
-        )
+        context = outlay_of(store, budget, kernels, experts_per_token).context_tokens
         kept = prefixes.memory_bytes(prefix_cache, store.shape, context, floats, budget.kv)
     return budgets.plan(
         store,

@@ -45,22 +45,21 @@ class MixtureOfExperts:
 
     def route(self, x: Array) -> tuple[Array, Array]:
         """Expert ids and weights (T, top_k); slices of a dense network are all chosen."""
-        if self.shape.router == "all":
-            ids = np.broadcast_to(np.arange(self.shape.count), (len(x), self.shape.count))
-            weights: Array = np.ones(ids.shape, x.dtype)
-        else:
-            (logits,) = self.kernels.project(x, (self.gate,))
-            ids, weights = self.kernels.route(logits, self.shape.top_k, self.shape.renormalize)
+        ids, weights = self._choose(x)
         self.observer.routed(self.layer, ids)
         self.observer.ended(self.layer, "route")
         return ids, weights
 
+    def _choose(self, x: Array) -> tuple[Array, Array]:
+        if self.shape.router == "all":
+            ids = np.broadcast_to(np.arange(self.shape.count), (len(x), self.shape.count))
+            return ids, np.ones(ids.shape, x.dtype)
+        (logits,) = self.kernels.project(x, (self.gate,))
+        return self.kernels.route(logits, self.shape.top_k, self.shape.renormalize)
+
     def choose_early(self, x: Array) -> Array:
         """Ids (T, top_k) as :meth:`route` gives them, for ``x`` (T, hidden) that is not final."""
-        if self.shape.router == "all":
-            return np.broadcast_to(np.arange(self.shape.count), (len(x), self.shape.count))
-        (logits,) = self.kernels.project(x, (self.gate,))
-        return self.kernels.route(logits, self.shape.top_k, False)[0]
+        return self._choose(x)[0]
 
     def rank(self, x: Array) -> Array:
         """All ids, (experts,), or those that matter: the likeliest to be chosen for ``x`` (1,

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-PATH_TOKENS = 64
-"""A path is known by a digest every so many tokens: as often as a pass may end (the chunk of the
-delta rule), so that a branch is found to the last place where one could have been kept."""
+from flashmoe.prefix.places import CUT_TOKENS
+
+PATH_TOKENS = CUT_TOKENS
+"""A path is known by a digest every so many tokens: as often as a pass may end, so
+that a branch is found to the last place where one could have been kept."""
 
 DIGEST_CHARACTERS = 32
 PATH_CHARACTERS = 16

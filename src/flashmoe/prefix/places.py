@@ -19,7 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-CUT_TOKENS = 64
+from flashmoe.kernels.reference import CHUNK
+
+CUT_TOKENS = CHUNK
 """A pass may end at multiples of this without a trace in the answer."""
 
 APART_TOKENS = 64

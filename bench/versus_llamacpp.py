@@ -30,6 +30,7 @@ import llamacpp_environment
 import results
 import versus_cases
 import versus_prompts
+from backing import back_memory
 from llamacpp_environment import BUILDS
 from synthetic_gguf import write_gguf
 from versus_cases import MAPPED, NATIVE, Case, Peer
@@ -239,6 +240,7 @@ def main() -> None:
     store, gguf = weights(given, case)
     sides = Sides(case, store, gguf, pythons)
     agreed = None if gguf is None or given.no_check else checked(sides, gguf)
+    tell(f"memory touched once, in {back_memory():.1f} s")
     resident = None
     if case.prompts and case.ram_bytes is not None:
         tell("the arithmetic: flashmoe with all memory")

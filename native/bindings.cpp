@@ -46,7 +46,11 @@ std::uint64_t over_bytes(nb::handle object, Work work) {
     return result;
 }
 
-std::uint64_t xxh3_64(nb::handle object) { return over_bytes(object, flashmoe::xxh3_64); }
+std::uint64_t xxh3_64(nb::handle object, bool portable) {
+    return over_bytes(object, [portable](const void* data, std::size_t bytes) {
+        return flashmoe::xxh3_64(data, bytes, portable);
+    });
+}
 
 std::uint64_t touch(nb::handle object, int threads) {
     require_threads(threads);
@@ -284,7 +288,7 @@ NB_MODULE(_native, module) {
     bind_decode(module);
     bind_rows(module);
     bind_cache(module);
-    module.def("xxh3_64", &xxh3_64, "buffer"_a);
+    module.def("xxh3_64", &xxh3_64, "buffer"_a, "portable"_a = false);
     module.def("touch", &touch, "buffer"_a, "threads"_a);
     module.def("busy_seconds", [] { return std::chrono::duration<double>(busy).count(); });
 

@@ -173,8 +173,9 @@ std::vector<std::int32_t> Cache::retire(std::int64_t count, std::int64_t least) 
         remove(*leaving);
     }
     const std::int64_t taking = std::min(most, free());
-    const std::vector<std::int32_t> taken(free_.rbegin(), free_.rbegin() + taking);
-    free_.resize(free_.size() - taken.size());
+    const auto end = free_.begin() + taking;  // those that would be used last
+    const std::vector<std::int32_t> taken(free_.begin(), end);
+    free_.erase(free_.begin(), end);
     slots_ -= taking;
     return taken;
 }

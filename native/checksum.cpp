@@ -16,7 +16,13 @@ using u32 = std::uint32_t;
 using u64 = std::uint64_t;
 __extension__ using u128 = unsigned __int128;
 
-constexpr u64 kPrime32_1 = 0x9E3779B1U;
+using checksum::kBlock;
+using checksum::kLanes;
+using checksum::kSecret;
+using checksum::kStripe;
+using checksum::kStripes;
+
+constexpr u64 kPrime32_1 = checksum::kScramblePrime;
 constexpr u64 kPrime32_2 = 0x85EBCA77U;
 constexpr u64 kPrime32_3 = 0xC2B2AE3DU;
 constexpr u64 kPrime64_1 = 0x9E3779B185EBCA87ULL;
@@ -26,12 +32,6 @@ constexpr u64 kPrime64_4 = 0x85EBCA77C2B2AE63ULL;
 constexpr u64 kPrime64_5 = 0x27D4EB2F165667C5ULL;
 constexpr u64 kPrimeMx1 = 0x165667919E3779F9ULL;
 constexpr u64 kPrimeMx2 = 0x9FB21C651E98DF25ULL;
-
-constexpr std::size_t kLanes = 8;                          // 64-bit accumulators
-constexpr std::size_t kStripe = 8 * kLanes;                // bytes consumed by one accumulation
-constexpr std::size_t kSecret = 192;                       // bytes of secret
-constexpr std::size_t kStripes = (kSecret - kStripe) / 8;  // stripes between two scrambles
-constexpr std::size_t kBlock = kStripes * kStripe;         // 1,024 bytes
 
 constexpr u8 kSecretBytes[kSecret] = {
     0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe, 0x7c, 0x01, 0x81, 0x2c, 0xf7, 0x21, 0xad, 0x1c,
@@ -152,10 +152,36 @@ inline void scramble(Accumulators& acc) noexcept {
     }
 }
 
-u64 large(const u8* data, std::size_t size) noexcept {  // 241 bytes and more
+bool has_avx2() noexcept {
+#ifdef FLASHMOE_X86_64
+    static const bool has = (__builtin_cpu_init(), __builtin_cpu_supports("avx2"));
+    return has;
+#else
+    return false;
+#endif
+}
+
+void accumulate_wide(Accumulators& acc, const u8* data, std::size_t blocks) noexcept {
+#ifdef FLASHMOE_X86_64
+    u64 lanes[kLanes];
+    for (std::size_t i = 0; i < kLanes; ++i) lanes[i] = (i % 2 ? acc.odd : acc.even)[i / 2];
+    checksum::blocks_avx2(lanes, data, blocks, kSecretBytes);
+    for (std::size_t i = 0; i < kLanes; ++i) (i % 2 ? acc.odd : acc.even)[i / 2] = lanes[i];
+#else
+    (void)acc, (void)data, (void)blocks;
+#endif
+}
+
+u64 large(const u8* data, std::size_t size, bool portable) noexcept {  // 241 bytes and more
     Accumulators acc;
     const u8* block = data;
     std::size_t left = size;
+    if (!portable && has_avx2()) {
+        const std::size_t blocks = (size - 1) / kBlock;  // the last one has its own way
+        accumulate_wide(acc, data, blocks);
+        block += blocks * kBlock;
+        left -= blocks * kBlock;
+    }
     for (; left > kBlock; block += kBlock, left -= kBlock) {
         for (std::size_t n = 0; n < kStripes; ++n)
             accumulate(acc, block + kStripe * n, kSecretBytes + 8 * n);
@@ -175,10 +201,10 @@ u64 large(const u8* data, std::size_t size) noexcept {  // 241 bytes and more
 
 }  // namespace
 
-u64 xxh3_64(const void* data, std::size_t size_bytes) noexcept {
+u64 xxh3_64(const void* data, std::size_t size_bytes, bool portable) noexcept {
     const u8* bytes = static_cast<const u8*>(data);
     if (size_bytes <= 16) return small(bytes, size_bytes);
-    return size_bytes <= 240 ? medium(bytes, size_bytes) : large(bytes, size_bytes);
+    return size_bytes <= 240 ? medium(bytes, size_bytes) : large(bytes, size_bytes, portable);
 }
 
 }  // namespace flashmoe

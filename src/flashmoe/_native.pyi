@@ -294,8 +294,8 @@ def instruction_sets() -> list[str]:
     Each may be passed as ``instruction_set``; an empty name is the best.
     """
 
-def xxh3_64(buffer: Buffer | npt.NDArray[Any]) -> int:
-    """XXH3 64-bit, seed 0, of a contiguous buffer of any length."""
+def xxh3_64(buffer: Buffer | npt.NDArray[Any], portable: bool = False) -> int:
+    """XXH3 64-bit, seed 0, of a contiguous buffer of any length; ``portable``: without AVX2."""
 
 def touch(buffer: Buffer | npt.NDArray[Any], threads: int) -> int:
     """Load every whole 64-byte line of a contiguous buffer; returns their bitwise or.

@@ -10,13 +10,24 @@ they lie wholly inside; a large page becomes resident whole, at the first touch 
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from contextlib import suppress
+from functools import cache
+from typing import Any
 
 import numpy as np
 
 LARGE_PAGE_BYTES = 2 << 20
 """Of x86-64 and of ARM with 4 KiB pages; elsewhere the request is for a multiple or for nothing."""
+
+_POPULATE_WRITE = 23
+"""``MADV_POPULATE_WRITE``, of Linux 5.14 and later; mmap does not name it."""
+
+
+@cache
+def _madvise() -> Any:
+    return ctypes.CDLL(None).madvise
 
 
 def arena(nbytes: int, *, large_pages: bool = True) -> memoryview:
@@ -36,6 +47,23 @@ def arena(nbytes: int, *, large_pages: bool = True) -> memoryview:
         with suppress(OSError):  # a kernel without them
             mapping.madvise(mmap.MADV_HUGEPAGE, start, inside)
     return memoryview(mapping)[start : start + nbytes]
+
+
+def back(memory: memoryview, start: int, nbytes: int) -> bool:
+    """Have the system give a part of an arena, in whole pages, memory before it is written.
+
+    What is in it stays. Other threads go on meanwhile. False where the system cannot.
+    """
+    mapping = memory.obj
+    assert isinstance(mapping, mmap.mmap)
+    address = np.frombuffer(memory, np.uint8).ctypes.data + start
+    begin = address - address % mmap.PAGESIZE
+    length = address + nbytes - begin
+    try:
+        # Not mmap.madvise, which keeps the interpreter's lock all the while.
+        return not _madvise()(ctypes.c_void_p(begin), ctypes.c_size_t(length), _POPULATE_WRITE)
+    except (OSError, AttributeError):
+        return False
 
 
 def discard(memory: memoryview, start: int, nbytes: int) -> None:

@@ -85,13 +85,17 @@ class Engine:
         what a saved timeline is valid for."""
         self.prefixes = self._prefixes(prefix_cache, runtime.chunk_tokens)
         """What is kept of timelines, and the bytes written for it; None without a cache."""
-        self.decoder = Decoder(shape, Trunk(store.trunk(), kernels.dtype), kernels, observer)
+        # First the slots: their memory comes while the trunk is read.
         self.streamer = Streamer(store, plan.slots, runtime, plan.full_slots)
+        try:
+            self.decoder = Decoder(shape, Trunk(store.trunk(), kernels.dtype), kernels, observer)
+        except BaseException:
+            self.streamer.close()
+            raise
         self.outlay = outlay
         # Slots that were asked for stay, whatever the plan leaves besides.
         least = plan.slots if pinned else self.streamer.least_slots
         self.ledger = Ledger(plan, outlay, least, runtime.chunk_tokens)
-        # An emptied cache is read into at the same depth, without measuring once more.
         self.runtime = replace(runtime, io_threads=self.streamer.io_threads)
         self._closed = False
         self._profile: str | None = None  # names the store in its usage profile, where one is kept
@@ -329,7 +333,7 @@ class Engine:
         return None
 
     def empty_cache(self) -> None:
-        """Forget every expert in memory and count from zero: the next token finds it all cold.
+        """Forget every expert in memory: the next token finds them all cold.
 
         The answer does not change; this is for measurements. From here on no usage profile is
         kept.
@@ -337,9 +341,7 @@ class Engine:
         with self._lock:
             self._check_open()
             self._profile = None
-            self.streamer.close()
-            slots, least = self.plan.slots, self.plan.full_slots
-            self.streamer = Streamer(self.store, slots, self.runtime, least)
+            self.streamer.empty()
 
     def keep_profile(self) -> None:
         """Write down which experts were chosen (see :class:`flashmoe.options.Runtime`), once."""

@@ -11,16 +11,18 @@ from flashmoe import _native
 NOISE = np.random.default_rng(1).integers(0, 256, 40_000, np.uint8).tobytes()
 
 
-def test_every_length_up_to_two_blocks() -> None:
+@pytest.mark.parametrize("portable", [False, True])
+def test_every_length_up_to_two_blocks(portable: bool) -> None:
     # 0, 3, 8, 16, 128, 240 and every multiple of 64 and of 1,024 are where the algorithm changes.
     for size in range(2200):
         data = NOISE[:size]
-        assert _native.xxh3_64(data) == xxhash.xxh3_64_intdigest(data), size
+        assert _native.xxh3_64(data, portable) == xxhash.xxh3_64_intdigest(data), size
 
 
+@pytest.mark.parametrize("portable", [False, True])
 @pytest.mark.parametrize("size", [4095, 4096, 4097, 16384, 32768 + 63, 39_999])
-def test_larger_sizes(size: int) -> None:
-    assert _native.xxh3_64(NOISE[:size]) == xxhash.xxh3_64_intdigest(NOISE[:size])
+def test_larger_sizes(size: int, portable: bool) -> None:
+    assert _native.xxh3_64(NOISE[:size], portable) == xxhash.xxh3_64_intdigest(NOISE[:size])
 
 
 @given(st.binary(max_size=1500), st.integers(0, 7))

@@ -209,7 +209,8 @@ class Cache:
             if victim is None:
                 break
             self._remove(victim)
-        taken = [self._free.pop() for _ in range(min(most, len(self._free)))]
+        count = min(most, len(self._free))
+        taken, self._free = self._free[:count], self._free[count:]
         self.slots -= len(taken)
         return taken
 

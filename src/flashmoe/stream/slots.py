@@ -2,8 +2,8 @@
 
 Owns one arena and the state of every slot. Does not own which expert is where (``cache``) or the
 reads (``streamer``). A page of the arena, 2 MiB where the system has such pages, takes memory
-only once it is written, so resident memory grows with use and never beyond the size planned. It
-goes back to the system with the last view of it once the slots are closed.
+once it is written, or ahead of that (``backing``), and never beyond the size planned. It goes back
+to the system with the last view of it once the slots are closed.
 
             load               land              hold
     FREE ----------> LOADING ----------> READY ----------> HELD
@@ -17,12 +17,13 @@ is loading for; whoever computes with them holds it. Any other transition is a b
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from enum import StrEnum
 
 import numpy as np
 
-from flashmoe.arena import arena, discard
+from flashmoe.arena import arena, back, discard
 from flashmoe.errors import BudgetError
 from flashmoe.quant import Array, Expert
 from flashmoe.store.layout import ALIGNMENT, RecordLayout
@@ -65,6 +66,8 @@ class Slots:
         self._frozen: Array | None = np.frombuffer(memory.toreadonly(), np.uint8)
         self._states = [State.FREE] * count
         self._experts: list[tuple[RecordLayout, Expert] | None] = [None] * count
+        self._discarded = set[int]()
+        self._backed = threading.Lock()  # so that what is discarded is not backed again
 
     @property
     def arena(self) -> Array:
@@ -137,7 +140,23 @@ class Slots:
         if self._states[slot] != State.FREE:
             raise RuntimeError(f"slot {slot} is {self._states[slot].value}: it is in use")
         if self._memory is not None:
-            discard(self._memory, slot * self.slot_bytes, self.slot_bytes)
+            with self._backed:
+                self._discarded.add(slot)
+                discard(self._memory, slot * self.slot_bytes, self.slot_bytes)
+
+    def back(self, slot: int, count: int) -> bool:
+        """Have the system give memory to ``count`` slots from this one, from any thread.
+
+        Those that were discarded stay without. False where the system cannot.
+        """
+        memory = self._memory
+        for number in range(slot, min(slot + count, self.count)):
+            with self._backed:
+                if number in self._discarded:
+                    continue
+                if memory is None or not back(memory, number * self.slot_bytes, self.slot_bytes):
+                    return False
+        return True
 
     def clear(self) -> None:
         """Forget what is in every slot; only while nothing is read into any and none is in use."""

@@ -29,6 +29,7 @@ from flashmoe.store.reader import Store
 from flashmoe.stream import depth
 from flashmoe.stream.ahead import AT_ONCE, Ahead
 from flashmoe.stream.arrivals import Arrivals, Batch
+from flashmoe.stream.backing import Backing
 from flashmoe.stream.cache import Cache
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.direct import DirectReader, Urgency
@@ -80,6 +81,7 @@ class Streamer:
             self._reader.close()
             raise
         self._forget()
+        self._backing = Backing(self._slots)
 
     def _forget(self) -> None:
         """Every slot is free, nothing is asked or read, no hold is open."""
@@ -90,20 +92,10 @@ class Streamer:
         self._slots.clear()
         self.extent.begin(self._cache)
         self._warmup = Warmup(self._cache, self._slots, self._records, self._reader)
-        self._reads = Reads(
-            self._cache,
-            self._slots,
-            self._records,
-            self._reader,
-            self._warmup,
-            self._guesses,
-            self.counters,
-        )
+        places = self._cache, self._slots, self._records, self._reader
+        self._reads = Reads(*places, self._warmup, self._guesses, self.counters)
         shared = self._reads, self._guesses
-        self._passage = Passage(
-            self._cache, self._slots, self._records, self._reader, *shared, self.counters,
-            experts.top_k,
-        )  # fmt: skip
+        self._passage = Passage(*places, *shared, self.counters, experts.top_k)
         expected = Expectation(experts.count)
         self._ahead = Ahead(expected, self._cache, self._warmup, *shared, experts.top_k)
         # By layer: the experts of its last hint, unless held since, and which had a slot then.
@@ -256,6 +248,7 @@ class Streamer:
         if not self._open:
             return 0
         sound, self._sound = self._sound, False
+        self._backing.stop()
         self._warmup.stop()
         taken = self.extent.shrink(count)
         self._guesses.recheck()
@@ -281,12 +274,19 @@ class Streamer:
         self._guesses.recheck()
         self._sound = True
 
+    def empty(self) -> None:
+        """Forget every expert and all that was learned of them; the slots keep their memory."""
+        if self._open:
+            self._reset()
+            self.usage = Usage(len(self._records), self._store.shape.experts.count)
+
     def close(self) -> None:
         """End all reads and give the memory back, repeatedly if need be.
 
         Where views of experts still live, the memory goes with the last of them.
         """
         self._open = False
+        self._backing.stop()
         self._reader.close()
         self._slots.close()
 

@@ -81,7 +81,6 @@ def test_two_functions_are_two_calls() -> None:
         "<function=f\n</function>",
         "I call\n<function=f>\n</function>",
         "<function=f>\nn is 1\n</function>",
-        "<function=f>\n<parameter=n>\n1\n</parameter>\n<function=g>\n</function>",
     ],
 )
 def test_what_is_no_call_is_left(text: str, closed: bool) -> None:

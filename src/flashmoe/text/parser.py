@@ -228,8 +228,7 @@ class ReplyParser:
             self._thought.interrupt()
             self._made += [Content(self._stops.flush()), *calls]
             self._answer.interrupt()
-            if rest.strip():
-                self._say(rest)
+            self._say(rest.strip())
         else:
             self._thinking = call.in_reasoning
             opening, closing = self._syntax.call_open, mark if closed else None

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe.text.call_json import Openness, read_calls
@@ -68,6 +68,7 @@ def test_what_is_no_call_is_left(text: str) -> None:
     assert read(text) == ([], text)
 
 
+@settings(deadline=None)
 @given(
     name=st.text(min_size=1),
     arguments=st.dictionaries(st.text(), JSON, max_size=4),
@@ -96,6 +97,7 @@ def inside(text: str) -> bool:
     return open_
 
 
+@settings(deadline=None)
 @given(text=st.text('ab"\\\n', max_size=20), cuts=st.lists(st.integers(0, 20)))
 def test_openness(text: str, cuts: list[int]) -> None:
     openness = Openness()

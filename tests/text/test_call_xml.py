@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe.text.call_xml import Openness, read_calls
@@ -104,11 +104,13 @@ VALUES = st.text() | st.lists(
 ).map("".join)
 
 
+@settings(deadline=None)
 @given(value=VALUES.filter(lambda value: "</parameter>" not in value))
 def test_strings_come_back(value: str) -> None:
     assert arguments(body(("s", value), ("n", "1"))) == {"s": value, "n": 1}
 
 
+@settings(deadline=None)
 @given(text=VALUES, closed=st.booleans())
 def test_nothing_raises_and_nothing_is_lost(text: str, closed: bool) -> None:
     text = "<function=f>" + text

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe.errors import InputError
@@ -180,7 +181,7 @@ def test_json_with_trailing_junk() -> None:
     body = '\n{"name": "f", "arguments": {"n": 1}}}\n'
     assert pieces([CALL, body, NO_CALL], "json") == [CALLED, Content("}")]
     assert pieces(["Hi ", CALL, body, NO_CALL, "\n"], "json") == [
-        Content("Hi"), CALLED, Content(" }"),
+        Content("Hi"), CALLED, Content(" }\n"),
     ]  # fmt: skip
 
 
@@ -276,6 +277,7 @@ def spelled(parts: Sequence[str | int]) -> bytes:
     return "".join(TAGS[part] if isinstance(part, int) else part for part in parts).encode()
 
 
+@settings(deadline=None)
 @given(
     parts=PARTS,
     cuts=st.lists(st.integers(0, 200), max_size=20),
@@ -316,6 +318,7 @@ def bare(text: str) -> str:
 TAGS_OF_REASONING = re.compile("</?think>")
 
 
+@settings(deadline=None)
 @given(
     parts=PARTS.filter(lambda parts: not {XML_BODY, JSON_BODY, "<function=f>"} & {*parts}),
     thinking=st.booleans(),
@@ -334,17 +337,22 @@ def test_nothing_is_lost_but_tags_and_white_space(
 
 
 HARD = [
-    '<tool_call>{"s": "' + "</tool_call>" * 20_000,
-    "<tool_call><function=f><parameter=s>" + "</tool_call></parameter>x" * 20_000,
-    "<tool_call>" * 20_000,
-    "<tool_call><function=f><parameter=s>" + "</parameter>" * 20_000,
-    " \n" * 50_000,
-    "<" * 50_000,
+    ('<tool_call>{"s": "', "</tool_call>"),
+    ("<tool_call><function=f><parameter=s>", "</tool_call></parameter>x"),
+    ("<tool_call><function=f><parameter=s>", "</parameter>"),
+    ("", "<tool_call>"),
+    ("a", " \n"),
+    ("", "<"),
 ]
 
 
-@pytest.mark.parametrize("text", HARD, ids=lambda text: text[:40])
-def test_the_time_is_in_proportion_to_the_reply(text: str) -> None:
-    for form in ("xml", "json"):
-        found = parse([text], syntax(form, False), tools=TOOLS).pieces
-        assert sum(len(piece.text) for piece in found if not isinstance(piece, Call)) or found
+@pytest.mark.parametrize("form", ["xml", "json"])
+@pytest.mark.parametrize(("start", "part"), HARD)
+def test_the_time_is_in_proportion_to_the_reply(start: str, part: str, form: Any) -> None:
+    def spent(times: int) -> float:
+        began = time.process_time()
+        parse([start + part * times], syntax(form, False), tools=TOOLS)
+        return time.process_time() - began
+
+    short, long = (min(spent(times) for _ in range(3)) for times in (1_000, 8_000))
+    assert long < 30 * short + 0.01  # 8 times the text; in proportion to its square: 64

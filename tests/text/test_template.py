@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flashmoe.errors import InputError, TemplateError
@@ -161,6 +161,7 @@ def asking(text: str) -> dict[str, Any]:
     }
 
 
+@settings(deadline=None)
 @given(
     text=HOSTILE.map(lambda text: text.replace("\n", "").strip()),
     source=st.sampled_from([QWEN, HERMES, PLAIN]),

@@ -83,8 +83,7 @@ def call_rules(lark: Lark, tools: Sequence[Tool], syntax: Syntax) -> str:
     if syntax.calls == "json":
         calls = (_json_call(tool) for tool in tools)
         return lark.rule(f"{either(map(lark.rule, calls))} {literal('}' + chr(10))} {close}")
-    spelled = [tag.text for tag in (syntax.call_open, syntax.call_close) if tag.id is None]
-    calls = (_xml_call(lark, tool, spelled) for tool in tools)
+    calls = (_xml_call(lark, tool) for tool in tools)
     ended = literal("</function>\n")
     return lark.rule(f"{either(map(lark.rule, calls))} {ended} {close}")
 
@@ -98,12 +97,12 @@ def _json_call(tool: Tool) -> str:
     return f"{literal(head)} {json_value(schema)}"
 
 
-def _xml_call(lark: Lark, tool: Tool, spelled: Sequence[str]) -> str:
+def _xml_call(lark: Lark, tool: Tool) -> str:
     if any(letter in tool.name for letter in "<>\n"):
         raise InputError(f"the model's form of calls cannot express the tool name {tool.name!r}")
     root = tool.parameters
     schema = _object(tool)
-    values = Values(lark, root, tool.where, spelled)
+    values = Values(lark, root, tool.where)
     required = schema.get("required", [])
     properties = dict(schema.get("properties", {}))
     others = schema.get("additionalProperties", True)

@@ -9,7 +9,7 @@ something else that it binds further, no string may look like that.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flashmoe.errors import InputError
@@ -36,12 +36,10 @@ _LOOKS: Mapping[str, str] = {
 
 
 class Values:
-    """The values of one tool's parameters. ``spelled`` are marks that are ordinary text to this
-    vocabulary: no string may hold one."""
+    """The values of one tool's parameters."""
 
-    def __init__(self, lark: Lark, root: Schema, where: str, spelled: Sequence[str]) -> None:
+    def __init__(self, lark: Lark, root: Schema, where: str) -> None:
         self._lark, self._root, self._where = lark, root, where
-        self._spelled = spelled
 
     def of(self, schema: Any, name: str) -> str:
         """A value and the closing tag behind it. ``name`` is the parameter's, for messages.
@@ -81,7 +79,7 @@ class Values:
             )
         yield from ({**schema, "type": kind} for kind in types)
 
-    def _value(self, leaf: Schema, looks: Iterable[str], place: str) -> str:
+    def _value(self, leaf: Schema, looks: Sequence[str], place: str) -> str:
         if "enum" in leaf:
             return f"{either(literal(text) for text in self._texts(leaf['enum'], place))} " + (
                 literal(_END)
@@ -102,14 +100,14 @@ class Values:
                 yield text
                 if text in _PYTHON:
                     yield _PYTHON[text]
-            elif any(word in value for word in (_CLOSE, *self._spelled)):
+            elif _CLOSE in value:
                 raise InputError(
                     f"{place}: the model's form of calls cannot express {value[:80]!r}"
                 )
             else:
                 yield value
 
-    def _string(self, leaf: Schema, looks: Iterable[str], place: str) -> str:
+    def _string(self, leaf: Schema, looks: Sequence[str], place: str) -> str:
         parts = [self._lark.terminal(f"/{any_but(_CLOSE)}/")]
         if leaf.keys() & {"minLength", "maxLength"}:
             least, most = leaf.get("minLength", 0), leaf.get("maxLength", "")
@@ -118,9 +116,8 @@ class Values:
             parts.append(self._lark.terminal(searched(leaf["pattern"], place)))
         if "format" in leaf:
             parts.append(self._lark.terminal(f"/{FORMATS[leaf['format']]}/"))
-        barred = [*looks, *(f"(?s:.*){escaped(word)}(?s:.*)" for word in self._spelled)]
-        if barred:
-            parts.append(f"~/{'|'.join(barred)}/")
+        if looks:
+            parts.append(f"~/{'|'.join(looks)}/")
         if len(parts) == 1:
             return self._lark.terminal(f"/{any_but(_CLOSE)}{escaped(_END)}/")
         return self._lark.terminal(f"({' & '.join(parts)}) {literal(_END)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flashmoe.errors import InputError
+from flashmoe.errors import ClosedError, InputError
 from flashmoe.text import Tokenizer
 from flashmoe.text.forms import JsonSchema, Regex
 from flashmoe.text.grammar import Grammars
@@ -158,3 +158,11 @@ def test_guides_of_several_replies_do_not_meet(grammars, byte_level):
                 found[index].append(alone[index][step])
                 guide.accept(alone[index][step])
     assert found == alone
+
+
+def test_a_guide_of_a_closed_engine_says_so(byte_level):
+    grammars = grammars_of(byte_level)
+    guide = grammars.guide(form=Regex("ab"))
+    grammars.close()
+    with pytest.raises(ClosedError):
+        guide.accept(byte_level.id_of("a"))

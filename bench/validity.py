@@ -159,7 +159,9 @@ def read_calls(engine: Engine, syntax: Syntax, tools: Any, ids: list[int]) -> li
 
 def fits(value: object, schema: Any) -> bool:
     try:
-        jsonschema.validate(value, schema, format_checker=jsonschema.FormatChecker())
+        jsonschema.validate(
+            value, schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
+        )
     except jsonschema.ValidationError:
         return False
     return True

@@ -46,7 +46,9 @@ def spelled(untagged: Tokenizer) -> dict[str, Grammars]:
 
 
 def valid(value: object, schema: Any) -> None:
-    jsonschema.validate(value, schema, format_checker=jsonschema.FormatChecker())
+    jsonschema.validate(
+        value, schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
+    )
 
 
 def pieces(

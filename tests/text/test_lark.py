@@ -6,7 +6,7 @@ import re
 
 import llguidance
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe.text.lark import Lark, any_but, either, escaped, literal, mark, without
@@ -17,6 +17,7 @@ UGLY = st.one_of(
     st.text(max_size=12), st.sampled_from(['"', "/", "\\", 'a" | "b', "\n", "é😀", "\x7f"])
 )
 CLOSE = "</parameter>"
+QUIET = settings(deadline=None)  # a slow machine is no failure
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,7 @@ def matches(vocabulary, grammar, text):
     return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
 
 
+@QUIET
 @given(text=UGLY, other=UGLY)
 def test_a_literal_is_just_its_text(vocabulary, text, other):
     grammar = Lark().grammar(literal(text) or '""')
@@ -38,6 +40,7 @@ def test_a_literal_is_just_its_text(vocabulary, text, other):
     assert matches(vocabulary, grammar, other) == (text == other)
 
 
+@QUIET
 @given(text=UGLY, other=UGLY)
 def test_an_escaped_text_is_just_itself_in_a_pattern(vocabulary, text, other):
     lark = Lark()
@@ -51,6 +54,7 @@ def python(pattern: str) -> str:
     return re.sub(r"\\x\{([0-9A-F]+)\}", lambda found: f"\\u{int(found[1], 16):04x}", pattern)
 
 
+@QUIET
 @given(parts=st.lists(st.sampled_from([CLOSE, "<", "</", "</par", "/parameter>", "<<", "a", "\n"])))
 def test_any_text_but_one_that_holds_a_word(vocabulary, parts):
     text = "".join(parts)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from flashmoe.errors import InputError
+from flashmoe.text.patterns import FORMATS
 from flashmoe.text.schemas import culprit, prepared, rebased, resolved, unbounded, within
 from tests.text.bound import SCHEMAS, listed
 
 
+@settings(deadline=None)
 @given(schema=SCHEMAS)
 def test_preparing_changes_nothing_given_and_is_done_once(schema):
     before = copy.deepcopy(schema)
@@ -23,7 +25,10 @@ def test_preparing_changes_nothing_given_and_is_done_once(schema):
 def test_annotations_go_and_unknown_words_are_annotations():
     schema = {"type": "string", "title": "t", "default": 3, "format": "int32", "x-mine": {"not": 1}}
     assert prepared(schema, "it") == {"type": "string", "x-mine": {"not": 1}}
-    assert prepared({"type": "string", "format": "date"}, "it")["format"] == "date"
+    found = prepared({"type": "string", "format": "ipv4"}, "it")
+    assert found == {"type": "string", "pattern": f"^(?:{FORMATS['ipv4']})$"}
+    both = {"type": "string", "format": "ipv4", "pattern": "^1"}
+    assert prepared(both, "it") == both
     assert prepared({"const": {"not": 1}}, "it") == {"const": {"not": 1}}
     named = listed({"not": {"type": "null"}, "title": {"type": "null"}})
     assert prepared(named, "it")["properties"] == named["properties"]

@@ -59,7 +59,9 @@ def admits(vocabulary, schema, text):
 def test_what_is_admitted_is_read_as_a_valid_value(vocabulary, schema, text):
     if admits(vocabulary, schema, text):
         value = typed(text, schema, schema)
-        jsonschema.validate(value, schema, format_checker=jsonschema.FormatChecker())
+        jsonschema.validate(
+            value, schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
+        )
 
 
 @settings(deadline=None, max_examples=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,15 +31,11 @@ def drawn(
     seed: int = 0,
     *,
     begin: tuple[int, ...] = (),
-    most: int = 500,
+    most: int = 300,
 ) -> tuple[list[int], bool]:
     """Ids drawn from noise that likes to close what is open, and whether they came to an end."""
     noise = np.random.default_rng(seed)
-    likes = np.zeros(tokenizer.vocab_size)
-    for id in range(tokenizer.vocab_size):
-        if (tokenizer.token(id) or "")[:1] in ('"', "}", "]", "<", "Ċ"):
-            likes[id] = 3
-    likes[list(tokenizer.stop_ids)] = 6
+    likes = likings(tokenizer)
     ids = list(begin)
     for id in begin:
         guide.accept(id)
@@ -53,6 +50,17 @@ def drawn(
             return ids, True
         guide.accept(id)
     return ids, False
+
+
+@cache
+def likings(tokenizer: Tokenizer) -> Any:
+    """(vocabulary,): what is added to the noise of each token."""
+    likes = np.zeros(tokenizer.vocab_size)
+    for id in range(tokenizer.vocab_size):
+        if (tokenizer.token(id) or "")[:1] in ('"', "}", "]", "<", "Ċ"):
+            likes[id] = 3
+    likes[list(tokenizer.stop_ids)] = 6
+    return likes
 
 
 def tool(name: str, parameters: Any = None) -> dict[str, Any]:

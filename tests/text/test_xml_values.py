@@ -54,7 +54,7 @@ def admits(vocabulary, schema, text):
     return matches(vocabulary, grammar, text + END)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(schema=SCHEMAS, text=TEXTS)
 def test_what_is_admitted_is_read_as_a_valid_value(vocabulary, schema, text):
     if admits(vocabulary, schema, text):

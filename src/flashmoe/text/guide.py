@@ -171,7 +171,7 @@ class Bound:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = self._matcher.get_error().split("\n")[0]
+            reason = " ".join(self._matcher.get_error().split())[:300]
             raise InputError(f"{self.name}: the grammar cannot go on ({reason})")
 
 

@@ -1,7 +1,9 @@
-"""Regular expressions for grammars: what may be given, and the formats of JSON Schema.
+r"""Regular expressions for grammars: what may be given, and the formats of JSON Schema.
 
 Owns how a pattern given by a caller becomes one of llguidance's, and its anchors; not what it is
-for. Syntax and meaning are those of Rust's ``regex``, without look-around and word boundaries.
+for. Syntax and meaning are those of Rust's ``regex``, without look-around and word boundaries, and
+with ASCII's digits for ``\d``, whatever else Unicode calls one. In schemas ``\w`` is ASCII's as
+well, as in JavaScript.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ def _alternatives(body: str) -> bool:
     return ("|", 0) in _places(body)
 
 
-def _checked(body: str, name: str, ascii_only: str = "") -> str:
+def _checked(body: str, name: str, ascii_only: str = "d") -> str:
     if any(letter in "^$" for letter, _ in _places(body)):
         raise InputError(
             f"{name}: the pattern has an anchor in its middle ({body[:80]!r}), which cannot be "

@@ -64,7 +64,8 @@ class Values:
         schema = {} if schema is True else schema
         own = schema.keys() - _NAMED
         if "enum" in own or "const" in own:
-            yield {"enum": _listed(schema)}
+            if values := _listed(schema):
+                yield {"enum": values}
             return
         for combined in ("anyOf", "oneOf"):
             if own == {combined}:

@@ -86,10 +86,11 @@ class Sampler:
         """
         raw = self._checked(logits)
         scores = self._penalized(raw)
-        if mask is not None:
-            scores = self._masked(scores, mask)
-        greedy = self._sampling.temperature == 0
-        token = int(np.argmax(scores)) if greedy else self._draw(scores)
+        if mask is None:
+            token = self._chosen(scores)
+        else:  # among those left alone: infinities in their places would take the draw longer
+            ids = self._admitted(mask, raw.size)
+            token = int(ids[self._chosen(scores[ids])])
         self._seen.add(token)
         self._generated[token] += 1
         return self._choice(raw, token)
@@ -132,18 +133,21 @@ class Sampler:
             scores[used] -= options.presence_penalty + options.frequency_penalty * counts
         return scores
 
-    def _masked(self, scores: Scores, mask: NDArray[np.bool_]) -> Scores:
-        if mask.shape != scores.shape:
+    def _chosen(self, scores: Scores) -> int:
+        """The place of the choice in scores (any number,)."""
+        return int(np.argmax(scores)) if self._sampling.temperature == 0 else self._draw(scores)
+
+    @staticmethod
+    def _admitted(mask: NDArray[np.bool_], size: int) -> Ids:
+        if mask.shape != (size,):
             raise InputError(
-                f"the mask has shape {mask.shape} for a vocabulary of {scores.size} tokens: make "
-                "the guide with the engine that the reply is of"
+                f"the mask has shape {mask.shape} for a vocabulary of {size} tokens: make the "
+                "guide with the engine that the reply is of"
             )
-        kept: Scores = self._room[1]
-        kept.fill(-np.inf)
-        np.copyto(kept, scores, where=mask)
-        if kept.max() == -np.inf:
+        ids = np.flatnonzero(mask)
+        if not ids.size:
             raise InputError("the mask admits no token: the guide has come to a dead end")
-        return kept
+        return ids
 
     @staticmethod
     def _known(ids: Iterable[int], vocab_size: int) -> Ids:
@@ -152,9 +156,10 @@ class Sampler:
 
     def _draw(self, scores: Scores) -> int:
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf
-            scaled = np.subtract(scores, scores.max(), out=self._room[1])
+            scaled = np.subtract(scores, scores.max(), out=self._room[1, : scores.size])
             scaled /= self._sampling.temperature
-        return _drawn(scaled, self._sampling, self._random.random(), self._room[2])
+        room = self._room[2, : scores.size]
+        return _drawn(scaled, self._sampling, self._random.random(), room)
 
     def _choice(self, raw: Scores, token: int) -> Choice:
         wanted = self._sampling.logprobs
@@ -268,7 +273,7 @@ def _from_slices(scaled: Scores, weights: Scores, options: Sampling, share: floa
     """
     mass = options.top_p * float(weights.sum())
     weights = _above(weights, options.min_p)
-    span = min(max(-float(scaled.min()), _TINY_SPAN), _SPAN)  # of infinity too: a token masked out
+    span = min(max(-float(scaled.min()), _TINY_SPAN), _SPAN)
     depths = scaled * (-_SLICES / span)
     slices = np.minimum(depths, _SLICES - 1, out=depths).astype(np.intp)
     cumulative = np.cumsum(np.bincount(slices, weights, _SLICES))

@@ -5,8 +5,9 @@ text. Invariant: the choice depends on the logits, the options and the ids seen 
 the machine: arithmetic is float64 and ties fall to the lowest id.
 
 The order is transformers' and llama.cpp's: repetition, then presence and frequency penalty,
-temperature, top-k, top-p, min-p; each filter works on what the one before left over.
-Log-probabilities are a log-softmax of the logits as the model gave them, before all of these.
+temperature, top-k, top-p, min-p; each filter works on what the one before left over. Where a mask
+says which tokens may come at all, it works before the temperature. Log-probabilities are a
+log-softmax of the logits as the model gave them, before all of these.
 """
 
 from __future__ import annotations
@@ -75,16 +76,21 @@ class Sampler:
         # page by page, which takes longer than all the arithmetic.
         self._room: Scores = np.empty((3, 0))
 
-    def __call__(self, logits: NDArray[np.floating]) -> Choice:
-        """Choose from logits (vocab,).
+    def __call__(
+        self, logits: NDArray[np.floating], mask: NDArray[np.bool_] | None = None
+    ) -> Choice:
+        """Choose from logits (vocab,), of the tokens that ``mask`` (vocab,) admits.
 
-        Raises InputError for a wrong shape, StoreError for NaN or infinity, which no intact
-        model yields.
+        Raises InputError for a wrong shape or a mask that admits none, StoreError for NaN or
+        infinity, which no intact model yields.
         """
         raw = self._checked(logits)
         scores = self._penalized(raw)
-        greedy = self._sampling.temperature == 0
-        token = int(np.argmax(scores)) if greedy else self._draw(scores)
+        if mask is None:
+            token = self._chosen(scores)
+        else:  # among those left alone: infinities in their places would take the draw longer
+            ids = self._admitted(mask, raw.size)
+            token = int(ids[self._chosen(scores[ids])])
         self._seen.add(token)
         self._generated[token] += 1
         return self._choice(raw, token)
@@ -127,6 +133,22 @@ class Sampler:
             scores[used] -= options.presence_penalty + options.frequency_penalty * counts
         return scores
 
+    def _chosen(self, scores: Scores) -> int:
+        """The place of the choice in scores (any number,)."""
+        return int(np.argmax(scores)) if self._sampling.temperature == 0 else self._draw(scores)
+
+    @staticmethod
+    def _admitted(mask: NDArray[np.bool_], size: int) -> Ids:
+        if mask.shape != (size,):
+            raise InputError(
+                f"the mask has shape {mask.shape} for a vocabulary of {size} tokens: make the "
+                "guide with the engine that the reply is of"
+            )
+        ids = np.flatnonzero(mask)
+        if not ids.size:
+            raise InputError("the mask admits no token: the guide has come to a dead end")
+        return ids
+
     @staticmethod
     def _known(ids: Iterable[int], vocab_size: int) -> Ids:
         found = np.fromiter(ids, np.intp)
@@ -134,9 +156,10 @@ class Sampler:
 
     def _draw(self, scores: Scores) -> int:
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf
-            scaled = np.subtract(scores, scores.max(), out=self._room[1])
+            scaled = np.subtract(scores, scores.max(), out=self._room[1, : scores.size])
             scaled /= self._sampling.temperature
-        return _drawn(scaled, self._sampling, self._random.random(), self._room[2])
+        room = self._room[2, : scores.size]
+        return _drawn(scaled, self._sampling, self._random.random(), room)
 
     def _choice(self, raw: Scores, token: int) -> Choice:
         wanted = self._sampling.logprobs

@@ -8,35 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-
-@dataclass(frozen=True)
-class Named:
-    """The one tool that has to be called."""
-
-    name: str
-
-
-ToolChoice: TypeAlias = Literal["auto", "none", "required"] | Named
-"""``auto`` lets the model decide, ``none`` lets it call nothing, ``required`` wants a call."""
-
-
-@dataclass(frozen=True)
-class JsonSchema:
-    """The answer is one JSON value that the schema admits."""
-
-    schema: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Regex:
-    """The answer matches, from its first to its last character."""
-
-    pattern: str
-
-
-Form: TypeAlias = JsonSchema | Regex
+from flashmoe.text.forms import Form as Form
+from flashmoe.text.forms import JsonSchema as JsonSchema
+from flashmoe.text.forms import Named as Named
+from flashmoe.text.forms import Regex as Regex
+from flashmoe.text.forms import ToolChoice as ToolChoice
 
 
 @dataclass(frozen=True)

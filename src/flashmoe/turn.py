@@ -49,7 +49,8 @@ class Turn:
     leaves the template's own default. ``thinking_budget``: after so many tokens of reasoning it is
     closed; None lets it take as many as it wants. ``form`` binds the answer; reasoning before it
     and calls instead of it stay free. ``constrained`` False lets the model write calls as it
-    will: what is none then becomes content.
+    will: what is none then becomes content. ``continues``: the last message is the beginning of
+    the reply, which goes on from its last character; white space at its end does not count.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -60,3 +61,26 @@ class Turn:
     thinking_budget: int | None = None
     form: Form | None = None
     constrained: bool = True
+    continues: bool = False
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A text, or ids, to be continued as they stand: no template, nothing read into the reply."""
+
+    text: str | tuple[int, ...]
+
+
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
+"""The reply came to its end or to a stop string, to its bound, or to calls that want results."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a turn: of the prompt, those of it that were known already, of the reply with its
+    markup, and those of it that are reasoning."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int

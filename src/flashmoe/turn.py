@@ -362,7 +362,7 @@ class Reply:
         return kept
 
     def _is_enough(self) -> bool:
-        return self._calls > 0 and self._turn is not None and not self._turn.parallel_calls
+        return bool(self._calls and self._turn and not self._turn.parallel_calls)
 
     def _progress(self, progress: Progress) -> None:
         passing = progress.total_tokens - progress.cached_tokens

@@ -27,6 +27,10 @@ from flashmoe.errors import InputError
 HEAD_BYTES = 32 << 10
 """The longest head of a request."""
 
+SEND_BYTES = 128 << 10
+"""What the kernel keeps for a client that does not read: left to itself it would take megabytes,
+and a client would count as reading for as long."""
+
 LAST_WORDS_S = 5.0
 """What is left, once all work has been cancelled, for its clients to be told."""
 
@@ -40,7 +44,9 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
-        return socket.create_server(address[:2], family=family, backlog=512)
+        listener = socket.create_server(address[:2], family=family, backlog=512)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)  # of its connections
+        return listener
     except (OSError, UnicodeError, OverflowError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise InputError(

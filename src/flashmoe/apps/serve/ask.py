@@ -67,8 +67,9 @@ class Ask:
 
     ``sampling`` replaces fields of the store's own (``Engine.sampling``), ``stop`` and
     ``logprobs`` among them; what is not given is not in it. ``include_usage`` wants the figures in
-    a stream too, where the API leaves that to the caller. ``given`` is the body, for an API whose
-    replies repeat it.
+    a stream too, where the API leaves that to the caller. ``echo`` wants the prompt in
+    :attr:`Outcome.echo`; ``max_tokens`` may be 0 then, and nothing is generated. ``given`` is the
+    body, for an API whose replies repeat it.
     """
 
     turn: Turn | Plain
@@ -76,6 +77,7 @@ class Ask:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     stream: bool = False
     include_usage: bool = False
+    echo: bool = False
     given: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -116,15 +118,26 @@ class Spoken:
 
 
 @dataclass(frozen=True)
+class Echo:
+    """A prompt as text and, where ``logprobs`` was asked for, its tokens. Before the first there
+    is nothing that it could follow from: its ``logprob`` is NaN, and it has no ``top``."""
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A whole reply: its pieces in order, neighbours of one kind joined; why it ended, and by
-    which stop string; what it cost; ``tokens`` of the content, where ``logprobs`` asked for it."""
+    which stop string; what it cost; ``tokens`` of the content, where ``logprobs`` asked for it;
+    the prompt, where it is wanted back."""
 
     pieces: tuple[Piece, ...]
     finish_reason: FinishReason
     stop_sequence: str | None
     usage: Usage
     tokens: tuple[Token, ...] = ()
+    echo: Echo | None = None
 
     @property
     def reasoning(self) -> str:

@@ -51,12 +51,14 @@ def test_the_simplest_request() -> None:
 
 def test_sampling() -> None:
     ask = read(
-        body(temperature=0.5, top_p=0, top_k=4, stop_sequences=["a", "b"], stream=True, system=None)
+        body(
+            temperature=0.5, top_p=0.9, top_k=4, stop_sequences=["a", "b"], stream=True, system=None
+        )
     )
     assert ask.sampling == {
         "max_tokens": 50,
         "temperature": 0.5,
-        "top_p": 1e-9,
+        "top_p": 0.9,
         "top_k": 4,
         "stop": ("a", "b"),
     }

@@ -227,7 +227,7 @@ PARAMETERS = Record(
         "stream": Flag(),
         "stop_sequences": Items(Text(least=1), most=STOP_STRINGS),
         "temperature": Real(0, 1),
-        "top_p": Real(0, 1),
+        "top_p": Real(0, 1, above=True),
         "top_k": Whole(0),
         "metadata": Record({"user_id": Text()}),
         "service_tier": Text(("auto", "standard_only")),

@@ -23,7 +23,8 @@ from flashmoe.apps.serve.ask import (
     Token,
 )
 from flashmoe.apps.serve.fields import Either, Flag, Items, Only, Record, Refused, Text, Whole
-from flashmoe.apps.serve.openai_shapes import refused, usage_of
+from flashmoe.apps.serve.openai_chat import usage_of
+from flashmoe.apps.serve.openai_errors import refused
 from flashmoe.apps.serve.sampling_fields import DRAWN, EXTENSIONS, STOP, drawn
 from flashmoe.text.pieces import Content
 from flashmoe.turn import Plain

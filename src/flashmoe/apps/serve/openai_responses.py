@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from flashmoe.apps.serve.ask import EFFORTS, Ask, BadRequest, Endpoint
+from flashmoe.apps.serve.openai_errors import refused
 from flashmoe.apps.serve.openai_responses_fields import LOGPROBS, PARAMETERS
 from flashmoe.apps.serve.openai_responses_reply import ResponseEvents, whole
-from flashmoe.apps.serve.openai_shapes import refused
 from flashmoe.apps.serve.sampling_fields import drawn
 from flashmoe.apps.serve.sealed import unseal
 from flashmoe.apps.serve.transcript import Transcript, arguments_of

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flashmoe.apps.serve.ask import Ask, Event, Head, Outcome, Refusal, Spoken
+from flashmoe.apps.serve.ask import Ask, Event, Head, Outcome, Refusal, Spoken, Token
 from flashmoe.apps.serve.openai_responses_fields import SEALED
-from flashmoe.apps.serve.openai_shapes import token_of
 from flashmoe.apps.serve.sealed import seal
 from flashmoe.text.pieces import Call, Content, Piece
 from flashmoe.turn import Usage
@@ -63,7 +62,7 @@ class ResponseEvents:
     def push(self, spoken: Spoken) -> list[Event]:
         """What the pieces add to the items."""
         events: list[Event] = []
-        logprobs = [token_of(token) for token in spoken.tokens]
+        logprobs = [_token(token) for token in spoken.tokens]
         for piece in spoken.pieces:
             taken: list[dict[str, Any]] = []
             if isinstance(piece, Content):
@@ -206,6 +205,15 @@ class ResponseEvents:
 def _empty_part(kind: str) -> dict[str, Any]:
     part: dict[str, Any] = {"type": _NAMES[kind], "text": ""}
     return part | {"annotations": [], "logprobs": []} if kind == "message" else part
+
+
+def _token(token: Token) -> dict[str, Any]:
+    """A token with its alternatives."""
+    return {**_alone(token), "top_logprobs": [_alone(other) for other in token.top]}
+
+
+def _alone(token: Token) -> dict[str, Any]:
+    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.data)}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

@@ -16,7 +16,7 @@ STOP_STRINGS = 16
 
 DRAWN: Mapping[str, Kind] = {
     "temperature": Real(0, 2),
-    "top_p": Real(0, 1),
+    "top_p": Real(0, 1, above=True),
     "presence_penalty": Real(-2, 2),
     "frequency_penalty": Real(-2, 2),
     "seed": Whole(),
@@ -26,7 +26,7 @@ DRAWN: Mapping[str, Kind] = {
 EXTENSIONS: Mapping[str, Kind] = {
     "top_k": Whole(0),
     "min_p": Real(0, 1),
-    "repetition_penalty": Real(0.01, 100),
+    "repetition_penalty": Real(0, 100, above=True),
 }
 """What other servers of open models have as well."""
 
@@ -35,15 +35,12 @@ STOP = Either(
 )
 
 _SAME = (*DRAWN, *EXTENSIONS)
-_LEAST_TOP_P = 1e-9  # 0 leaves the likeliest token, as so little does
 
 
 def drawn(given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of the sampling for what is given of :data:`DRAWN` and :data:`EXTENSIONS`, and for
     ``stop``."""
     fields = {name: given[name] for name in _SAME if name in given}
-    if "top_p" in fields:
-        fields["top_p"] = max(fields["top_p"], _LEAST_TOP_P)
     if "stop" in given:
         stop = given["stop"]
         fields["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)

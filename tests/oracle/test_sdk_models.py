@@ -43,13 +43,13 @@ REPLIES: dict[str, tuple[Endpoint, dict[str, Any], Any, Any]] = {
         ChatCompletionChunk,
     ),
     "completions": (
-        openai_completions.COMPLETIONS,
+        openai_completions.ENDPOINT,
         {"prompt": "Hello", "stream_options": {"include_usage": True}, "logprobs": 1},
         Completion,
         Completion,
     ),
     "responses": (
-        openai_responses.RESPONSES,
+        openai_responses.ENDPOINT,
         {
             "input": "Hello",
             "tools": [{"type": "function", **LOOK, "strict": True}],

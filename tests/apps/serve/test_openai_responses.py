@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from flashmoe.apps.serve.ask import BadRequest
-from flashmoe.apps.serve.openai_responses import RESPONSES, read
+from flashmoe.apps.serve.openai_responses import ENDPOINT, read
 from flashmoe.apps.serve.sealed import seal
 from flashmoe.turn import JsonSchema, Named, Turn
 
@@ -237,5 +237,5 @@ def test_what_cannot_be_is_named(more: dict[str, Any], param: str) -> None:
 
 
 def test_the_endpoint() -> None:
-    assert RESPONSES.path == "/v1/responses"
-    assert "previous_response_id" not in RESPONSES.schema["properties"]
+    assert ENDPOINT.path == "/v1/responses"
+    assert "previous_response_id" not in ENDPOINT.schema["properties"]

@@ -204,7 +204,7 @@ def _spelled(token: Token) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.data)
 
 
-COMPLETIONS = Endpoint(
+ENDPOINT = Endpoint(
     path="/v1/completions",
     schema=_PARAMETERS.schema(),
     read=read,

@@ -120,7 +120,7 @@ def _form(form: Mapping[str, Any]) -> Form | None:
     return JsonSchema(form.get("schema", {"type": "object"}))
 
 
-RESPONSES = Endpoint(
+ENDPOINT = Endpoint(
     path="/v1/responses",
     schema=PARAMETERS.schema(),
     read=read,

@@ -77,7 +77,12 @@ def test_what_is_given_becomes_the_sampling() -> None:
 
 def test_the_bound_is_the_apis_own_unless_given() -> None:
     assert read(body()).sampling == {"max_tokens": 16}
-    assert read(body(max_tokens=0, echo=True)).sampling == {"max_tokens": 0}
+
+
+def test_a_prompt_can_come_back_alone() -> None:
+    alone, before = read(body(max_tokens=0, echo=True)), read(body(max_tokens=1, echo=True))
+    assert (alone.echo, alone.generates, alone.sampling) == (True, False, {})
+    assert (before.echo, before.generates, before.sampling) == (True, True, {"max_tokens": 1})
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,8 @@ class Ask:
     ``sampling`` replaces fields of the store's own (``Engine.sampling``), ``stop`` and
     ``logprobs`` among them; what is not given is not in it. ``include_usage`` wants the figures in
     a stream too, where the API leaves that to the caller. ``echo`` wants the prompt in
-    :attr:`Outcome.echo`; ``max_tokens`` may be 0 then, and nothing is generated. ``given`` is the
-    body, for an API whose replies repeat it.
+    :attr:`Outcome.echo`, and ``generates`` False nothing besides. ``given`` is the body, for an API
+    whose replies repeat it.
     """
 
     turn: Turn | Plain
@@ -78,6 +78,7 @@ class Ask:
     stream: bool = False
     include_usage: bool = False
     echo: bool = False
+    generates: bool = True
     given: Mapping[str, Any] = field(default_factory=dict)
 
 

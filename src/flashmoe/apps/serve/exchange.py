@@ -129,7 +129,15 @@ class _Exchange:
         head = Head(scope["state"]["id"], int(time.time()), name)
         channel = Channel(wake, streams=prepared.ask.stream)
         source = str((scope.get("client") or ("",))[0])
-        self._job = Job(prepared.opening, prepared.sampling, head, channel, source)
+        self._job = Job(
+            prepared.opening,
+            prepared.sampling,
+            head,
+            channel,
+            source,
+            echo=prepared.ask.echo,
+            generates=prepared.ask.generates,
+        )
 
     async def run(self) -> None:
         """Reply.

@@ -82,7 +82,7 @@ def read(body: Mapping[str, Any]) -> Ask:
     bound = given.get("max_tokens", DEFAULT_MAX_TOKENS)
     if bound == 0 and not echo:
         raise BadRequest("max_tokens is 0, which needs echo: ask for a token", "max_tokens")
-    sampling = {**drawn(given), "max_tokens": bound}
+    sampling = {**drawn(given), **({"max_tokens": bound} if bound else {})}
     if "logprobs" in given:
         sampling["logprobs"] = given["logprobs"]
     return Ask(
@@ -92,6 +92,7 @@ def read(body: Mapping[str, Any]) -> Ask:
         stream=stream,
         include_usage=given.get("stream_options", {}).get("include_usage", False),
         echo=echo,
+        generates=bound > 0,
         given=given,
     )
 

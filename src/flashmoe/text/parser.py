@@ -27,11 +27,11 @@ from typing import Any, Protocol
 
 from flashmoe.text import call_json, call_xml
 from flashmoe.text.arguments import schemas_of
+from flashmoe.text.detokenizer import Vocabulary
 from flashmoe.text.pieces import Call, Content, Piece, Reasoning
 from flashmoe.text.scanner import Atom, Scanner
 from flashmoe.text.stops import Stops
 from flashmoe.text.syntax import CallForm, Mark, Syntax
-from flashmoe.text.tokenizer import Tokenizer
 
 
 class _Openness(Protocol):
@@ -117,7 +117,7 @@ class ReplyParser:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: Vocabulary,
         syntax: Syntax,
         tools: Sequence[Mapping[str, Any]] = (),
         *,

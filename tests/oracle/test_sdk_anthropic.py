@@ -171,6 +171,12 @@ def test_errors_are_the_sdks_own(
     assert raised.value.request_id  # type: ignore[attr-defined]
 
 
+def test_the_version_is_one_that_is_spoken(client: anthropic.Anthropic) -> None:
+    asked: dict[str, Any] = {"model": "demo", "max_tokens": 1, "messages": BEGUN}
+    with pytest.raises(anthropic.BadRequestError, match="anthropic-version is 2023-01-01"):
+        client.messages.create(extra_headers={"anthropic-version": "2023-01-01"}, **asked)
+
+
 def test_models(client: anthropic.Anthropic) -> None:
     (model,) = client.models.list()
     assert (model.id, model.type) == ("demo", "model")

@@ -22,6 +22,9 @@ from flashmoe.apps.serve.sealed import unseal
 from flashmoe.apps.serve.transcript import Transcript
 from flashmoe.turn import JsonSchema, Named, ToolChoice, Turn
 
+VERSIONS = ("anthropic-version", ("2023-06-01",))
+"""The one form of requests and replies that is spoken here."""
+
 _PARAGRAPHS = "\n\n"  # blocks of text that were apart stay so
 _CHOICES: Mapping[str, ToolChoice] = {"auto": "auto", "any": "required", "none": "none"}
 
@@ -200,6 +203,7 @@ MESSAGES = Endpoint(
     whole=whole,
     events=MessageEvents,
     ping=Event({"type": "ping"}, "ping"),
+    versions=VERSIONS,
 )
 
 COUNT_TOKENS = Endpoint(
@@ -208,4 +212,5 @@ COUNT_TOKENS = Endpoint(
     read=read_count,
     refused=refused,
     counted=counted,
+    versions=VERSIONS,
 )

@@ -203,7 +203,8 @@ class Endpoint:
     ``schema`` is the JSON Schema of the body, for the OpenAPI document. ``counted``, where it is
     there, makes the reply from the number of the prompt's tokens, and nothing is generated.
     ``ping`` goes out with the comments that keep a stream open, once it has begun, where an API
-    has an event for that.
+    has an event for that. ``versions`` are a header and what it may say, where an API names its
+    version in one; a request without it is taken.
     """
 
     path: str
@@ -214,6 +215,7 @@ class Endpoint:
     events: type[Events] | None = None
     counted: Callable[[int], dict[str, Any]] | None = None
     ping: Event | None = None
+    versions: tuple[str, tuple[str, ...]] | None = None
 
 
 EFFORTS: Mapping[str, tuple[bool, int | None]] = {

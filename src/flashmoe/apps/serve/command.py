@@ -180,6 +180,7 @@ def _open(request: Request) -> Engine:
         experts_per_token=memory.experts,
         runtime=request.runtime,
         prefix_cache=request.prefix_cache,
+        grammars=True,
     )
     if wanted != own.top_k:
         note(

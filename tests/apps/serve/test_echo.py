@@ -1,12 +1,11 @@
 """A prompt that comes back: its text, and what the model makes of each token."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from flashmoe import Budget, Engine
+from flashmoe import Engine
 from flashmoe.apps.serve.ask import Echo, Head
 from flashmoe.apps.serve.channel import Channel
 from flashmoe.apps.serve.echo import echoed
@@ -15,12 +14,6 @@ from flashmoe.apps.serve.tokens import TokenLog
 from flashmoe.turn import Opening, Plain
 
 TEXT = "Emma was sitting"
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with Engine.open("demo", budget=Budget(ram_bytes=512 << 20)) as opened:
-        yield opened
 
 
 def echo_of(engine: Engine, text: str | tuple[int, ...], logprobs: int | None) -> Echo:

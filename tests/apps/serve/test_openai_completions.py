@@ -91,7 +91,7 @@ def test_a_prompt_can_come_back_alone() -> None:
         ({"n": 2}, "n"),
         ({"best_of": 3}, "best_of"),
         ({"suffix": "end"}, "suffix"),
-        ({"logit_bias": {}}, "logit_bias"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"echo": True, "stream": True}, "echo"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"max_tokens": 0}, "max_tokens"),

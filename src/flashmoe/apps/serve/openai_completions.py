@@ -22,7 +22,7 @@ from flashmoe.apps.serve.ask import (
     Spoken,
     Token,
 )
-from flashmoe.apps.serve.fields import Either, Flag, Items, Only, Record, Refused, Text, Whole
+from flashmoe.apps.serve.fields import Either, Flag, Items, Only, Record, Text, Whole
 from flashmoe.apps.serve.openai_chat import usage_of
 from flashmoe.apps.serve.openai_errors import refused
 from flashmoe.apps.serve.sampling_fields import DRAWN, EXTENSIONS, STOP, drawn
@@ -56,7 +56,7 @@ _PARAMETERS = Record(
         "n": Only(1, _ONE),
         "best_of": Only(1, _ONE),
         "suffix": Only("", "text is continued, not filled in: leave it out"),
-        "logit_bias": Refused("no token's probability can be changed here: leave it out"),
+        "logit_bias": Only({}, "logits are not changed one by one here: leave it out"),
         "user": Text(),
         **DRAWN,
         **EXTENSIONS,

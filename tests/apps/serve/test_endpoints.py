@@ -131,7 +131,7 @@ def test_anthropics_tools_and_counts(client):
 
 def test_anthropics_version_is_one_that_is_spoken(client):
     body = {"model": "demo", "messages": [HELLO]}
-    for version, status in (("2023-06-01", 200), ("2023-01-01", 400)):
+    for version, status in (("2023-06-01", 200), ("2026-10-21", 200), ("2023-01-01", 400)):
         reply = client.post(COUNT, json=body, headers={"anthropic-version": version})
         assert reply.status_code == status
     assert "anthropic-version is 2023-01-01" in json.loads(reply.text)["error"]["message"]

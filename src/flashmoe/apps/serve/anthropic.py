@@ -22,8 +22,9 @@ from flashmoe.apps.serve.sealed import unseal
 from flashmoe.apps.serve.transcript import Transcript
 from flashmoe.turn import JsonSchema, Named, ToolChoice, Turn
 
-VERSIONS = ("anthropic-version", ("2023-06-01",))
-"""The one form of requests and replies that is spoken here."""
+VERSIONS = ("anthropic-version", ("2023-06-01", "2026-10-21"))
+"""Both have the same replies. The later one knows no temperature, top_p and top_k; they are taken
+here in any case, because this model has them."""
 
 _PARAGRAPHS = "\n\n"  # blocks of text that were apart stay so
 _CHOICES: Mapping[str, ToolChoice] = {"auto": "auto", "any": "required", "none": "none"}

@@ -24,6 +24,8 @@ FLAT_TOOLS: list[Any] = [{"type": "function", **tool["function"]} for tool in TO
 QUESTION = "What is the weather in Paris on Monday?"
 ASKED: list[Any] = [{"role": "user", "content": QUESTION}]
 ANSWER = {"city": "Paris", "day": "Monday"}
+AT_ONCE: dict[str, Any] = {"temperature": 0, "reasoning_effort": "none"}
+"""The demo has not learnt to think before it calls."""
 BEGUN = "Emma was sitting one evening with her father when"
 
 
@@ -62,7 +64,7 @@ def test_chat_and_its_stream_are_the_same(client: openai.OpenAI) -> None:
 
 
 def test_a_whole_tool_loop_in_chat(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "demo", "tools": TOOLS, "temperature": 0, "max_tokens": 80}
+    asked: dict[str, Any] = {"model": "demo", "tools": TOOLS, "max_tokens": 80, **AT_ONCE}
     first = client.chat.completions.create(messages=ASKED, **asked)
     (choice,) = first.choices
     assert choice.finish_reason == "tool_calls"
@@ -82,7 +84,7 @@ def test_a_whole_tool_loop_in_chat(client: openai.OpenAI) -> None:
 
 def test_a_call_is_streamed_in_chat(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(
-        model="demo", messages=ASKED, tools=TOOLS, temperature=0, max_tokens=80
+        model="demo", messages=ASKED, tools=TOOLS, max_tokens=80, **AT_ONCE
     ) as stream:
         stream.until_done()
         (choice,) = stream.get_final_completion().choices
@@ -184,6 +186,7 @@ def test_a_response_and_its_stream_are_the_same(client: openai.OpenAI) -> None:
 
 def test_a_whole_tool_loop_in_responses(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "demo", "tools": FLAT_TOOLS, "temperature": 0}
+    asked |= {"reasoning": {"effort": "none"}}
     talk: list[Any] = list(ASKED)
     first = client.responses.create(input=talk, **asked)
     (call,) = (item for item in first.output if item.type == "function_call")
@@ -198,7 +201,11 @@ def test_a_whole_tool_loop_in_responses(client: openai.OpenAI) -> None:
 
 def test_a_call_is_streamed_in_responses(client: openai.OpenAI) -> None:
     with client.responses.stream(
-        model="demo", input=QUESTION, tools=FLAT_TOOLS, temperature=0
+        model="demo",
+        input=QUESTION,
+        tools=FLAT_TOOLS,
+        temperature=0,
+        reasoning={"effort": "none"},
     ) as stream:
         kinds = [event.type for event in stream]
         response = stream.get_final_response()

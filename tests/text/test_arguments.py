@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flashmoe.text.arguments import (
@@ -143,6 +143,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(value=JSON, ensure_ascii=st.booleans())
 def test_json_comes_back_as_it_was(value: Any, ensure_ascii: bool) -> None:
     text = json.dumps(value, ensure_ascii=ensure_ascii)
@@ -174,6 +175,7 @@ SCHEMAS = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(schema=SCHEMAS, text=st.sampled_from(["1", "a", "null", "[]", "{}", "1.0"]) | st.text())
 @example(schema={"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}, text="1")
 @example(schema={"enum": {"a": 1}, "type": {}}, text="1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flashmoe.text import Mark
@@ -32,6 +32,7 @@ def flat(pushes: list[list[str | Mark]]) -> list[str | Mark]:
     return atoms
 
 
+@settings(deadline=None)
 @given(text=TEXTS, cuts=st.lists(st.integers(0, 99)))
 @example(text="<<think>", cuts=[1, 2, 3])
 @example(text="</th</think>", cuts=list(range(12)))

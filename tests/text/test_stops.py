@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flashmoe.errors import InputError
@@ -23,6 +23,7 @@ def stopped(text: str, stop: list[str]) -> tuple[str, str | None]:
 WORDS = st.lists(st.text("ab\n€", min_size=1, max_size=4), max_size=3)
 
 
+@settings(deadline=None)
 @given(pieces=st.lists(st.text("ab\n€", max_size=6), max_size=12), stop=WORDS)
 @example(pieces=list("aabaabaaab"), stop=["aabaaa", "abaaab"])
 def test_stop_strings(pieces: list[str], stop: list[str]) -> None:

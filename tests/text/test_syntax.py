@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe.text import ChatTemplate, Segment, Tokenizer
@@ -94,6 +94,7 @@ def qwen(by_id: bool) -> tuple[ChatTemplate, Syntax]:
     return ChatTemplate(QWEN, markup=()), Syntax(Mark("<think>"), Mark("</think>"))
 
 
+@settings(deadline=None)
 @given(text=st.lists(PIECES).map("".join), by_id=st.booleans(), thinking=st.booleans())
 def test_what_the_user_says_decides_nothing(text: str, by_id: bool, thinking: bool) -> None:
     template, syntax = qwen(by_id)

@@ -321,7 +321,7 @@ class Grammars:
             _check(name, schema)
         found = llguidance.LLMatcher(backend, grammar, log_level=0, limits=_LIMITS)
         if found.is_error():
-            reason = found.get_error().split("\n")[0]
+            reason = _one_line(found.get_error())
             what = _PATTERN if asked and isinstance(asked.form, Regex) else "the answer's grammar"
             raise InputError(f"{what} cannot be enforced: {reason}")
         with self._lock:
@@ -342,7 +342,11 @@ def _check(name: str, schema: Schema) -> None:
     if found := reason(schema):
         place = schemas.culprit(schema, lambda part: bool(reason(part)))
         inner = found if place == "#" else reason(schemas.within(schema, place[1:]))
-        raise InputError(f"{name}, at {place}: {inner.splitlines()[0]}")
+        raise InputError(f"{name}, at {place}: {_one_line(inner)}")
+
+
+def _one_line(reason: str) -> str:
+    return " ".join(reason.split())[:300]
 
 
 class _Watch:

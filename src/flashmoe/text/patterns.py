@@ -1,7 +1,9 @@
-"""Regular expressions for grammars: what may be given, and the formats of JSON Schema.
+r"""Regular expressions for grammars: what may be given, and the formats of JSON Schema.
 
 Owns how a pattern given by a caller becomes one of llguidance's, and its anchors; not what it is
-for. Syntax and meaning are those of Rust's ``regex``, without look-around and word boundaries.
+for. Syntax and meaning are those of Rust's ``regex``, without look-around and word boundaries, and
+with ASCII's digits for ``\d``, whatever else Unicode calls one. In schemas ``\w`` is ASCII's as
+well, as in JavaScript.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ _MONTH_AND_DAY = (
     r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
     r"|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
 )
-_DATE = rf"[0-9]{{4}}-{_MONTH_AND_DAY}"
+_DATE = rf"[1-9][0-9]{{3}}-{_MONTH_AND_DAY}"
 _HOUR = "(?:[01][0-9]|2[0-3])"
 _TIME = rf"{_HOUR}:[0-5][0-9]:[0-5][0-9](?:\.[0-9]{{1,9}})?(?:Z|[+\-]{_HOUR}:[0-5][0-9])"
 _BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
@@ -39,7 +41,8 @@ FORMATS: Mapping[str, str] = {
     "uri": rf"[a-z][a-z0-9+.\-]{{0,15}}:\/\/{_HOST}(?::[0-9]{{1,4}})?{_PATH}",
 }
 """What is written in each: a part of what the format admits, which always fits it. (No 29th of
-February, and no IPv6 address cut short.)"""
+February, no year below 1000, and no IPv6 address cut short.) llguidance's own admit days that
+months do not have."""
 
 
 def whole(pattern: object, name: str) -> str:
@@ -105,7 +108,7 @@ def _alternatives(body: str) -> bool:
     return ("|", 0) in _places(body)
 
 
-def _checked(body: str, name: str, ascii_only: str = "") -> str:
+def _checked(body: str, name: str, ascii_only: str = "d") -> str:
     if any(letter in "^$" for letter, _ in _places(body)):
         raise InputError(
             f"{name}: the pattern has an anchor in its middle ({body[:80]!r}), which cannot be "

@@ -64,7 +64,8 @@ class Values:
         schema = {} if schema is True else schema
         own = schema.keys() - _NAMED
         if "enum" in own or "const" in own:
-            yield {"enum": _listed(schema)}
+            if values := _listed(schema):
+                yield {"enum": values}
             return
         for combined in ("anyOf", "oneOf"):
             if own == {combined}:
@@ -160,3 +161,5 @@ def _looks(leaf: Schema) -> Iterator[str]:
             yield from (look for kind, look in _LOOKS.items() if _is_any_of(value, [kind]))
     elif leaf["type"] != "string" and not unbounded(leaf):
         yield _LOOKS[leaf["type"]]
+    elif leaf.get("nullable") is True:  # OpenAPI's word, which the reader knows and JSON Schema not
+        yield _LOOKS["null"]

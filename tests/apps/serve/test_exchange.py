@@ -92,7 +92,7 @@ def test_a_full_queue_is_said_so(engine, slow):
 
 
 def test_a_client_that_does_not_read_is_cut_off(engine):
-    """What it leaves unread fills the kernel's buffers first, so these are made small."""
+    """What it leaves unread fills the kernel's buffers first: some 400 KB, of 2 KB a token."""
     with running(engine, write_s=0.3) as site:
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)

@@ -8,9 +8,7 @@ answer is cut off after ``write_s``. ``scope["state"]["abort"]`` cuts it off at 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from flashmoe.apps.serve import sse
@@ -56,19 +54,13 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         error = refused(BadRequest("what was sent is no HTTP request", code="invalid_http"))
         body = sse.dumped(error).encode()
-        head: list[tuple[bytes, bytes]] = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        events: list[Any] = [
-            h11.Response(status_code=400, headers=head, reason=b"Bad Request"),
-            h11.Data(data=body),
-            h11.EndOfMessage(),
-        ]
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            for event in events:
-                self.transport.write(self.conn.send(event) or b"")
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if not answering:  # else it would stand inside another answer
+            self.transport.write(head.encode() + body)
         self.transport.close()
 
     def _wait_for_a_head(self) -> None:

@@ -2,7 +2,8 @@
 
 Owns where it listens and what a signal does. The first SIGTERM or SIGINT: no connection is taken
 any more, what waits is refused, what is under way has ``grace_s`` and is then cancelled, and the
-process ends with 0. A second one ends it without the grace.
+process ends with 0. A second one takes the grace away, and one that comes after all connections
+are closed ends the process at once.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from flashmoe.errors import InputError
 HEAD_BYTES = 32 << 10
 """The longest head of a request."""
 
+SEND_BYTES = 128 << 10
+"""What the kernel keeps for a client that does not read: left to itself it would take megabytes,
+and a client would count as reading for as long."""
+
 LAST_WORDS_S = 5.0
 """What is left, once all work has been cancelled, for its clients to be told."""
 
@@ -39,7 +44,9 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
-        return socket.create_server(address[:2], family=family, backlog=512)
+        listener = socket.create_server(address[:2], family=family, backlog=512)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)  # of its connections
+        return listener
     except (OSError, UnicodeError, OverflowError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise InputError(
@@ -92,6 +99,7 @@ class Listening(uvicorn.Server):
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)  # what is left is only to be written
 
     def end(self) -> None:
         """Begin to end, or end at once where that has begun; in the loop's thread."""

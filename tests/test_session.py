@@ -321,6 +321,42 @@ def test_a_closed_engine_says_so_and_has_let_its_weights_go(path):
             use()
 
 
+def test_hidden_states_give_the_logits_chunk_by_chunk(path):
+    runtime = Runtime(chunk_tokens=64)
+    with Engine.open(path, budget=Budget(kv="f32"), runtime=runtime) as engine:
+        whole = engine.session().logits(IDS)
+        session = engine.session()
+        chunks = list(session.hidden(IDS))
+        assert [len(hidden) for hidden in chunks] == [64, 6]
+        found = np.concatenate([engine.head(hidden) for hidden in chunks])
+        np.testing.assert_allclose(found, whole, rtol=0, atol=1e-5)
+        assert session.ids == tuple(IDS)
+
+
+def test_hidden_states_are_those_of_the_ids_alone_and_not_of_a_token_before(engine):
+    session = engine.session()
+    token = next(session.generate(IDS[:5], GREEDY)).id  # drawn, and still to pass
+    (hidden,) = session.hidden(IDS[5:8])
+    assert len(hidden) == 3 and session.ids == (*IDS[:5], token, *IDS[5:8])
+    with pytest.raises(InputError, match="no ids"):
+        session.hidden([])
+
+
+def test_hidden_states_that_are_left_early_keep_what_passed(path):
+    with Engine.open(path, runtime=Runtime(chunk_tokens=16)) as engine:
+        session = engine.session()
+        chunks = session.hidden(IDS)
+        next(chunks)
+        chunks.close()
+        assert session.ids == tuple(IDS[:16])
+        chunks = session.hidden(IDS[16:])
+        next(chunks)
+        session.rewind(8)
+        with pytest.raises(InputError, match="used for something else"):
+            next(chunks)
+        assert session.ids == tuple(IDS[:8]), "what another call has made of it stays"
+
+
 SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer"}},

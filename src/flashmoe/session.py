@@ -90,20 +90,49 @@ class Session:
             ReadError: an expert could not be read; the timeline keeps the chunks before.
             CancelledError: by :meth:`cancel` or ``on_progress``; the same.
         """
-        count = len(ids)
-        if not count:
-            raise InputError("there are no ids to pass")
-        kept = self._append(ids)
-        waiting = len(self._ids) - self._state.position
-        out = np.empty((waiting, self._engine.shape.vocabulary), self._engine.kernels.dtype)
-        done = 0
-        for hidden, _ in self._passes(kept, len(self._ids) - count, self._turn, on_progress):
+        vocabulary, dtype = self._engine.shape.vocabulary, self._engine.kernels.dtype
+        chunks = self.hidden(ids, on_progress=on_progress)
+        out, done = np.empty((len(ids), vocabulary), dtype), 0
+        for hidden in chunks:
             for rows in range(0, len(hidden), HEAD_TOKENS):
                 some = self._engine.head(hidden[rows : rows + HEAD_TOKENS])
                 out[done : done + len(some)] = some
                 done += len(some)
+        return out
+
+    def hidden(
+        self, ids: Sequence[int], *, on_progress: OnProgress | None = None
+    ) -> Iterator[Array]:
+        """Append ids (T,) and pass them, as :meth:`logits` does; yields the final hidden states
+        of each in order, (t, hidden) a chunk, of which ``Engine.head`` makes logits.
+
+        For whoever wants something of every token's logits and not all of them at once: those of
+        a window are gigabytes. Closing the iterator early cancels what has not passed; using the
+        session for something else ends it.
+
+        Raises:
+            InputError, ContextError: at once; as for :meth:`logits`.
+            ReadError, CancelledError: from the iterator; as for :meth:`logits`.
+        """
+        if not len(ids):
+            raise InputError("there are no ids to pass")
+        return self._hidden(self._append(ids), len(ids), self._turn, on_progress)
+
+    def _hidden(
+        self, kept: int, count: int, turn: int, on_progress: OnProgress | None
+    ) -> Iterator[Array]:
+        self._check_turn(turn)
+        most = len(self._ids) - count
+        for hidden, _ in self._passes(kept, most, turn, on_progress):
+            earlier = most - (self._state.position - len(hidden))  # a token that had still to pass
+            if earlier < len(hidden):
+                yield hidden[max(earlier, 0) :]
+            self._check_turn(turn)
         self._trail.ended(self._ids)
-        return out[done - count : done]
+
+    def _check_turn(self, turn: int) -> None:
+        if turn != self._turn:
+            raise InputError("the session was used for something else: this reply has ended")
 
     def generate(
         self,
@@ -153,8 +182,7 @@ class Session:
         made, trail = 0, self._trail
         handed = trail.handed_bytes
         while True:
-            if turn != self._turn:
-                raise InputError("the session was used for something else: this reply has ended")
+            self._check_turn(turn)
             began, busy = time.perf_counter(), busy_ms()
             passes = self._passes(kept, len(self._ids), turn, on_progress)
             cost = [spent for _, spent in passes]
@@ -288,7 +316,7 @@ class Session:
         After a failure the first ``kept`` tokens stay, and all that have passed.
         """
         state, trail = self._state, self._trail
-        with self._keeping(kept):
+        with self._keeping(kept, turn):
             trail.begin(self._ids, most)
             waiting = len(self._ids) - state.position
             layers = self._engine.shape.layers
@@ -304,12 +332,13 @@ class Session:
                 yield passed
 
     @contextmanager
-    def _keeping(self, kept: int) -> Iterator[None]:
+    def _keeping(self, kept: int, turn: int) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            del self._ids[max(self._state.position, kept) :]
-            self._trail.broke_off(self._ids)
+            if turn == self._turn:  # else what lies there by now is another call's
+                del self._ids[max(self._state.position, kept) :]
+                self._trail.broke_off(self._ids)
             raise
 
     def _between(self, turn: int, journey: Journey) -> Between:

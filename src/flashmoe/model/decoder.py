@@ -10,12 +10,11 @@ from functools import partial
 from itertools import pairwise
 from typing import TypeAlias
 
-import numpy as np
-
 from flashmoe.kernels import Kernels
 from flashmoe.kernels.kv import KeyValues
 from flashmoe.kernels.reference import lookup
 from flashmoe.model.attention import Attention
+from flashmoe.model.head import EMBEDDING, Head
 from flashmoe.model.moe import MixtureOfExperts
 from flashmoe.model.observer import Observer
 from flashmoe.model.recurrent import GatedDeltaNet
@@ -100,15 +99,13 @@ class Decoder:
         self.kernels = kernels
         self.observer = observer
         vocabulary, hidden = shape.vocabulary, shape.hidden
-        self.embedding = trunk.matrix("embed_tokens", vocabulary, hidden)
+        self.embedding = trunk.matrix(EMBEDDING, vocabulary, hidden)
         self.layers = [
             Layer(shape, trunk, index, kernels, observer) for index in range(shape.layers)
         ]
         for layer, following in pairwise(self.layers):
             layer.following = following
-        self.norm = trunk.norm("norm", hidden, shape.norm_offset)
-        tied = shape.tied_head
-        self.head = self.embedding if tied else trunk.matrix("lm_head", vocabulary, hidden)
+        self.head = Head(shape, trunk, kernels)
 
     def forward(
         self,
@@ -138,7 +135,6 @@ class Decoder:
 
     def logits(self, x: Array) -> Array:
         """Hidden states (T, hidden) to logits (T, vocabulary)."""
-        normed = self.kernels.rms_norm(x, self.norm, self.shape.norm_eps)
-        y = self.kernels.matmul(np.ascontiguousarray(normed), self.head)
+        y = self.head.logits(x)
         self.observer.ended(self.shape.layers - 1, "head")
         return y

@@ -8,7 +8,7 @@ not open.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,8 +151,8 @@ class Store:
             )
         return text
 
-    def trunk(self) -> dict[str, Matrix]:
-        """Read every resident tensor, checked against its checksum.
+    def trunk(self, only: Container[str] | None = None) -> dict[str, Matrix]:
+        """Read every resident tensor, or those of these names, checked against its checksum.
 
         A tensor that is not a matrix has its one array in ``Matrix.weight``, of its own shape.
 
@@ -160,10 +160,12 @@ class Store:
             ReadError: cut short or damaged; names file and tensor.
         """
         _, extents = trunk_header(self.manifest.trunk)
-        memory = _trunk_memory(extents)
+        wanted = [one for one in self.manifest.trunk if only is None or one.name in only]
+        parts = [name for tensor in wanted for name, _ in tensor.named_parts()]
+        memory = _trunk_memory({name: extents[name] for name in parts})
         with open(self.path / TRUNK, "rb", buffering=0) as file:
             tensors = {}
-            for tensor in self.manifest.trunk:
+            for tensor in wanted:
                 tensors[tensor.name] = self._read_tensor(file.fileno(), tensor, extents, memory)
                 _forget_pages(file.fileno())
         return tensors

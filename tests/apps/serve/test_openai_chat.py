@@ -20,7 +20,7 @@ def asked(**more):
 def test_the_least_that_can_be_asked():
     ask = asked()
     assert ask.turn.messages == ({"role": "user", "content": "Hi"},)
-    assert ask.sampling == {"stop": ()} and not ask.stream and ask.turn.thinking is None
+    assert ask.sampling == {} and not ask.stream and ask.turn.thinking is None
     assert ask.turn.tool_choice == "auto" and ask.turn.parallel_calls and ask.turn.form is None
 
 

@@ -54,7 +54,9 @@ def _plain_routes(service: Service) -> list[BaseRoute]:
         return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
     async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [service.described()]})
+        name = service.served.name
+        pages = {"has_more": False, "first_id": name, "last_id": name}
+        return JSONResponse({"object": "list", "data": [service.described()], **pages})
 
     async def model(request: Request) -> Response:
         service.check_model(request.path_params["name"])

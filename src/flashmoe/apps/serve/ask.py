@@ -67,8 +67,9 @@ class Ask:
 
     ``sampling`` replaces fields of the store's own (``Engine.sampling``), ``stop`` and
     ``logprobs`` among them; what is not given is not in it. ``include_usage`` wants the figures in
-    a stream too, where the API leaves that to the caller. ``given`` is the body, for an API whose
-    replies repeat it.
+    a stream too, where the API leaves that to the caller. ``echo`` wants the prompt in
+    :attr:`Outcome.echo`, and ``generates`` False nothing besides. ``given`` is the body, for an API
+    whose replies repeat it.
     """
 
     turn: Turn | Plain
@@ -76,6 +77,8 @@ class Ask:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     stream: bool = False
     include_usage: bool = False
+    echo: bool = False
+    generates: bool = True
     given: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -116,15 +119,26 @@ class Spoken:
 
 
 @dataclass(frozen=True)
+class Echo:
+    """A prompt as text and, where ``logprobs`` was asked for, its tokens. Before the first there
+    is nothing that it could follow from: its ``logprob`` is NaN, and it has no ``top``."""
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A whole reply: its pieces in order, neighbours of one kind joined; why it ended, and by
-    which stop string; what it cost; ``tokens`` of the content, where ``logprobs`` asked for it."""
+    which stop string; what it cost; ``tokens`` of the content, where ``logprobs`` asked for it;
+    the prompt, where it is wanted back."""
 
     pieces: tuple[Piece, ...]
     finish_reason: FinishReason
     stop_sequence: str | None
     usage: Usage
     tokens: tuple[Token, ...] = ()
+    echo: Echo | None = None
 
     @property
     def reasoning(self) -> str:
@@ -189,7 +203,8 @@ class Endpoint:
     ``schema`` is the JSON Schema of the body, for the OpenAPI document. ``counted``, where it is
     there, makes the reply from the number of the prompt's tokens, and nothing is generated.
     ``ping`` goes out with the comments that keep a stream open, once it has begun, where an API
-    has an event for that.
+    has an event for that. ``versions`` are a header and what it may say, where an API names its
+    version in one; a request without it is taken.
     """
 
     path: str
@@ -200,6 +215,7 @@ class Endpoint:
     events: type[Events] | None = None
     counted: Callable[[int], dict[str, Any]] | None = None
     ping: Event | None = None
+    versions: tuple[str, tuple[str, ...]] | None = None
 
 
 EFFORTS: Mapping[str, tuple[bool, int | None]] = {

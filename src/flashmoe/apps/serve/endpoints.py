@@ -8,11 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flashmoe.apps.serve import openai_chat
+from flashmoe.apps.serve import anthropic, openai_chat, openai_completions, openai_responses
 from flashmoe.apps.serve.ask import Endpoint, Refusal
 from flashmoe.apps.serve.openai_errors import refused
 
-ENDPOINTS: tuple[Endpoint, ...] = (openai_chat.ENDPOINT,)
+ENDPOINTS: tuple[Endpoint, ...] = (
+    openai_chat.ENDPOINT,
+    openai_completions.ENDPOINT,
+    openai_responses.ENDPOINT,
+    anthropic.MESSAGES,
+    anthropic.COUNT_TOKENS,
+)
 
 
 def shape_of(path: str) -> Callable[[Refusal], dict[str, Any]]:

@@ -17,7 +17,16 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from typing import Any, TypeAlias
 
 from flashmoe.apps.serve import sse
-from flashmoe.apps.serve.ask import Endpoint, Event, Events, Head, Outcome, Refusal, Spoken
+from flashmoe.apps.serve.ask import (
+    BadRequest,
+    Endpoint,
+    Event,
+    Events,
+    Head,
+    Outcome,
+    Refusal,
+    Spoken,
+)
 from flashmoe.apps.serve.channel import Began, Channel, Item
 from flashmoe.apps.serve.job import Job
 from flashmoe.apps.serve.limits import Gone, Receive, read_body
@@ -72,6 +81,7 @@ class Posted:
         """Raises Refusal where nothing has been sent yet, Gone where nobody is there."""
         headers = dict(scope["headers"])
         _check_type(headers)
+        _check_version(headers, self._endpoint)
         length = headers.get(b"content-length", b"")
         announced = int(length) if length.isdigit() else None
         body = await read_body(receive, announced, self._service.limits)
@@ -97,6 +107,16 @@ def _check_type(headers: Mapping[bytes, bytes]) -> None:
         raise Refusal(
             415, "the body is compressed: send it as it is", code="unsupported_media_type"
         )
+
+
+def _check_version(headers: Mapping[bytes, bytes], endpoint: Endpoint) -> None:
+    if endpoint.versions is None:
+        return
+    name, spoken = endpoint.versions
+    given = headers.get(name.encode())
+    if given is not None and given.decode("latin-1") not in spoken:
+        shown = given.decode("latin-1")[:80]
+        raise BadRequest(f"{name} is {shown}; it must be {' or '.join(spoken)}", name)
 
 
 class _Exchange:
@@ -129,7 +149,15 @@ class _Exchange:
         head = Head(scope["state"]["id"], int(time.time()), name)
         channel = Channel(wake, streams=prepared.ask.stream)
         source = str((scope.get("client") or ("",))[0])
-        self._job = Job(prepared.opening, prepared.sampling, head, channel, source)
+        self._job = Job(
+            prepared.opening,
+            prepared.sampling,
+            head,
+            channel,
+            source,
+            echo=prepared.ask.echo,
+            generates=prepared.ask.generates,
+        )
 
     async def run(self) -> None:
         """Reply.

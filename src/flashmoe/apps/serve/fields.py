@@ -317,11 +317,13 @@ class Record:
 @dataclass(frozen=True)
 class Tagged:
     """An object of one of several forms, told apart by its ``tag``; ``refused`` says of others,
-    which the API knows, why they are not taken."""
+    which the API knows, why they are not taken; ``default`` is the form of one without the tag,
+    where it may be missing."""
 
     tag: str
     forms: Mapping[str, Record]
     refused: Mapping[str, str] = field(default_factory=dict)
+    default: str | None = None
 
     def takes(self, value: Any) -> bool:
         return isinstance(value, dict)
@@ -330,6 +332,7 @@ class Tagged:
         if not isinstance(value, dict):
             raise _expected("an object", value, path)
         form, place = value.get(self.tag), f"{path}.{self.tag}"
+        form = self.default if form is None else form
         if form is None:
             raise BadRequest(f"{place} is missing", place, "missing_required_parameter")
         if isinstance(form, str) and form in self.refused:
@@ -349,6 +352,7 @@ class Tagged:
         for form, record in self.forms.items():
             schema = record.schema()
             schema["properties"] = {self.tag: {"enum": [form]}, **schema["properties"]}
-            schema["required"] = [self.tag, *schema.get("required", [])]
+            if form != self.default:
+                schema["required"] = [self.tag, *schema.get("required", [])]
             forms.append(schema)
         return forms[0] if len(forms) == 1 else {"oneOf": forms}

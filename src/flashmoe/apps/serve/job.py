@@ -25,13 +25,23 @@ class Job:
     """What to reply to, and where the reply goes."""
 
     def __init__(
-        self, opening: Opening, sampling: Sampling, head: Head, channel: Channel, source: str = ""
+        self,
+        opening: Opening,
+        sampling: Sampling,
+        head: Head,
+        channel: Channel,
+        source: str = "",
+        *,
+        echo: bool = False,
+        generates: bool = True,
     ) -> None:
         self.opening = opening
         self.sampling = sampling
         self.head = head
         self.channel = channel
         self.source = source
+        self.echo = echo
+        self.generates = generates
         self.arrived = time.monotonic()
         self._lock = threading.Lock()
         self._session: Session | None = None

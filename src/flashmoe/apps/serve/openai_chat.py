@@ -22,12 +22,10 @@ from flashmoe.apps.serve.ask import (
     Token,
 )
 from flashmoe.apps.serve.fields import (
-    Either,
     Flag,
     Free,
     Items,
     Only,
-    Real,
     Record,
     Refused,
     Tagged,
@@ -43,10 +41,10 @@ from flashmoe.apps.serve.openai_messages import (
     tool_choice,
     tools,
 )
+from flashmoe.apps.serve.sampling_fields import DRAWN, EXTENSIONS, STOP, drawn
 from flashmoe.text.pieces import Call, Content, Reasoning
 from flashmoe.turn import Form, JsonSchema, Regex, Turn, Usage
 
-STOPS_MOST = 16
 TOP_MOST = 20
 
 _STORED = "stored with OpenAI, which changes no answer; nothing is stored here"
@@ -92,17 +90,9 @@ REQUEST = Record(
         "guided_regex": Text(least=1),
         "max_tokens": Whole(1),
         "max_completion_tokens": Whole(1),
-        "temperature": Real(0, 2),
-        "top_p": Real(0, 1, above=True),
-        "top_k": Whole(0),
-        "min_p": Real(0, 1),
-        "repetition_penalty": Real(0, 100, above=True),
-        "presence_penalty": Real(-2, 2),
-        "frequency_penalty": Real(-2, 2),
-        "seed": Whole(),
-        "stop": Either(
-            (Text(least=1), Items(Text(least=1), most=STOPS_MOST)), "a string or a list of strings"
-        ),
+        **DRAWN,
+        **EXTENSIONS,
+        "stop": STOP,
         "logprobs": Flag(),
         "top_logprobs": Whole(0, TOP_MOST),
         "n": Only(1, _ALONE),
@@ -141,17 +131,6 @@ REQUEST = Record(
     },
 )
 
-_SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-)
-
 
 def read(body: Mapping[str, Any]) -> Ask:
     """What a body asks for.
@@ -185,7 +164,7 @@ def read(body: Mapping[str, Any]) -> Ask:
 
 
 def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
-    sampling = {name: given[name] for name in _SAMPLING if name in given}
+    sampling = drawn(given)
     most = given.get("max_completion_tokens", given.get("max_tokens"))
     if given.get("max_tokens", most) != most:
         raise BadRequest(
@@ -193,8 +172,6 @@ def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
         )
     if most is not None:
         sampling["max_tokens"] = most
-    stop = given.get("stop", ())
-    sampling["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
     if given.get("logprobs"):
         sampling["logprobs"] = given.get("top_logprobs", 0)
     elif given.get("top_logprobs"):

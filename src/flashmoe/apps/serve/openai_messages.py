@@ -6,7 +6,6 @@ Owns the tables of both, and the rewriting: parts of text joined, arguments of c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
@@ -23,6 +22,7 @@ from flashmoe.apps.serve.fields import (
     Text,
     Whole,
 )
+from flashmoe.apps.serve.transcript import arguments_of
 from flashmoe.turn import Named, ToolChoice
 
 _TEXT_ONLY = "the model reads text alone"
@@ -154,15 +154,10 @@ def _turned(message: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def _call(call: Mapping[str, Any], path: str) -> dict[str, Any]:
-    place = f"{path}.function.arguments"
-    try:
-        arguments = json.loads(call["function"]["arguments"] or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise BadRequest(f"{place} is no JSON object in a string", place, "invalid_value")
-    function = {"name": call["function"]["name"], "arguments": arguments}
-    return {"id": call["id"], "type": "function", "function": function}
+    function = call["function"]
+    arguments = arguments_of(function["arguments"], f"{path}.function.arguments")
+    named = {"name": function["name"], "arguments": arguments}
+    return {"id": call["id"], "type": "function", "function": named}
 
 
 def tools(given: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:

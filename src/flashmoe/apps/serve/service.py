@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from flashmoe.apps.serve.ask import Ask, Endpoint, Refusal
@@ -108,11 +109,20 @@ class Service:
             job.channel.put(why)
 
     def described(self) -> Mapping[str, Any]:
-        """The model, as ``/v1/models`` tells of it."""
+        """The model, as ``/v1/models`` tells of it: OpenAI's words and Anthropic's, since both
+        have that path."""
+        context = self.engine.plan.context_tokens
+        made = datetime.fromtimestamp(self.served.created, UTC)
         return {
             "id": self.served.name,
             "object": "model",
             "created": self.served.created,
             "owned_by": "flashmoe",
-            "context_length": self.engine.plan.context_tokens,
+            "context_length": context,
+            "type": "model",
+            "display_name": self.served.name,
+            "created_at": made.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "lifecycle": "active",
+            "max_input_tokens": context,
+            "max_tokens": context,
         }

@@ -28,13 +28,14 @@ class TokenLog:
     def push(self, step: Step, pieces: Sequence[Piece]) -> tuple[Token, ...]:
         """The tokens that the content among ``pieces`` is made of; none where there is none."""
         if step.logprob is not None and step.id not in self._left_out:
-            top = tuple(self._token(*other) for other in step.top_logprobs)
-            self._pending.append(self._token(step.id, step.logprob, top))
+            self._pending.append(self.token(step.id, step.logprob, step.top_logprobs))
         if not pieces:
             return ()
         tokens, self._pending = self._pending, []
         return tuple(tokens) if any(isinstance(piece, Content) for piece in pieces) else ()
 
-    def _token(self, id: int, logprob: float, top: tuple[Token, ...] = ()) -> Token:
+    def token(self, id: int, logprob: float, top: Sequence[tuple[int, float]] = ()) -> Token:
+        """A token as it is told, with its alternatives."""
+        others = tuple(self.token(*other) for other in top)
         data = self._spelled(self._tokenizer.token(id) or "")
-        return Token(id, data.decode(errors="replace"), data, logprob, top)
+        return Token(id, data.decode(errors="replace"), data, logprob, others)

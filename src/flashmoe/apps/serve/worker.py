@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import gc
 import threading
+from dataclasses import replace
 
 from flashmoe.apps.serve.ask import Outcome, Spoken, Token, joined
 from flashmoe.apps.serve.channel import Began
+from flashmoe.apps.serve.echo import echoed
 from flashmoe.apps.serve.job import Job
 from flashmoe.apps.serve.metrics import Metrics
 from flashmoe.apps.serve.queue import Fair
@@ -24,7 +26,7 @@ from flashmoe.errors import CancelledError, FlashMoeError
 from flashmoe.progress import Progress
 from flashmoe.session import Session
 from flashmoe.text.pieces import Piece
-from flashmoe.turn import Reply
+from flashmoe.turn import Reply, Usage
 
 
 class Worker:
@@ -93,8 +95,13 @@ class Worker:
     def _outcome(self, job: Job, session: Session) -> Outcome:
         telling = _Telling(job)
         with job.running(session):
-            reply = Reply(self._engine, session, job.opening, job.sampling, telling.progress)
             log = TokenLog(self._engine)
+            echo = echoed(self._engine, session, job, log, telling.progress) if job.echo else None
+            if not job.generates:
+                usage = Usage(len(job.opening.ids), 0, 0, 0)
+                self._metrics.reply(usage)
+                return Outcome((), "length", None, usage, echo=echo)
+            reply = Reply(self._engine, session, job.opening, job.sampling, telling.progress)
             pieces: list[Piece] = []
             tokens: list[Token] = []
             try:
@@ -112,8 +119,11 @@ class Worker:
                 reply.close()
                 self._metrics.reply(reply.usage)
         assert reply.finish_reason is not None
+        usage = reply.usage
+        if echo and echo.tokens:
+            usage = replace(usage, cached_tokens=0)  # all of it has passed for the echo
         return Outcome(
-            joined(pieces), reply.finish_reason, reply.stop_sequence, reply.usage, tuple(tokens)
+            joined(pieces), reply.finish_reason, reply.stop_sequence, usage, tuple(tokens), echo
         )
 
 

@@ -39,7 +39,7 @@ lets a *router* choose a few of them for every token.
 
 | part | in memory | on the drive |
 |---|:-:|--:|
-| attention, router | always | – |
+| attention, router | always | nothing |
 | experts | the likeliest | 18.1 GB |
 
 ```python

@@ -108,7 +108,7 @@ class EngineView:
 
 @dataclass(frozen=True)
 class Frame:
-    """All there is to tell at a moment, in seconds of a clock that only the difference counts of."""
+    """All there is to tell at a moment: seconds of a clock of which only differences count."""
 
     at: float
     states: Array
@@ -151,8 +151,9 @@ class ExpertMap:
         try:
             stream = StreamingResponse(events, headers=headers, media_type="text/event-stream")
             await stream(scope, receive, patiently)
-        except* TimeoutError:
-            pass  # whoever does not read has gone, or might as well have
+        except* TimeoutError:  # whoever does not read has gone, or might as well have
+            if abort := scope.get("state", {}).get("abort"):
+                abort()
         finally:
             self._listening -= 1
             await events.aclose()

@@ -155,7 +155,7 @@ const DRAWN = {
 
   table(lines) {
     const align = cells(lines[1]).map((cell) => /^:?-+:$/.test(cell)
-      ? (cell.startsWith(":") ? "middle" : "end") : "");
+      ? (cell.startsWith(":") ? "middle" : "end") : undefined);
     const row = (line, tag) => make("tr", {}, ...cells(line).slice(0, align.length)
       .map((cell, at) => make(tag, { className: align[at] }, ...inline(cell))));
     const table = make("table", {}, make("thead", {}, row(lines[0], "th")),
@@ -200,7 +200,7 @@ function listItem(lines, loose, depth) {
   if (task) lines = [lines[0].slice(task[0].length), ...lines.slice(1)];
   const nodes = within(lines, depth).flatMap((node) =>
     !loose && node.tagName === "P" ? [...node.childNodes] : [node]);
-  return make("li", { className: task ? "task" : "" },
+  return make("li", { className: task ? "task" : undefined },
     task ? make("span", { className: "tick", text: task[1] === " " ? "☐ " : "☑ " }) : null,
     ...nodes);
 }

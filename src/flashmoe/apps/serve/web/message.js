@@ -158,10 +158,9 @@ function showWaiting(node, reply) {
 /** What a reply waits for, as a sentence. */
 export function waitingLine({ what, place, done, total, rate, left }) {
   if (what === "queue") {
-    return place > 1 ? `Waiting: ${figure(place - 1)} before this one` : "Waiting: this one is next";
+    return place ? `Waiting: ${figure(place)} before this one` : "Waiting: this one is next";
   }
-  if (what === "call") return "Writing a call of a tool";
-  if (what !== "prompt") return "Asking";
+  if (what !== "prompt") return { call: "Writing a call of a tool", server: "Asking" }[what];
   const parts = [`Reading the prompt: ${figure(Math.floor(done))} of ${figure(total)} tokens`];
   if (rate) parts.push(`${figure(rate)} tok/s`);
   if (left >= 1) parts.push(left >= 90 ? `${figure(Math.round(left / 60))} min left`

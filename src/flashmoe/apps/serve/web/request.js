@@ -97,7 +97,7 @@ function comment(reply, text) {
     reply.waits = { what: "prompt", done, total, rate, left };
   } else if (queue) {
     reply.waits = { what: "queue", place: Number(queue[1]) };
-  } else if (text.startsWith("call")) {
+  } else if (text === "call") {
     reply.waits = { what: "call" };
   }
 }

@@ -20,7 +20,6 @@ from threadpoolctl import ThreadpoolController
 from flashmoe import __version__
 from flashmoe import kernels as kernel_sets
 from flashmoe.errors import BudgetError, ClosedError, InputError
-from flashmoe.generation import Generation
 from flashmoe.kernels.reference import CHUNK
 from flashmoe.model.decoder import Between, Decoder
 from flashmoe.model.observer import Observer
@@ -43,8 +42,11 @@ from flashmoe.stream.ledger import Ledger
 from flashmoe.stream.sizes import Outlay
 from flashmoe.stream.streamer import Streamer
 from flashmoe.text.detokenizer import Detokenizer
+from flashmoe.text.grammar import Grammars
+from flashmoe.text.syntax import Syntax
 from flashmoe.text.template import ChatTemplate
 from flashmoe.text.tokenizer import Tokenizer
+from flashmoe.words import Words
 
 
 class Engine:
@@ -139,12 +141,14 @@ class Engine:
         runtime: Runtime | None = None,
         observer: Observer | None = None,
         prefix_cache: PrefixCache | None = None,
+        grammars: bool = False,
     ) -> Engine:
         """Load a store (``demo``: the one that ships with the package) within a budget.
 
         ``experts_per_token`` other than the checkpoint's own changes the answer; ``dtype``
         float64 is for oracles. ``prefix_cache`` keeps the state after prompts, replies and what
         they begin with, so that another timeline that begins alike does not compute it again.
+        ``grammars`` plans for replies that are bound (:attr:`grammars`).
 
         Raises:
             StoreError: the store is missing, unfinished or damaged.
@@ -155,7 +159,7 @@ class Engine:
         store = Store.open(path, runtime.store_dirs)
         chosen = kernel_sets.choose(kernels, dtype, runtime.resolved_threads)
         shape = with_experts(store.shape, experts_per_token)
-        words = Words(store)
+        words = Words(store, grammars=grammars)
         plan = plan_store(
             store,
             budget,
@@ -298,6 +302,31 @@ class Engine:
         return self._words.template
 
     @property
+    def syntax(self) -> Syntax:
+        """The markup of replies to prompts of this template; none without a tokenizer."""
+        return self._words.syntax
+
+    @property
+    def grammars(self) -> Grammars:
+        """What binds replies: JSON schemas, regular expressions, calls of tools.
+
+        Unless the engine was opened for it, the memory that this takes comes, with the first use,
+        out of what the experts have.
+
+        Raises:
+            InputError: the checkpoint came without a tokenizer.
+            BudgetError: the budget has no room for it.
+        """
+        tokenizer, made = self.tokenizer, self._words.grammars
+        assert made is not None, tokenizer
+        with self._lock:
+            if not self._words.grammars_counted:
+                self.ledger.give_away(made.needed_bytes, "binding replies")
+                self._settle(0)
+                self._words.grammars_counted = True
+        return made
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a reply."""
         return self._words.stop_ids
@@ -356,6 +385,7 @@ class Engine:
         """
         if self.prefixes is not None:
             self.prefixes.close()
+        self._words.close()
         with self._lock:
             self.streamer.close()
             if not self._closed:
@@ -368,31 +398,3 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class Words:
-    """Everything of a store that has to do with text, loaded before the memory is planned."""
-
-    def __init__(self, store: Store) -> None:
-        definition, config = store.text("tokenizer.json"), store.text("tokenizer_config.json")
-        self.tokenizer: Tokenizer | None = None
-        if definition is not None:
-            self.tokenizer = Tokenizer.parse(definition, config, store.path)
-        generation = store.text("generation_config.json")
-        self.generation = Generation.from_json(
-            generation, str(store.path / "generation_config.json")
-        )
-        self.template = self._template(store.text("chat_template.jinja"))
-        own = self.tokenizer.stop_ids if self.tokenizer else frozenset()
-        self.stop_ids = self.generation.stop_ids | own
-
-    def _template(self, source: str | None) -> ChatTemplate | None:
-        if source is None or self.tokenizer is None:
-            return None
-        tokenizer = self.tokenizer
-        return ChatTemplate(
-            source,
-            bos_token=tokenizer.bos_token,
-            eos_token=tokenizer.eos_token,
-            markup=tokenizer.markup,
-        )

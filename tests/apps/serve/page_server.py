@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from flashmoe.apps.serve import page
+from flashmoe.apps.serve.ask import Refusal
 from flashmoe.apps.serve.map import ExpertMap, Figures
 from flashmoe.quant import Array
 from flashmoe.stream.picture import ExpertState
@@ -219,6 +220,12 @@ def calls() -> Iterator[str]:
     yield delta(tool_calls=[{"index": 0, "function": rest}])
 
 
+async def refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    body = {"error": {"message": error.message, "type": "server_error"}}
+    return JSONResponse(body, error.status, {"Retry-After": str(error.retry_after)})
+
+
 @dataclass(frozen=True)
 class PageServer:
     """One that runs; ``url`` ends in a slash."""
@@ -230,16 +237,16 @@ class PageServer:
 @contextmanager
 def page_server(script: Script) -> Iterator[PageServer]:
     """Serve page, map and script on a free port of this machine."""
-    experts = ExpertMap(script.view)
+    over = threading.Event()
+    experts = ExpertMap(script.view, over.is_set)
     routes = [
         *page.routes(),
         *experts.routes(),
         Route("/v1/models", script.models),
         Route("/v1/chat/completions", script.chat, methods=["POST"]),
     ]
-    config = uvicorn.Config(
-        Starlette(routes=routes), host="127.0.0.1", port=0, log_level="warning", lifespan="off"
-    )
+    app = Starlette(routes=routes, exception_handlers={Refusal: refused})
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -251,6 +258,6 @@ def page_server(script: Script) -> Iterator[PageServer]:
     try:
         yield PageServer(f"http://127.0.0.1:{port}/", script)
     finally:
-        experts.stop()
+        over.set()
         server.should_exit = True
         thread.join(10)

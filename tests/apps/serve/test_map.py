@@ -44,6 +44,10 @@ class PlayedView:
         return Figures(min(self.looks, len(self.pictures)), 0, 0, 0, 0.0, 0, 0)
 
 
+def never() -> bool:
+    return False
+
+
 def parsed(text: str) -> tuple[str, dict[str, Any]]:
     event, data = text.rstrip("\n").split("\n")
     return event.removeprefix("event: "), json.loads(data.removeprefix("data: "))
@@ -79,7 +83,7 @@ def pictures(dice: np.random.Generator, count: int, most: int) -> list[Array]:
 def test_a_listener_has_every_picture(seed: int, most: int) -> None:
     shown = pictures(np.random.default_rng(seed), 6, most)
     with patch.object(served, "TICK_S", 0.0):
-        events = ExpertMap(PlayedView(shown)).events()
+        events = ExpertMap(PlayedView(shown), never).events()
         texts = asyncio.run(several(events, 1 + len(shown)))
     name, shape = parsed(texts[0])
     assert name == "shape" and shape["layers"] == LAYERS
@@ -109,13 +113,13 @@ def test_a_difference_is_never_longer_than_the_whole() -> None:
 def test_a_still_map_says_little() -> None:
     view = PlayedView([np.zeros((LAYERS, EXPERTS), np.uint8)])
     with patch.object(served, "TICK_S", 0.001), patch.object(served, "STILL_S", 0.01):
-        texts = asyncio.run(several(ExpertMap(view).events(), 4))
+        texts = asyncio.run(several(ExpertMap(view, never).events(), 4))
     assert parsed(texts[1])[0] == "all" and texts[2:] == [": still\n\n"] * 2
 
 
 def test_listeners_share_a_look_and_without_them_there_is_none() -> None:
     view = PlayedView([np.zeros((LAYERS, EXPERTS), np.uint8)])
-    watched = ExpertMap(view)
+    watched = ExpertMap(view, never)
 
     async def listen() -> None:
         streams = [watched.events() for _ in range(5)]
@@ -128,13 +132,14 @@ def test_listeners_share_a_look_and_without_them_there_is_none() -> None:
     asyncio.run(listen())
 
 
-def test_a_stopped_map_ends_its_streams() -> None:
-    watched = ExpertMap(PlayedView([np.zeros((LAYERS, EXPERTS), np.uint8)]))
+def test_a_map_that_is_over_ends_its_streams() -> None:
+    over = asyncio.Event()
+    watched = ExpertMap(PlayedView([np.zeros((LAYERS, EXPERTS), np.uint8)]), over.is_set)
 
     async def listen() -> list[str]:
         events = watched.events()
         first = await several(events, 2)
-        watched.stop()
+        over.set()
         return first + [text async for text in events]
 
     with patch.object(served, "TICK_S", 0.0):

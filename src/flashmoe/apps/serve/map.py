@@ -18,15 +18,16 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from flashmoe.apps.serve.ask import Refusal
 from flashmoe.engine import Engine
 from flashmoe.quant import Array
 from flashmoe.stream.picture import ExpertState
@@ -36,6 +37,9 @@ TICK_S = 1 / 8
 
 LISTENERS = 16
 """Who may listen at once: each costs the server about a thousandth of a core."""
+
+RETRY_S = 10
+"""After so long one who found no place may try again."""
 
 STILL_S = 5.0
 """A comment after so long without an event, so that a connection which is gone is noticed."""
@@ -116,31 +120,31 @@ class Frame:
 
 
 class ExpertMap:
-    """The events of one view, for whoever asks for ``/map``."""
+    """The events of one view, for whoever asks for ``/map``; they end, within a tick, once
+    ``is_over`` says so."""
 
-    def __init__(self, view: View, *, listeners: int = LISTENERS) -> None:
+    def __init__(
+        self, view: View, is_over: Callable[[], bool], *, listeners: int = LISTENERS
+    ) -> None:
         self._view = view
+        self._is_over = is_over
         self._most = listeners
         self._listening = 0
-        self._stopped = False
         self._frame: Frame | None = None
 
     def routes(self) -> list[Route]:
         """Where it is to be had."""
         return [Route("/map", self, methods=["GET"])]
 
-    def stop(self) -> None:
-        """The server ends: every stream does, within a tick."""
-        self._stopped = True
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, for as long as it listens."""
+        """Answer a request, for as long as it listens.
+
+        Raises:
+            Refusal: too many do already.
+        """
         if self._listening >= self._most:
             message = f"{self._most} others watch the map already: close one of them"
-            error = {"message": message, "type": "overloaded_error", "param": None, "code": None}
-            refused = JSONResponse({"error": error}, 503, {"Retry-After": "10"})
-            await refused(scope, receive, send)
-            return
+            raise Refusal(503, message, code="map_full", retry_after=RETRY_S)
 
         async def patiently(message: Message) -> None:
             await asyncio.wait_for(send(message), PATIENCE_S)
@@ -162,7 +166,7 @@ class ExpertMap:
         """The stream of one listener."""
         yield _event("shape", self._view.shape())
         before, told = None, time.monotonic()
-        while not self._stopped:
+        while not self._is_over():
             now = self._look()
             text = _whole(now) if before is None else _difference(before, now)
             if text is not None:

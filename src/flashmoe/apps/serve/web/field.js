@@ -33,7 +33,8 @@ export class Field {
     this.calm = matchMedia("(prefers-reduced-motion: reduce)");
     this.due = 0;
     this.colours();
-    new ResizeObserver(() => this.fit()).observe(box);
+    new ResizeObserver(() => box.clientWidth !== this.width && this.fit()).observe(box);
+    addEventListener("resize", () => this.fit());
     setInterval(() => this.fade(), FRAME_MS);
   }
 
@@ -86,7 +87,8 @@ export class Field {
 
   /** The rows a layer that make cells largest in the room there is. */
   fit() {
-    const width = this.box.clientWidth - NAMES;
+    this.width = this.box.clientWidth;
+    const width = this.width - NAMES;
     if (!this.layers || width <= 0) return;
     const height = Math.max(innerHeight * TALLEST, 240);
     let best = null;

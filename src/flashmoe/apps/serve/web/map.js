@@ -55,7 +55,7 @@ async function listen() {
       wait = 1;
       take(event, data);
     }
-    pulse("the server has ended the map", false);
+    pulse("not connected", false);
   } catch (error) {
     if (!mine.signal.aborted) {
       pulse(error.status === 401 ? "wants a key" : error.status ? error.message
@@ -63,7 +63,7 @@ async function listen() {
     }
   }
   listening = null;
-  if (mine.signal.aborted) return;
+  if (mine.signal.aborted) return look(); // it may be open again by now
   wait = Math.min(wait * 2, 30);
   timer = setTimeout(look, wait * 1000);
 }

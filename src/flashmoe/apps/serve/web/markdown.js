@@ -160,7 +160,7 @@ const DRAWN = {
       .map((cell, at) => make(tag, { className: align[at] }, ...inline(cell))));
     const table = make("table", {}, make("thead", {}, row(lines[0], "th")),
       make("tbody", {}, ...lines.slice(2).map((line) => row(line, "td"))));
-    return make("div", { className: "wide-table", tabIndex: 0, role: "region",
+    return make("div", { className: "wide-table", tabIndex: 0, role: "group",
       aria: { label: "Table" } }, table);
   },
 };
@@ -173,7 +173,7 @@ export function code(text, language = "") {
   const label = language || "text";
   return make("div", { className: "code" },
     make("div", { className: "code-head" }, make("span", { text: label }), button),
-    make("pre", { tabIndex: 0, role: "region", aria: { label: `Code, ${label}` } },
+    make("pre", { tabIndex: 0, role: "group", aria: { label: `Code, ${label}` } },
       make("code", { text })));
 }
 

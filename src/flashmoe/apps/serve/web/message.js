@@ -6,11 +6,16 @@ import { code, render } from "./markdown.js";
 /** What the user said. */
 export function drawUser(message, deeds) {
   const body = make("div", { className: "said", text: message.content });
-  const node = make("article", { className: "turn user", aria: { label: "You" } }, body,
+  const node = make("article", { className: "turn user" }, heading("You"), body,
     make("div", { className: "deeds" },
       action("edit", "Edit", () => edit(node, message, deeds)),
       copying(() => message.content)));
   return node;
+}
+
+/** For those who go from message to message by headings. */
+function heading(text) {
+  return make("h2", { className: "unseen", text });
 }
 
 /** The same, being changed. */
@@ -46,14 +51,14 @@ function edit(node, message, deeds) {
 
 /** What a tool gave. */
 export function drawTool(message) {
-  return make("article", { className: "turn tool", aria: { label: `Result of ${message.name}` } },
+  return make("article", { className: "turn tool" }, heading("Tool"),
     make("details", { className: "fold" },
       make("summary", {}, "Result of ", make("code", { text: message.name })),
       code(message.content, "result")));
 }
 
 /** A reply, which may still be coming; `show` draws it as it is now, and returns the text that has
- * become final with that, for those who listen. */
+ * become final with that, for those who listen; `rest` is what has not. */
 export function drawReply(reply, deeds) {
   const parts = {
     waiting: make("div", { className: "waiting" }),
@@ -64,8 +69,7 @@ export function drawReply(reply, deeds) {
     ending: make("p", { className: "ending", hidden: true }),
     deeds: make("div", { className: "deeds", hidden: true }),
   };
-  const node = make("article", { className: "turn reply", aria: { label: "Reply" } },
-    ...Object.values(parts));
+  const node = make("article", { className: "turn reply" }, heading("Reply"), ...Object.values(parts));
   const shown = { thoughts: -1, calls: "" };
   const show = () => {
     showThinking(parts.thinking, reply, shown);
@@ -93,7 +97,8 @@ export function drawReply(reply, deeds) {
       action("again", reply.failed ? "Try again" : "Again", () => deeds.again(reply)));
     if (last && reply.calls.length && !reply.failed) parts.calls.append(answerForm(reply, deeds));
   };
-  return { node, show, end };
+  const rest = () => (parts.content.drawn ?? []).slice(parts.content.final ?? 0).join("\n");
+  return { node, show, end, rest };
 }
 
 const ENDINGS = {
@@ -123,7 +128,7 @@ function drawCall({ name, arguments: given }) {
   }
   return make("section", { className: "call", aria: { label: `Call of ${name}` } },
     make("div", { className: "call-head" }, "Calls ", make("code", { text: name })),
-    make("pre", { tabIndex: 0, role: "region", aria: { label: `Arguments for ${name}` } },
+    make("pre", { tabIndex: 0, role: "group", aria: { label: `Arguments for ${name}` } },
       make("code", { text: told })));
 }
 

@@ -16,7 +16,8 @@ export class Thread {
     this.conversation = null;
     this.model = "";
     this.coming = null; // what ends the reply that is coming
-    this.discarded = null; // of one that is to leave nothing
+    this.replying = null; // that reply
+    this.discarded = null; // what ends one that is to leave nothing
     this.changed = changed;
     this.unknown = unknown;
     this.node = by("thread");
@@ -30,6 +31,7 @@ export class Thread {
     this.scroll.addEventListener("scroll", () => this.look(), { passive: true });
     by("latest").addEventListener("click", () => this.follow());
     new ResizeObserver(() => this.settle()).observe(this.node);
+    addEventListener("pagehide", () => this.rescue());
   }
 
   /** Show another conversation; a reply that is coming ends, and what there is of it is kept. */
@@ -115,13 +117,14 @@ export class Thread {
     const ended = this.coming = new AbortController();
     const { conversation } = this;
     this.draw();
-    const reply = emptyReply();
+    const reply = this.replying = emptyReply();
     const drawn = drawReply(reply, this.deeds);
     this.node.append(drawn.node);
     this.follow();
     const brush = this.brush(reply, drawn);
     try {
       brush.touch();
+      this.model ||= await server.model();
       const request = requestOf(this.model, conversation);
       for await (const one of server.reply(request, ended.signal)) {
         takeIn(reply, one);
@@ -145,12 +148,23 @@ export class Thread {
       conversations.keep(conversation);
     }
     if (drawn.node.isConnected) {
+      drawn.show();
+      const rest = drawn.rest();
       drawn.node.replaceWith(this.drawOne(kept, true));
-      announce(reply.failed ?? { stopped: "Stopped", tool_calls: "A tool is called" }[reply.ended]
-        ?? "The reply is complete");
+      const how = reply.failed ?? { stopped: "Stopped", tool_calls: "A tool is called" }[reply.ended]
+        ?? "The reply is complete";
+      announce(`${rest}\n${how}`.trim());
     }
     this.changed();
     this.settle();
+  }
+
+  /** The page goes: keep what there is of a reply. */
+  rescue() {
+    if (!this.coming) return;
+    this.conversation.messages.push(settled({ ...this.replying, ended: "stopped" }));
+    conversations.keep(this.conversation);
+    this.discard();
   }
 
   failed(reply, error) {

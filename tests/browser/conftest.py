@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -71,6 +72,13 @@ class Visit:
         done.nth(replies - 1).locator(".deeds").wait_for(state="visible")
         return done.nth(replies - 1)
 
+    def until(self, expression: str) -> None:
+        """Wait until something is so. (Playwright's own way is eval, which the page forbids.)"""
+        end = time.monotonic() + PATIENCE_MS / 1e3
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < end, f"it did not come to that: {expression}"
+            self.page.wait_for_timeout(20)
+
     def forgive(self, word: str) -> None:
         """The browser's own word on a response that was to be refused."""
         rest = [problem for problem in self.problems if word not in problem]
@@ -97,7 +105,7 @@ def visit(chromium: Any) -> Iterator[Callable[..., Visit]]:
             page.on("console", lambda line: _note(visit, line))
             page.on("request", lambda request: _elsewhere(visit, request.url))
             page.goto(server.url)
-            page.wait_for_function("document.querySelector('#title').textContent !== 'flashmoe'")
+            visit.until("document.querySelector('#title').textContent !== 'flashmoe'")
             return visit
 
         yield open_

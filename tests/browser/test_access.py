@@ -25,6 +25,11 @@ def faults(visit: Visit) -> list[str]:
     return [f"{one['id']}: {[node['html'][:120] for node in one['nodes']]}" for one in found]
 
 
+def begin(visit: Visit) -> None:
+    """Where the first Tab leads to what comes first."""
+    visit.page.evaluate("document.body.tabIndex = -1, document.body.focus()")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
 def test_axe_finds_nothing(visit: Visits, scheme: str, size: dict[str, int]) -> None:
@@ -49,7 +54,7 @@ def test_axe_finds_nothing(visit: Visits, scheme: str, size: dict[str, int]) -> 
 
 def test_the_first_key_leads_to_the_message_box(visit: Visits) -> None:
     one = visit()
-    one.page.evaluate("document.activeElement.blur()")
+    begin(one)
     one.page.keyboard.press("Tab")
     assert one.page.evaluate("document.activeElement.textContent") == "Skip to the message box"
     one.page.keyboard.press("Enter")
@@ -60,7 +65,7 @@ def test_the_keyboard_reaches_everything_in_the_order_in_which_it_stands(visit: 
     one = visit()
     one.say("Hello")
     one.hear()
-    one.page.evaluate("document.activeElement.blur()")
+    begin(one)
     reached = []
     for _ in range(30):
         one.page.keyboard.press("Tab")

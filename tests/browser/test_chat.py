@@ -19,7 +19,7 @@ def test_a_reply_streams_and_is_drawn(visit: Visits) -> None:
     assert one.page.locator(".said").inner_text() == "What is a mixture of experts?"
     assert reply.locator(".prose strong").inner_text() == "mixture of experts"
     assert reply.locator("ol > li").count() == 3
-    assert reply.locator("tbody td").nth(3).inner_text() == "18.1 GB"
+    assert reply.locator("tbody td").nth(5).inner_text() == "18.1 GB"
     assert "def forward(x):" in reply.locator("pre code").inner_text()
     assert "214 tokens" in reply.locator(".cost").inner_text()
     assert "256 of 312 prompt tokens kept" in reply.locator(".cost").inner_text()
@@ -38,7 +38,7 @@ def test_a_reply_streams_and_is_drawn(visit: Visits) -> None:
 def test_escape_stops_a_reply_and_what_there_is_stays(visit: Visits) -> None:
     one = visit()
     one.say("Go on for ever")
-    one.page.wait_for_function("document.querySelector('.prose')?.textContent.length > 40")
+    one.until("document.querySelector('.prose')?.textContent.length > 40")
     assert one.page.locator("#stop").is_visible() and not one.page.locator("#send").is_visible()
     one.page.keyboard.press("Escape")
     reply = one.hear()
@@ -88,7 +88,7 @@ def test_again_and_edit_go_back_to_where_they_are(visit: Visits) -> None:
     one.say("Second")
     one.hear(2)
     one.page.get_by_role("button", name="Again").nth(1).click()
-    one.page.wait_for_function("document.querySelectorAll('.reply.coming').length === 0")
+    one.until("document.querySelectorAll('.reply.coming').length === 0")
     one.hear(2)
     assert one.asked[2]["messages"] == one.asked[1]["messages"]
     first = one.page.locator(".turn.user").first
@@ -96,7 +96,7 @@ def test_again_and_edit_go_back_to_where_they_are(visit: Visits) -> None:
     first.get_by_role("button", name="Edit").click()
     one.page.get_by_label("Your message").fill("Other")
     one.page.keyboard.press("Enter")
-    one.page.wait_for_function("document.querySelectorAll('.turn').length === 2")
+    one.until("document.querySelectorAll('.turn').length === 2")
     one.hear()
     assert one.asked[3]["messages"] == [{"role": "user", "content": "Other"}]
 
@@ -137,10 +137,10 @@ def test_what_fails_is_said_and_can_be_tried_again(visit: Visits) -> None:
 
 
 def test_a_key_is_asked_for_and_kept_for_the_tab_alone(visit: Visits) -> None:
-    one = visit(Script(MadeUpView(2, 8, 2), key="secret", pause_s=0.001))
-    one.page.get_by_label("Key").fill("secret")
+    one = visit(Script(MadeUpView(12, 48, 4), key="secret", pause_s=0.001))
+    one.page.get_by_role("textbox", name="Key").fill("secret")
     one.page.get_by_role("button", name="Enter").click()
-    one.page.wait_for_function(f"document.querySelector('#model').textContent === '{MODEL}'")
+    one.until(f"document.querySelector('#model').textContent === '{MODEL}'")
     one.say("Hello")
     one.hear()
     assert "secret" not in one.page.evaluate("JSON.stringify(localStorage)")
@@ -148,7 +148,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_alone(visit: Visits) -> None:
 
 
 def test_queue_and_prompt_are_told(visit: Visits) -> None:
-    one = visit(Script(MadeUpView(2, 8, 2), pause_s=0.02))
+    one = visit(Script(MadeUpView(12, 48, 4), pause_s=0.02))
     one.say("queue, then a long prompt")
     waiting = one.page.locator(".waiting")
     one.page.get_by_text("Waiting: 3 before this one").wait_for()
@@ -182,7 +182,7 @@ def test_conversations_stay_can_be_changed_between_and_deleted(visit: Visits) ->
 def test_a_reply_that_is_left_is_kept_where_it_belongs(visit: Visits) -> None:
     one = visit()
     one.say("Go on for ever")
-    one.page.wait_for_function("document.querySelector('.prose')?.textContent.length > 40")
+    one.until("document.querySelector('.prose')?.textContent.length > 40")
     one.page.get_by_role("button", name="New conversation").click()
     one.say("Another")
     one.hear()

@@ -12,17 +12,17 @@ PICTURE = "document.querySelector('#map').toDataURL()"
 
 def test_the_map_moves_while_the_model_works_and_tells_figures(visit: Visits) -> None:
     one = visit()
-    one.page.wait_for_function("document.querySelector('#pulse').textContent === 'idle'")
-    one.page.wait_for_function("document.querySelector('#map').width > 300")
+    one.until("document.querySelector('#pulse').textContent === 'idle'")
+    one.until("document.querySelector('#map').width > 300")
     still = one.page.evaluate(PICTURE)
     one.say("Go on for ever")
-    one.page.wait_for_function("document.querySelector('#pulse').textContent === 'live'")
-    one.page.wait_for_function("document.querySelector('#hit-rate').textContent.includes('%')")
-    one.page.wait_for_function(f"{PICTURE} !== {still!r}")
+    one.until("document.querySelector('#pulse').textContent === 'live'")
+    one.until("document.querySelector('#hit-rate').textContent.includes('%')")
+    one.until(f"{PICTURE} !== {still!r}")
     for name, unit in {"speed": "tok/s", "read": "B", "wait": "ms"}.items():
         assert one.page.locator(f"#{name}").inner_text().endswith(unit)
     one.page.keyboard.press("Escape")
-    one.page.wait_for_function("document.querySelector('#pulse').textContent === 'idle'")
+    one.until("document.querySelector('#pulse').textContent === 'idle'")
 
 
 def test_the_same_in_words(visit: Visits) -> None:
@@ -33,7 +33,7 @@ def test_the_same_in_words(visit: Visits) -> None:
     assert label.startswith("Map of 12 layers of 48 experts:") and "hits" in label
     one.page.get_by_text("As a table").click()
     rows = one.page.locator("#table tbody tr")
-    one.page.wait_for_function("document.querySelectorAll('#table tbody tr').length === 12")
+    one.until("document.querySelectorAll('#table tbody tr').length === 12")
     cells = [int(cell) for cell in rows.nth(3).locator("td").all_inner_texts()]
     assert len(cells) == 4 and 0 < cells[0] <= 48
     assert one.page.locator("#legend li").all_inner_texts() == [
@@ -43,7 +43,7 @@ def test_the_same_in_words(visit: Visits) -> None:
 
 def test_an_expert_under_the_pointer_is_named(visit: Visits) -> None:
     one = visit()
-    one.page.wait_for_function("document.querySelector('#map').width > 300")
+    one.until("document.querySelector('#map').width > 300")
     one.page.hover("#map", position={"x": 30, "y": 5})
     assert one.page.locator("#point").inner_text().startswith("Layer 0, expert 0: ")
 

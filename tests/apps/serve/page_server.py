@@ -25,7 +25,7 @@ from starlette.routing import Route
 
 from flashmoe.apps.serve import page
 from flashmoe.apps.serve.ask import Refusal
-from flashmoe.apps.serve.map import ExpertMap, Figures
+from flashmoe.apps.serve.map import LISTENERS, ExpertMap, Figures
 from flashmoe.quant import Array
 from flashmoe.stream.picture import ExpertState
 
@@ -235,10 +235,10 @@ class PageServer:
 
 
 @contextmanager
-def page_server(script: Script) -> Iterator[PageServer]:
+def page_server(script: Script, *, listeners: int = LISTENERS) -> Iterator[PageServer]:
     """Serve page, map and script on a free port of this machine."""
     over = threading.Event()
-    experts = ExpertMap(script.view, over.is_set)
+    experts = ExpertMap(script.view, over.is_set, listeners=listeners)
     routes = [
         *page.routes(),
         *experts.routes(),

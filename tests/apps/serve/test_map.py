@@ -148,9 +148,8 @@ def test_a_map_that_is_over_ends_its_streams() -> None:
 
 def test_over_http_and_no_more_than_may_listen() -> None:
     with (
-        patch.object(served.ExpertMap.__init__, "__kwdefaults__", {"listeners": 1}),
-        page_server(Script(MadeUpView(2, 8, 2))) as server,
-        httpx.Client(base_url=server.url, timeout=10) as client,
+        page_server(Script(MadeUpView(2, 8, 2)), listeners=1) as server,
+        httpx.Client(base_url=server.url, timeout=10, trust_env=False) as client,
     ):
         with client.stream("GET", "map") as first:
             assert first.headers["content-type"].startswith("text/event-stream")

@@ -147,7 +147,7 @@ def serve(request: Request) -> int:
             try:
                 listen(
                     listener,
-                    build(service, guard, _pages(service)),
+                    build(service, guard, pages(service)),
                     service,
                     lambda: note(_greeting(service, listener)),
                 )
@@ -158,7 +158,7 @@ def serve(request: Request) -> int:
     return 0
 
 
-def _pages(service: Service) -> list[Route]:
+def pages(service: Service) -> list[Route]:
     """What is there for people."""
     view = EngineView(service.engine, service.served.name)
     return [*page.routes(), *ExpertMap(view, lambda: service.is_stopping).routes()]

@@ -148,7 +148,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_alone(visit: Visits) -> None:
 
 
 def test_queue_and_prompt_are_told(visit: Visits) -> None:
-    one = visit(Script(MadeUpView(12, 48, 4), pause_s=0.02))
+    one = visit(Script(MadeUpView(12, 48, 4), pause_s=0.1))
     one.say("queue, then a long prompt")
     waiting = one.page.locator(".waiting")
     one.page.get_by_text("Waiting: 3 before this one").wait_for()

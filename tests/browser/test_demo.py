@@ -14,12 +14,15 @@ from tests.apps.serve.conftest import running
 from tests.browser.conftest import PATIENCE_MS
 
 
+BUDGET = Budget(context_tokens=2048, slots=96)
+
+
 @pytest.fixture
 def page(chromium: Any) -> Iterator[Any]:
     """Open, before a server that has room for few experts."""
     problems: list[str] = []
     with (
-        Engine.open("demo", budget=Budget(context_tokens=2048, slots=96)) as engine,
+        Engine.open("demo", budget=BUDGET, grammars=True) as engine,
         running(engine) as site,
     ):
         context = chromium.new_context(viewport={"width": 1440, "height": 900})

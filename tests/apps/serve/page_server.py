@@ -158,7 +158,7 @@ class Script:
     async def acts(self, said: str, role: str, tools: bool) -> AsyncIterator[str]:
         if "queue" in said:
             yield ": queue 3\n\n"
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(50 * self.pause_s)
         if "prompt" in said:
             for done in range(0, 16001, 2000):
                 left = (16000 - done) // 61

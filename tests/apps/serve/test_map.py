@@ -153,7 +153,8 @@ def test_over_http_and_no_more_than_may_listen() -> None:
     ):
         with client.stream("GET", "map") as first:
             assert first.headers["content-type"].startswith("text/event-stream")
-            assert next(first.iter_lines()) == "event: shape"
+            lines = first.iter_lines()  # which closes the stream when it goes
+            assert next(lines) == "event: shape"
             second = client.get("map")
             assert second.status_code == 503 and second.headers["retry-after"]
             assert "close one" in second.json()["error"]["message"]

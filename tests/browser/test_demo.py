@@ -13,7 +13,6 @@ from flashmoe.options import Budget
 from tests.apps.serve.conftest import running
 from tests.browser.conftest import PATIENCE_MS
 
-
 BUDGET = Budget(context_tokens=2048, slots=96)
 
 

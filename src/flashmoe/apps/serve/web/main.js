@@ -11,7 +11,8 @@ import { Thread } from "./thread.js";
 const SUGGESTIONS = [
   { text: "Explain in three sentences what a mixture of experts is." },
   { text: "Write a table of the planets with their moons." },
-  { text: "What is the weather in Paris on Monday?", tools: EXAMPLE_TOOLS },
+  { text: "What is the weather in Paris on Monday?",
+    settings: { tools: EXAMPLE_TOOLS, thinking: "off" } },
 ];
 
 const thread = new Thread(changed, unknown);
@@ -34,8 +35,8 @@ function changed() {
   drawList();
 }
 
-function take({ text, tools }) {
-  if (tools) thread.conversation.settings.tools = tools;
+function take({ text, settings }) {
+  Object.assign(thread.conversation.settings, settings);
   thread.say(text);
   ask.focus();
 }

@@ -43,9 +43,10 @@ def test_the_demo_calls_a_tool_and_its_experts_are_seen(page: Any) -> None:
     given = json.loads(reply.locator(".call pre").inner_text())
     assert set(given) == {"city", "day"}
     assert page.locator("#model").inner_text() == "demo"
-    assert "tok/s" in reply.locator(".cost").inner_text()
+    assert "tokens · first after" in reply.locator(".cost").inner_text()
     page.get_by_text("As a table").click()
     page.locator("#table tbody tr").nth(7).wait_for()
     label = page.locator("#map").get_attribute("aria-label")
     assert label.startswith("Map of 8 layers of 32 experts:")
     assert page.locator("#hit-rate").inner_text().endswith("%")
+    assert "of 256 experts in memory, room for 96" in page.locator("#held").inner_text()

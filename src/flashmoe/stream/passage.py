@@ -62,6 +62,7 @@ class Passage:
         self._reads = reads
         self._guesses = guesses
         self._counters = counters
+        self.latest: dict[int, Hold] = {}  # by layer, the last that was claimed
 
     @property
     def window(self) -> int:
@@ -73,7 +74,7 @@ class Passage:
 
         It lasts, or else it is in file order. ``hits`` have been counted as such.
         """
-        hold = Hold(layer, frozenset(experts), hits)
+        hold = self.latest[layer] = Hold(layer, frozenset(experts), hits)
         tickets, here = self._reads.tickets, []
         for expert, slot in zip(experts, self._cache.slots_of(layer, experts), strict=True):
             if tickets and (layer, expert) in tickets:

@@ -39,6 +39,7 @@ from flashmoe.stream.extent import Extent
 from flashmoe.stream.guesses import Guesses
 from flashmoe.stream.holding import Hold
 from flashmoe.stream.passage import Passage
+from flashmoe.stream.picture import Picture
 from flashmoe.stream.prefetch import Prefetch
 from flashmoe.stream.pressure import Relief
 from flashmoe.stream.reads import Reads
@@ -96,6 +97,8 @@ class Streamer:
         self._reads = Reads(*places, self._warmup, self._guesses, self.counters)
         shared = self._reads, self._guesses
         self._passage = Passage(*places, *shared, self.counters, experts.top_k)
+        looked_at = self._cache, self._reads, self._warmup, self._passage
+        self.picture = Picture(experts.count, *looked_at)
         expected = Expectation(experts.count)
         self._ahead = Ahead(expected, self._cache, self._warmup, *shared, experts.top_k)
         # By layer: the experts of its last hint, unless held since, and which had a slot then.

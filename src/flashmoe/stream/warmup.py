@@ -15,6 +15,7 @@ cache or given back.
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable
 
@@ -59,6 +60,19 @@ class Warmup:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def arrived(self) -> list[Key]:
+        """Experts whose bytes have come and which no routing has asked for yet, nearly all.
+
+        Reads of one queue end about in its order: the first that has not stands for all behind it.
+        From any thread; where this one takes something away meanwhile, there are none.
+        """
+        try:
+            waiting = list(self._waiting.items())
+            coming = bisect_left(waiting, True, key=lambda one: not self._reader.done(one[1][0]))
+        except (RuntimeError, IndexError):
+            return []
+        return [key for key, _ in waiting[:coming]]
 
     def start(self, keys: Iterable[Key]) -> None:
         """Queue reads while slots are free."""

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from flashmoe.apps.serve.app import build
+from flashmoe.apps.serve.command import pages
 from flashmoe.apps.serve.guard import Guard
 from flashmoe.apps.serve.limits import Limits
 from flashmoe.apps.serve.listening import Listening, address_of, bound
@@ -85,7 +86,7 @@ def running(engine: Engine, guard: Guard | None = None, **limits: Any) -> Iterat
     """A server on a free port of the loopback address."""
     service = Service(engine, Served("demo"), replace(LIMITS, **limits))
     ready = threading.Event()
-    listening = Listening(build(service, guard or Guard()), service, ready.set)
+    listening = Listening(build(service, guard or Guard(), pages(service)), service, ready.set)
     loops: list[asyncio.AbstractEventLoop] = []
 
     async def serve() -> None:

@@ -14,15 +14,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from starlette.routing import Route
+
 from flashmoe.apps.flags import LOSSY_KV
 from flashmoe.apps.places import device_cache, prefix_directory
 from flashmoe.apps.plan import budget_of
 from flashmoe.apps.request import Limits as Memory
 from flashmoe.apps.request import kept_in
+from flashmoe.apps.serve import page
 from flashmoe.apps.serve.app import build
 from flashmoe.apps.serve.guard import LOOPBACK_NAMES, Guard
 from flashmoe.apps.serve.limits import Limits
 from flashmoe.apps.serve.listening import address_of, bound, is_loopback, listen
+from flashmoe.apps.serve.map import EngineView, ExpertMap
 from flashmoe.apps.serve.service import Served, Service
 from flashmoe.apps.terminal import note
 from flashmoe.engine import Engine
@@ -142,7 +146,7 @@ def serve(request: Request) -> int:
             try:
                 listen(
                     listener,
-                    build(service, guard),
+                    build(service, guard, pages(service)),
                     service,
                     lambda: note(_greeting(service, listener)),
                 )
@@ -151,6 +155,12 @@ def serve(request: Request) -> int:
                 service.worker.cut_short()
                 service.worker.join(60)
     return 0
+
+
+def pages(service: Service) -> list[Route]:
+    """What is there for people."""
+    view = EngineView(service.engine, service.served.name)
+    return [*page.routes(), *ExpertMap(view, lambda: service.is_stopping).routes()]
 
 
 def _guard(where: Where, listener: socket.socket) -> Guard:

@@ -239,6 +239,55 @@ def run(
 
 
 @app.command()
+def chat(
+    store: flags.Store,
+    session: flags.ConversationName = None,
+    system: flags.System = None,
+    system_file: flags.SystemFile = None,
+    tool: flags.OwnTools = None,
+    tools: flags.TypedTools = None,
+    think: flags.Think = False,
+    think_budget: flags.ThinkBudget = None,
+    max_tokens: flags.MaxTokens = flags.CHAT_MAX_TOKENS,
+    temperature: flags.Temperature = None,
+    top_p: flags.TopP = None,
+    top_k: flags.TopK = None,
+    min_p: flags.MinP = None,
+    repetition_penalty: flags.RepetitionPenalty = None,
+    presence_penalty: flags.PresencePenalty = Sampling.presence_penalty,
+    frequency_penalty: flags.FrequencyPenalty = Sampling.frequency_penalty,
+    seed: flags.Seed = None,
+    stop: flags.Stop = None,
+    experts_per_token: flags.ExpertsPerToken = None,
+    ram: flags.Ram = None,
+    context: flags.Context = None,
+    slots: flags.Slots = None,
+    kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
+    prefix_cache: flags.OwnPrefixDirectory = None,
+    prefix_cache_size: flags.PrefixSize = None,
+    no_prefix_cache: flags.NoPrefixCache = False,
+    threads: flags.Threads = None,
+    chunk_tokens: flags.ChunkTokens = Runtime.chunk_tokens,
+    io_threads: flags.IoThreads = Runtime.io_threads,
+    hints: flags.Hints = Runtime.hints,
+    io: flags.HowRead = Runtime.io,
+    profile: flags.Profile = Runtime.profile,
+    store_dirs: flags.StoreDirs = None,
+    kernels: flags.Kernels = "auto",
+) -> int:
+    """Talk with a store: streamed Markdown, tools, conversations that are kept and resumed.
+
+    `/help` lists what can be typed besides. Without a terminal each line of standard input is a
+    turn, and each reply plain text on standard output.
+    """
+    given = locals()
+    from flashmoe.apps.chat.program import chat
+    from flashmoe.apps.chat.request import request_of
+
+    return chat(request_of(given))
+
+
+@app.command()
 def bench(
     store: flags.Store,
     prompt_tokens: flags.PromptTokens = flags.PROMPT_TOKENS,

@@ -29,7 +29,7 @@ from prompt_toolkit.input import create_input
 from prompt_toolkit.input.base import Input
 from prompt_toolkit.input.typeahead import clear_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.output import create_output
+from prompt_toolkit.output import Output, create_output
 
 from flashmoe.apps.chat.commands import Names, completions
 
@@ -38,17 +38,25 @@ _FILES_FOR = "/system "
 
 
 class Editor:
-    """The keyboard of a terminal. ``history`` is a file for what was typed; None keeps none."""
+    """The keyboard of a terminal. ``history`` is a file for what was typed; None keeps none.
 
-    def __init__(self, history: Path | None, tell: Callable[[str], None]) -> None:
+    ``tell`` shows a word beside the line.
+    """
+
+    def __init__(
+        self,
+        history: Path | None,
+        tell: Callable[[str], None],
+        keyboard: Input | None = None,
+        display: Output | None = None,
+    ) -> None:
         self._tell = tell
         self._names = Names()
         self._status = ""
-        self._input: Input = create_input(sys.stdin)
+        self._input = keyboard or create_input(sys.stdin)
+        output = display or create_output(sys.stdout)
         # Questions have their own session, so that their answers are not in the history.
-        self._questions: PromptSession[str] = PromptSession(
-            input=self._input, output=create_output(sys.stdout)
-        )
+        self._questions: PromptSession[str] = PromptSession(input=self._input, output=output)
         self._lines: PromptSession[str] = PromptSession(
             message="› ",
             multiline=True,
@@ -60,7 +68,7 @@ class Editor:
             bottom_toolbar=self._toolbar,
             reserve_space_for_menu=4,
             input=self._input,
-            output=create_output(sys.stdout),
+            output=output,
         )
 
     def line(self, status: str, names: Names) -> str | None:

@@ -46,11 +46,9 @@ class Blocks:
     def _cut(self) -> list[str]:
         tokens = self._parser.parse(self.rest)
         starts = [t.map[0] for t in tokens if t.level == 0 and t.nesting >= 0 and t.map]
-        lines = self.rest.splitlines(keepends=True)
+        lines = re.findall(r"[^\n]*\n|[^\n]+", self.rest)  # as markdown-it counts them
         if len(starts) < 2 or _UNDECIDED.fullmatch("".join(lines[starts[-1] :])):
             return []
-        # markdown-it counts line feeds alone as ends of lines
-        lines = re.findall(r"[^\n]*\n|[^\n]+", self.rest)
         edges = [0, *starts[1:]]
         blocks = ["".join(lines[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
         self.rest = "".join(lines[edges[-1] :])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import RenderableType
 
@@ -56,15 +56,8 @@ class Plain:
         with progress.prompt_shown(plain=True) as told:
             yield told
 
-    @contextmanager
-    def hearing(self) -> Iterator[Spoken]:
-        """The reply's text as it comes, ended by a line break."""
-        spoken = Spoken()
-        try:
-            yield spoken
-        finally:
-            if spoken.last not in ("", "\n"):
-                write("\n")
+    def hearing(self) -> AbstractContextManager[Spoken]:
+        return speaking()
 
     def called(self, call: Call) -> None:
         note(one_line(f"{call.name} {call.arguments}", NOTED_CHARACTERS))
@@ -88,6 +81,17 @@ class Plain:
 
     def figures(self, line: str) -> None:
         note(line)
+
+
+@contextmanager
+def speaking() -> Iterator[Spoken]:
+    """A reply's text as it comes, ended by a line break."""
+    spoken = Spoken()
+    try:
+        yield spoken
+    finally:
+        if spoken.last not in ("", "\n"):
+            write("\n")
 
 
 class Spoken:

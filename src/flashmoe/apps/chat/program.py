@@ -72,12 +72,25 @@ def chat(request: ChatRequest) -> int:
         try:
             return _converse(desk, face, on_terminal=on_terminal)
         finally:
-            desk.leave()
+            _leave(desk, face)
+
+
+def _leave(desk: Desk, face: Face) -> None:
+    try:
+        desk.leave()
+    except KeyboardInterrupt:
+        face.note("stopped: what was said is kept, the model's state is not")
 
 
 def _converse(desk: Desk, face: Face, *, on_terminal: bool) -> int:
     """Line by line to the end."""
-    while (line := face.line(desk.status, desk.names)) is not None:
+    while True:
+        try:
+            line = face.line(desk.status, desk.names)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        if line is None:
+            return 0
         try:
             finish = desk.take(line)
         except FlashMoeError as error:
@@ -91,7 +104,6 @@ def _converse(desk: Desk, face: Face, *, on_terminal: bool) -> int:
             return 0
         if finish == "interrupt" and not on_terminal:
             return INTERRUPTED
-    return 0
 
 
 def _screen() -> Face:

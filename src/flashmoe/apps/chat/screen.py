@@ -22,8 +22,9 @@ from rich.text import Text
 from flashmoe.apps import progress
 from flashmoe.apps.chat.commands import Names
 from flashmoe.apps.chat.editor import Editor, silent_keys
+from flashmoe.apps.chat.face import Listener
 from flashmoe.apps.chat.markdown import Blocks, shown
-from flashmoe.apps.chat.plain import Spoken
+from flashmoe.apps.chat.plain import speaking
 from flashmoe.apps.chat.visible import one_line, visible
 from flashmoe.progress import OnProgress
 from flashmoe.text.pieces import Call, Content, Piece, Reasoning
@@ -56,26 +57,17 @@ class Screen:
             yield told
 
     @contextmanager
-    def hearing(self) -> Iterator[Spoken | Drawn]:
-        if self._console.is_dumb_terminal:
-            with self._spoken() as spoken:
-                yield spoken
-            return
-        drawn = Drawn(self._console)
+    def hearing(self) -> Iterator[Listener]:
         with silent_keys():
+            if self._console.is_dumb_terminal:  # nothing can be drawn again
+                with speaking() as spoken:
+                    yield spoken
+                return
+            drawn = Drawn(self._console)
             try:
                 yield drawn
             finally:
                 drawn.finish()
-
-    @contextmanager
-    def _spoken(self) -> Iterator[Spoken]:
-        """The text as it comes, where nothing can be drawn again."""
-        spoken = Spoken()
-        try:
-            yield spoken
-        finally:
-            self._console.print()
 
     def called(self, call: Call) -> None:
         told = one_line(f"{call.name} {call.arguments}", max(self._console.width - 4, 10))

@@ -30,6 +30,7 @@ from flashmoe.step import Finish, Step
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.direct import busy_ms
 from flashmoe.text.detokenizer import Detokenizer
+from flashmoe.text.guide import Guide
 
 if TYPE_CHECKING:
     from flashmoe.engine import Engine
@@ -110,6 +111,7 @@ class Session:
         sampling: Sampling | None = None,
         *,
         marks: Sequence[int] = (),
+        guide: Guide | None = None,
         on_progress: OnProgress | None = None,
     ) -> Iterator[Step]:
         """Append ids and generate, a :class:`Step` a token; close the iterator to stop early.
@@ -117,12 +119,14 @@ class Session:
         ``sampling`` None takes the store's own defaults. Without ids the reply goes on where
         the timeline ends. Using the session for something else ends the reply. ``marks`` are
         numbers of ids after which other timelines may go on differently (the end of a system
-        prompt, of turns), for a prefix cache to keep the state there. ``on_progress`` hears of the
-        prompt, as for :meth:`logits`.
+        prompt, of turns), for a prefix cache to keep the state there. ``guide``
+        (``engine.grammars.guide``) says which tokens may come; it serves one reply.
+        ``on_progress`` hears of the prompt, as for :meth:`logits`.
 
         Raises:
             InputError, ContextError: at once; as for :meth:`logits`.
             ReadError, CancelledError: from the iterator; as for :meth:`logits`.
+            InputError: from the iterator, where a grammar turns out to be too complex.
         """
         sampling = sampling or self._engine.sampling()
         if not len(ids) and not self._ids:
@@ -131,8 +135,10 @@ class Session:
         marked = [_whole("a mark", mark, len(ids)) for mark in marks]
         kept = self._append(ids)
         self._trail.mark([kept + mark for mark in marked])
-        sampler = self._engine.sampler(sampling, self._ids)
-        return self._reply(self._turn, kept, len(ids), sampling, sampler, words, on_progress)
+        if guide is not None:
+            guide.take()
+        choosing = _Choosing(self._engine.sampler(sampling, self._ids), guide)
+        return self._reply(self._turn, kept, len(ids), sampling, choosing, words, on_progress)
 
     def _reply(
         self,
@@ -140,7 +146,7 @@ class Session:
         kept: int,
         prompt_tokens: int,
         sampling: Sampling,
-        sampler: Sampler,
+        choosing: _Choosing,
         words: Detokenizer | None,
         on_progress: OnProgress | None,
     ) -> Iterator[Step]:
@@ -154,7 +160,7 @@ class Session:
             cost = [spent for _, spent in passes]
             cached = trail.cached
             on_progress = None  # the prompt is done
-            choice = sampler(self._engine.head(self._state.last)[0])
+            choice = choosing(self._engine.head(self._state.last)[0])
             self._ids.append(choice.id)
             kept, made = len(self._ids), made + 1
             text, finish = self._finish(choice, words, made, sampling)
@@ -318,6 +324,20 @@ class Session:
                 )
 
         return between
+
+
+class _Choosing:
+    """Draws the tokens of one reply: a sampler, with a guide where there is one."""
+
+    def __init__(self, sampler: Sampler, guide: Guide | None) -> None:
+        self._sampler, self._guide = sampler, guide
+
+    def __call__(self, logits: Array) -> Choice:
+        if self._guide is None:
+            return self._sampler(logits)
+        choice = self._sampler(logits, self._guide.mask())
+        self._guide.accept(choice.id)
+        return choice
 
 
 def _whole(name: str, given: object, most: int) -> int:

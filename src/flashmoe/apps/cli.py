@@ -16,7 +16,9 @@ import typer
 
 from flashmoe import __version__
 from flashmoe.apps import flags, terminal
+from flashmoe.apps.chat.flags import chat
 from flashmoe.apps.footer import KEYS
+from flashmoe.apps.serve.flags import serve
 from flashmoe.errors import FlashMoeError, InputError
 from flashmoe.options import Budget, Runtime, Sampling
 
@@ -238,53 +240,8 @@ def run(
     return run(request_of(given))
 
 
-@app.command()
-def chat(
-    store: flags.Store,
-    session: flags.ConversationName = None,
-    system: flags.System = None,
-    system_file: flags.SystemFile = None,
-    tool: flags.OwnTools = None,
-    tools: flags.TypedTools = None,
-    think: flags.Think = False,
-    think_budget: flags.ThinkBudget = None,
-    max_tokens: flags.MaxTokens = flags.CHAT_MAX_TOKENS,
-    temperature: flags.Temperature = None,
-    top_p: flags.TopP = None,
-    top_k: flags.TopK = None,
-    min_p: flags.MinP = None,
-    repetition_penalty: flags.RepetitionPenalty = None,
-    presence_penalty: flags.PresencePenalty = Sampling.presence_penalty,
-    frequency_penalty: flags.FrequencyPenalty = Sampling.frequency_penalty,
-    seed: flags.Seed = None,
-    stop: flags.Stop = None,
-    experts_per_token: flags.ExpertsPerToken = None,
-    ram: flags.Ram = None,
-    context: flags.Context = None,
-    slots: flags.Slots = None,
-    kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
-    prefix_cache: flags.OwnPrefixDirectory = None,
-    prefix_cache_size: flags.PrefixSize = None,
-    no_prefix_cache: flags.NoPrefixCache = False,
-    threads: flags.Threads = None,
-    chunk_tokens: flags.ChunkTokens = Runtime.chunk_tokens,
-    io_threads: flags.IoThreads = Runtime.io_threads,
-    hints: flags.Hints = Runtime.hints,
-    io: flags.HowRead = Runtime.io,
-    profile: flags.Profile = Runtime.profile,
-    store_dirs: flags.StoreDirs = None,
-    kernels: flags.Kernels = "auto",
-) -> int:
-    """Talk with a store: streamed Markdown, tools, conversations that are kept and resumed.
-
-    `/help` lists what can be typed besides. Without a terminal each line of standard input is a
-    turn, and each reply plain text on standard output.
-    """
-    given = locals()
-    from flashmoe.apps.chat.program import chat
-    from flashmoe.apps.chat.request import request_of
-
-    return chat(request_of(given))
+app.command()(chat)
+app.command()(serve)
 
 
 @app.command()

@@ -16,9 +16,6 @@ from flashmoe.options import DEFAULT_CONTEXT_TOKENS, DEFAULT_DISK_BYTES, Io
 MAX_TOKENS = 512
 """A reply on the command line ends here unless ``--max-tokens`` says otherwise."""
 
-CHAT_MAX_TOKENS = 2048
-"""The same in a chat, where Ctrl-C is at hand and an answer may be long."""
-
 PROMPT_TOKENS, GEN_TOKENS, REPEAT = 512, 128, 3
 """What ``bench`` measures unless it is told otherwise."""
 
@@ -74,45 +71,6 @@ Think: TypeAlias = Annotated[
         "Let the model reason before it answers, where its template has a switch for it "
         "(enable_thinking).",
         "--think/--no-think",
-    ),
-]
-SystemFile: TypeAlias = Annotated[
-    Path | None,
-    _words("The same, from a file.", "--system-file", metavar="FILE"),
-]
-TypedTools: TypeAlias = Annotated[
-    Path | None,
-    _words(
-        "Tools whose results you type when the model calls them: a JSON list in OpenAI's form.",
-        "--tools",
-    ),
-]
-OwnTools: TypeAlias = Annotated[
-    list[str] | None,
-    _words(
-        "Switch on a tool that comes with the chat: `calculator`, `read_file` (below the working "
-        "directory) or `shell` (asks before each command); may be given again.",
-        "--tool",
-        metavar="NAME",
-    ),
-]
-ThinkBudget: TypeAlias = Annotated[
-    int | None,
-    _words(
-        "Close the reasoning after so many tokens.",
-        "--think-budget",
-        metavar="TOKENS",
-        min=1,
-        show_default="as many as it takes",
-    ),
-]
-ConversationName: TypeAlias = Annotated[
-    str | None,
-    _words(
-        "Keep the conversation under this name, and go on with it where it was left; see "
-        "`/sessions`.",
-        "--session",
-        metavar="NAME",
     ),
 ]
 
@@ -218,23 +176,6 @@ PrefixSize: TypeAlias = Annotated[
         "--prefix-cache-size",
         metavar="SIZE",
         show_default=PREFIX_SIZE,
-    ),
-]
-NoPrefixCache: TypeAlias = Annotated[
-    bool,
-    _memory(
-        "Keep nothing between turns; each one reads again what the timeline cannot go on from.",
-        "--no-prefix-cache",
-    ),
-]
-OwnPrefixDirectory: TypeAlias = Annotated[
-    str | None,
-    _memory(
-        "Where the state between turns is kept, which counts in --ram. It says what was said: it "
-        "is made for this user alone, and may be deleted at any time.",
-        "--prefix-cache",
-        metavar="DIR",
-        show_default="~/.cache/flashmoe/prefixes",
     ),
 ]
 Slots: TypeAlias = Annotated[

@@ -53,7 +53,9 @@ def test_whatever_is_typed_is_said_commanded_or_refused(line: str) -> None:
     except InputError:
         assert line.startswith("/")
         return
-    assert isinstance(meant, Command) or meant.text == line.removeprefix("/" * line.startswith("//"))
+    assert isinstance(meant, Command) or meant.text == line.removeprefix(
+        "/" * line.startswith("//")
+    )
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,11 @@ class Window:
             "".join(line[column].data for column in range(self.terminal.columns))
             for line in self.terminal.history.top
         ]
-        return "\n".join(l.rstrip() for l in [*above, *self.terminal.display]).rstrip().split("\n")
+        return (
+            "\n".join(line.rstrip() for line in [*above, *self.terminal.display])
+            .rstrip()
+            .split("\n")
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +78,7 @@ def test_a_block_higher_than_the_window_moves_below_and_is_printed_whole() -> No
     drawn.heard((Content(code),))
     seen = window.lines()
     assert len(seen) <= ROWS and any("line 39" in line for line in seen)
-    assert not any("line 3" == line.strip() for line in seen)
+    assert "line 3" not in [line.strip() for line in seen]
     drawn.heard((Content("```\n\nafter"),))
     drawn.finish()
     shown = [line.strip() for line in window.lines() if line.strip()]
@@ -94,7 +98,7 @@ def test_all_kinds_of_blocks_end_up_as_they_would_all_at_once() -> None:
     from flashmoe.apps.chat.markdown import shown
 
     whole.console.print(shown(TEXT))
-    assert [l for l in window.lines() if l.strip()] == [l for l in whole.lines() if l.strip()]
+    assert list(filter(str.strip, window.lines())) == list(filter(str.strip, whole.lines()))
 
 
 def test_reasoning_is_a_few_lines_and_then_one() -> None:

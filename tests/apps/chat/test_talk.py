@@ -45,7 +45,9 @@ def talk_of(*replies: Any, use: Callable[[Any], str] = str, **more: Any) -> tupl
     box = Toolbox.of([Tool.of("look", "looks", {}, use=use)])
     box.switch("look")
     transcript = Transcript(store="fake", **more)
-    talk = Talk(Timeline(), script.begin, box, lambda steps, why: f"{len(steps)} {why}", transcript, 9)  # type: ignore[arg-type]
+    talk = Talk(
+        Timeline(), script.begin, box, lambda steps, why: f"{len(steps)} {why}", transcript, 9
+    )  # type: ignore[arg-type]
     return talk, script
 
 
@@ -158,7 +160,9 @@ def test_ctrl_c_while_a_tool_runs_ends_the_turn() -> None:
     assert person.results == [] and NOT_RUN in person.notes
 
 
-@pytest.mark.parametrize("error", [ContextError("too long"), ReadError("disk"), CancelledError("x")])
+@pytest.mark.parametrize(
+    "error", [ContextError("too long"), ReadError("disk"), CancelledError("x")]
+)
 def test_a_turn_that_fails_is_taken_back_whole(error: Exception) -> None:
     talk, _ = talk_of([Content("one")], [LOOK], [Content("tw"), error], [Content("two")])
     talk.say("first", Person())

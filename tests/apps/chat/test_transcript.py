@@ -16,7 +16,9 @@ CALL = Call("add", '{"a": 1}')
 
 
 def conversation() -> Transcript:
-    first = reply_of([Reasoning("hm"), Content("let me "), Content("see"), CALL], ["call_1"], cut=False)
+    first = reply_of(
+        [Reasoning("hm"), Content("let me "), Content("see"), CALL], ["call_1"], cut=False
+    )
     return Transcript(
         store="demo",
         system="Be brief.",

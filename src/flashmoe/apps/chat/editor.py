@@ -58,7 +58,7 @@ class Editor:
         # Questions have their own session, so that their answers are not in the history.
         self._questions: PromptSession[str] = PromptSession(input=self._input, output=output)
         self._lines: PromptSession[str] = PromptSession(
-            message="› ",
+            message="> ",
             multiline=True,
             prompt_continuation="· ",
             history=_history(history),

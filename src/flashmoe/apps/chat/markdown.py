@@ -8,6 +8,7 @@ text that came, and nothing of it is left out on the screen, tags included.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import ClassVar
 
 from markdown_it import MarkdownIt
@@ -50,7 +51,7 @@ class Blocks:
         if len(starts) < 2 or _UNDECIDED.fullmatch("".join(lines[starts[-1] :])):
             return []
         edges = [0, *starts[1:]]
-        blocks = ["".join(lines[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+        blocks = ["".join(lines[a:b]) for a, b in pairwise(edges)]
         self.rest = "".join(lines[edges[-1] :])
         return blocks
 

@@ -166,9 +166,7 @@ def _talk(
     )
 
 
-def _begin(
-    engine: Engine, session: Session, sampling: Sampling, turn: Turn, told: Any
-) -> Reply:
+def _begin(engine: Engine, session: Session, sampling: Sampling, turn: Turn, told: Any) -> Reply:
     return Reply(engine, session, turn, sampling, told)
 
 

@@ -49,7 +49,9 @@ class Shelf:
     def names(self) -> list[str]:
         """Those that have something in them, in order."""
         try:
-            found = [entry.name for entry in os.scandir(self.directory) if _NAME.fullmatch(entry.name)]
+            found = [
+                entry.name for entry in os.scandir(self.directory) if _NAME.fullmatch(entry.name)
+            ]
         except OSError:
             return []
         return sorted(name for name in found if (self.directory / name / CONVERSATION).is_file())

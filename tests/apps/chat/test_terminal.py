@@ -12,7 +12,7 @@ import pytest
 
 from tests.apps.chat.terminal import Terminal
 
-GREEDY = ("--ram", "floor", "--temperature", "0")
+GREEDY = ("--ram", "floor", "--io-threads", "2", "--temperature", "0")
 EMMA = "Continue: Emma was sitting one evening"
 
 Start = Callable[..., Terminal]

@@ -115,9 +115,10 @@ def _offered() -> str:
 
 
 def _power(base: Number, exponent: Number) -> Number:
-    whole = isinstance(base, int) and isinstance(exponent, int)
-    if whole and abs(base) > 1 and abs(exponent) * (abs(base).bit_length() - 1) > WHOLE_BITS:  # type: ignore[union-attr]
-        raise Refusal(f"{base} ** {exponent} has too many digits")
+    if isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1:
+        bits = abs(exponent) * (abs(base).bit_length() - 1)
+        if bits > WHOLE_BITS:  # before it is computed
+            raise Refusal(f"{base} ** {exponent} has too many digits")
     result = base**exponent
     if isinstance(result, complex):
         raise Refusal(f"{base} ** {exponent} is not a real number")

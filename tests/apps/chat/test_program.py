@@ -21,7 +21,7 @@ from tests.apps.chat.fakes import Script
 from tests.apps.conftest import Command, Result
 
 DEMO = ("chat", "demo", "--ram", "floor", "--io-threads", 2, "--temperature", 0, "--max-tokens", 12)
-"""Greedy; with a depth of reads, because each home is new and the disk would be measured in each."""
+"""Greedy; with a depth of reads, since each home is new and the disk would be measured for each."""
 
 Chat = Callable[..., Result]
 

@@ -19,6 +19,7 @@ from flashmoe.apps.chat.transcript import Transcript
 from flashmoe.engine import Engine
 from flashmoe.errors import InputError, SessionError
 from flashmoe.text.pieces import Content, Reasoning
+from flashmoe.text.syntax import Syntax
 from tests.apps.chat.fakes import Person, Script
 
 
@@ -118,13 +119,14 @@ def test_tools_are_listed_and_switched(office: Office) -> None:
         office.desk.take("/tools hammer")
 
 
-def test_a_template_without_tools_is_told_apart(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+def test_calls_that_cannot_be_read_are_told_at_once(
+    engine: Engine, office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_tools(engine)
-    monkeypatch.setattr(type(engine.template), "takes_tools", False)
-    with pytest.raises(InputError, match="knows no tools"):
-        check_tools(engine)
+    monkeypatch.setattr(Engine, "syntax", Syntax())
+    with pytest.raises(InputError, match="in a form that is not read"):
+        office.desk.take("/tools calculator")
+    assert not office.box.on
 
 
 def test_reasoning_is_switched_and_shown(office: Office) -> None:

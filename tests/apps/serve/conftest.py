@@ -21,7 +21,7 @@ from flashmoe.apps.serve.listening import Listening, address_of, bound
 from flashmoe.apps.serve.service import Served, Service
 from flashmoe.engine import Engine
 from flashmoe.model.observer import Observer
-from flashmoe.options import Budget, PrefixCache
+from flashmoe.options import Budget, PrefixCache, Runtime
 from flashmoe.quant import Array
 
 CHAT = "/v1/chat/completions"
@@ -50,7 +50,14 @@ def brake() -> Brake:
 def engine(brake: Brake) -> Iterator[Engine]:
     kept = PrefixCache(memory_bytes=64 << 20)
     budget = Budget(context_tokens=2048, sessions=2)
-    with Engine.open("demo", budget=budget, observer=brake, prefix_cache=kept) as engine:
+    with Engine.open(
+        "demo",
+        budget=budget,
+        observer=brake,
+        prefix_cache=kept,
+        runtime=Runtime(chunk_tokens=128),  # what has passed when a prompt is cancelled stays
+        grammars=True,
+    ) as engine:
         yield engine
 
 

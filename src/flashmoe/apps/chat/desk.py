@@ -332,15 +332,15 @@ def read_system(path: Path) -> str:
 
 
 def check_tools(engine: Engine) -> None:
-    """Refuse tools where the model's template has no place for them.
+    """Refuse tools where the model's calls cannot be told from its text.
 
     Raises:
         InputError: that is so.
     """
-    if not engine.template.takes_tools:
+    if engine.syntax.calls is None:
         raise InputError(
-            f"the chat template of {engine.store.path} knows no tools: use a model that was "
-            "trained with them"
+            f"the chat template of {engine.store.path} writes calls in a form that is not read "
+            "here: use another model for tools"
         )
 
 

@@ -36,12 +36,12 @@ def test_a_conversation(start: Start) -> None:
     chat = start("--max-tokens", "40")
     chat.until("demo · not kept · 0 of 4096 tokens")
     chat.type(f"{EMMA}\r")
-    seen = chat.until("tok/s")
+    seen = chat.until("TTFT")
     reply = seen[seen.index(EMMA) + len(EMMA) : seen.index(" prompt tokens")]
     assert len(reply.split()) > 10 and "<|im_end|>" not in seen
     chat.until("> ", times=2)
     chat.type("one\\\rtwo\x1b\rthree\r")
-    assert re.search(r"> one\n· two\n· three\n", chat.until("tok/s", times=2))
+    assert re.search(r"> one\n· two\n· three\n", chat.until("TTFT", times=2))
     chat.until("> ", times=3)
     chat.type("/stats\r")
     assert re.search(r"turns +2, ", chat.until("peak "))
@@ -67,7 +67,7 @@ def test_ctrl_c_ends_the_reply_and_not_the_program(start: Start, tmp_path: Path)
     while len(chat.text) < start_of_reply + 200:
         chat._read()
     chat.type("\x03")
-    chat.until("tok/s")
+    chat.until("TTFT")
     chat.until("> ", times=2)
     chat.type("/quit\r")
     assert chat.end() == 0
@@ -81,7 +81,7 @@ def test_a_conversation_goes_on_in_another_process_where_it_was(start: Start) ->
     chat = start("--session", "house", "--max-tokens", "20")
     chat.until("> ")
     chat.type(f"Continue: {said}\r")
-    first = int(re.findall(r"(\d+) prompt tokens", chat.until("tok/s"))[-1])
+    first = int(re.findall(r"(\d+) prompt tokens", chat.until("TTFT"))[-1])
     other = start("--session", "house")
     assert "error: the conversation house is open in another process" in other.until("error: ")
     assert other.end() == 1
@@ -92,7 +92,7 @@ def test_a_conversation_goes_on_in_another_process_where_it_was(start: Start) ->
     known = int(re.findall(r"house: 1 turns, (\d+) tokens", seen)[0])
     assert known > first / 2
     again.type("And then?\r")
-    second = int(re.findall(r"(\d+) prompt tokens", again.until("tok/s"))[-1])
+    second = int(re.findall(r"(\d+) prompt tokens", again.until("TTFT"))[-1])
     assert second < first / 2, "the first turn is not read again"
     again.type("/sessions\r")
     again.until("kept in ")
@@ -117,7 +117,7 @@ def test_a_call_of_a_tool_that_the_person_answers(start: Start, tmp_path: Path) 
     assert '→ get_weather {"city": "Paris", "day": "Monday"}' in chat.text
     chat.until("get_weather = ")
     chat.type("17 degrees, rain\r")
-    chat.until("tok/s", times=2)
+    chat.until("TTFT", times=2)
     assert "17 degrees, rain" in chat.text[chat.text.rindex("prompt tokens") - 400 :]
     chat.type("/tools\r")
     assert re.search(r"get_weather +on .*you type its results", chat.until("Calculate"))
@@ -164,7 +164,7 @@ def test_a_dumb_terminal(start: Start) -> None:
     chat = start("--max-tokens", "30", TERM="dumb")
     chat.until("> ")
     chat.type(f"{EMMA}\r")
-    chat.until("tok/s")
+    chat.until("TTFT")
     chat.type("/quit\r")
     assert chat.end() == 0
     assert not re.search(rb"\x1b\[\d*A", chat.raw), "nothing is drawn over"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -56,11 +57,19 @@ class Terminal:
 
     def until(self, text: str, times: int = 1) -> str:
         """Wait for a text to be seen so often; returns all that is."""
+        return self._until(re.escape(text), times)
+
+    def ready(self, times: int = 1) -> str:
+        """Wait for a line to be asked for so often."""
+        return self._until(r"^>( |$)", times)
+
+    def _until(self, pattern: str, times: int) -> str:
         end = time.monotonic() + PATIENCE_S
-        while self.text.count(text) < times:
-            assert time.monotonic() < end, f"no {text!r} in:\n{self.text}"
-            if not self._read():
-                assert self.text.count(text) >= times, f"ended without {text!r}:\n{self.text}"
+        while len(re.findall(pattern, self.text, re.MULTILINE)) < times:
+            assert time.monotonic() < end, f"no {pattern!r} in:\n{self.text}"
+            alive = self._read()
+            found = len(re.findall(pattern, self.text, re.MULTILINE))
+            assert alive or found >= times, f"ended without {pattern!r}:\n{self.text}"
         return self.text
 
     def type(self, keys: str) -> None:

@@ -39,10 +39,10 @@ def test_a_conversation(start: Start) -> None:
     seen = chat.until("TTFT")
     reply = seen[seen.index(EMMA) + len(EMMA) : seen.index(" prompt tokens")]
     assert len(reply.split()) > 10 and "<|im_end|>" not in seen
-    chat.until("> ", times=2)
+    chat.ready(2)
     chat.type("one\\\rtwo\x1b\rthree\r")
     assert re.search(r"> one\n· two\n· three\n", chat.until("TTFT", times=2))
-    chat.until("> ", times=3)
+    chat.ready(3)
     chat.type("/stats\r")
     assert re.search(r"turns +2, ", chat.until("peak "))
     chat.type("/sytem\r")
@@ -60,7 +60,7 @@ def test_ctrl_c_ends_the_reply_and_not_the_program(start: Start, tmp_path: Path)
     chat = start(
         "--session", "house", "--max-tokens", "3000", "--seed", "1", "--temperature", "1.5"
     )
-    chat.until("> ")
+    chat.ready()
     chat.type(f"{EMMA}\r")
     chat.until(EMMA)
     start_of_reply = len(chat.text)
@@ -68,7 +68,7 @@ def test_ctrl_c_ends_the_reply_and_not_the_program(start: Start, tmp_path: Path)
         chat._read()
     chat.type("\x03")
     chat.until("TTFT")
-    chat.until("> ", times=2)
+    chat.ready(2)
     chat.type("/quit\r")
     assert chat.end() == 0
     kept = json.loads((tmp_path / "data/flashmoe/sessions/house/conversation.json").read_text())
@@ -79,7 +79,7 @@ def test_ctrl_c_ends_the_reply_and_not_the_program(start: Start, tmp_path: Path)
 def test_a_conversation_goes_on_in_another_process_where_it_was(start: Start) -> None:
     said = " ".join(f"Miss Bates spoke of letter number {n}." for n in range(12))
     chat = start("--session", "house", "--max-tokens", "20")
-    chat.until("> ")
+    chat.ready()
     chat.type(f"Continue: {said}\r")
     first = int(re.findall(r"(\d+) prompt tokens", chat.until("TTFT"))[-1])
     other = start("--session", "house")
@@ -136,14 +136,14 @@ program._begin = lambda engine, session, sampling, turn, told: script.begin(turn
 def test_the_shell_asks_before_each_command(start: Start, tmp_path: Path) -> None:
     root = str(Path(__file__).parents[3])
     chat = start("--tool", "shell", first=SCRIPTED, PYTHONPATH=root)
-    chat.until("> ")
+    chat.ready()
     chat.type("Run it.\r")
     chat.until("Run it? [y/N]")
     assert "echo ran >> mark; printf \\033[31mred" in chat.text
     chat.type("\r")
     chat.until("It was refused.")
     assert not (tmp_path / "mark").exists()
-    chat.until("> ", times=2)
+    chat.ready(2)
     chat.type("Once more.\r")
     chat.until("Run it? [y/N]", times=2)
     chat.type("y\r")
@@ -154,7 +154,7 @@ def test_the_shell_asks_before_each_command(start: Start, tmp_path: Path) -> Non
 
 def test_a_narrow_window_without_colours(start: Start) -> None:
     chat = start("--max-tokens", "30", columns=24, rows=12, NO_COLOR="1")
-    chat.until("> ")
+    chat.ready()
     chat.type("Continue: Emma\r")
     chat.until("peak")
     assert not re.search(rb"\x1b\[[0-9;]*3[1-7]m", chat.raw)
@@ -162,7 +162,7 @@ def test_a_narrow_window_without_colours(start: Start) -> None:
 
 def test_a_dumb_terminal(start: Start) -> None:
     chat = start("--max-tokens", "30", TERM="dumb")
-    chat.until("> ")
+    chat.ready()
     chat.type(f"{EMMA}\r")
     chat.until("TTFT")
     chat.type("/quit\r")

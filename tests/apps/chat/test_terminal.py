@@ -44,7 +44,7 @@ def test_a_conversation(start: Start) -> None:
     assert re.search(r"> one\n· two\n· three\n", chat.until("TTFT", times=2))
     chat.ready(3)
     chat.type("/stats\r")
-    assert re.search(r"turns +2, ", chat.until("peak "))
+    assert re.search(r"turns +2, ", chat.until("replies in this process"))
     chat.type("/sytem\r")
     chat.until("error: there is no command /sytem: did you mean /system?")
     chat.type("/s\x1b[B\t")
@@ -123,11 +123,13 @@ def test_a_call_of_a_tool_that_the_person_answers(start: Start, tmp_path: Path) 
     assert re.search(r"get_weather +on .*you type its results", chat.until("Calculate"))
 
 
-SCRIPTED = """
+SCRIPTED = r"""
+import json
 from flashmoe.apps.chat import program
 from flashmoe.text.pieces import Call, Content
 from tests.apps.chat.fakes import Script
-call = Call("shell", '{"command": "echo ran >> mark; printf \\\\\\\\033[31mred"}')
+command = r"echo ran >> mark; printf '\033[31mred'"
+call = Call("shell", json.dumps({"command": command}))
 script = Script([[call], [Content("It **was** refused.")], [call], [Content("It ran.")]])
 program._begin = lambda engine, session, sampling, turn, told: script.begin(turn, told)
 """
@@ -139,7 +141,7 @@ def test_the_shell_asks_before_each_command(start: Start, tmp_path: Path) -> Non
     chat.ready()
     chat.type("Run it.\r")
     chat.until("Run it? [y/N]")
-    assert "echo ran >> mark; printf \\033[31mred" in chat.text
+    assert r"echo ran >> mark; printf '\033[31mred'" in chat.text
     chat.type("\r")
     chat.until("It was refused.")
     assert not (tmp_path / "mark").exists()

@@ -60,6 +60,7 @@ def chat(request: ChatRequest) -> int:
                 request.runtime,
                 request.kernels,
                 request.prefix_cache,
+                grammars=True,  # tools can be switched on at any time
             )
         )
         if toolbox.on:

@@ -15,7 +15,7 @@ import pytest
 import typer.main
 import xxhash
 
-from flashmoe.apps import cli, routing, routing_log, run
+from flashmoe.apps import cli, routing, routing_log
 from flashmoe.apps.footer import KEYS
 from flashmoe.engine import Engine
 from flashmoe.errors import SessionError

@@ -115,7 +115,7 @@ def test_a_call_of_a_tool_that_the_person_answers(start: Start, tmp_path: Path) 
     chat.type("What is the weather in Paris on Monday?\r")
     chat.until("get_weather was called: type its result")
     assert '→ get_weather {"city": "Paris", "day": "Monday"}' in chat.text
-    chat.until("get_weather = ")
+    chat.until("get_weather =")
     chat.type("17 degrees, rain\r")
     chat.until("TTFT", times=2)
     assert "17 degrees, rain" in chat.text[chat.text.rindex("prompt tokens") - 400 :]

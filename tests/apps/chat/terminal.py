@@ -13,7 +13,7 @@ import pexpect
 import pyte
 
 MAIN = "import sys; from flashmoe.apps.cli import main; sys.exit(main())"
-PATIENCE_S = 120.0
+PATIENCE_S = 60.0
 
 
 class Terminal:

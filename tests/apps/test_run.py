@@ -15,7 +15,7 @@ import pytest
 import typer.main
 import xxhash
 
-from flashmoe.apps import cli, routing, routing_log, run
+from flashmoe.apps import cli, routing, routing_log
 from flashmoe.apps.footer import KEYS
 from flashmoe.engine import Engine
 from flashmoe.errors import SessionError
@@ -23,6 +23,7 @@ from flashmoe.options import PrefixCache, Sampling
 from flashmoe.session import Session
 from flashmoe.step import Step
 from flashmoe.store.reader import Store
+from flashmoe.stream import memory
 from flashmoe.text.template import Segment
 from tests.apps.conftest import ADDED, Command, Result
 
@@ -178,7 +179,7 @@ def test_the_peak_is_read_after_saving(command: Command, store, tmp_path, monkey
         return 7 if done else 5
 
     monkeypatch.setattr(Session, "save", save)
-    monkeypatch.setattr(run.memory, "peak_resident_bytes", peak)
+    monkeypatch.setattr(memory, "peak_resident_bytes", peak)
     kept = tmp_path / "kept"
     assert stats(command("run", store, "Hello", *SHORT, "--stats", "json"))["peak_bytes"] == 5
     result = command("run", store, "Hello", *SHORT, "--stats", "json", "--save", kept)

@@ -16,6 +16,7 @@ import typer
 
 from flashmoe import __version__
 from flashmoe.apps import flags, terminal
+from flashmoe.apps.chat.flags import chat
 from flashmoe.apps.footer import KEYS
 from flashmoe.apps.serve.flags import serve
 from flashmoe.errors import FlashMoeError, InputError
@@ -239,6 +240,7 @@ def run(
     return run(request_of(given))
 
 
+app.command()(chat)
 app.command()(serve)
 
 

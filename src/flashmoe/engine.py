@@ -20,7 +20,6 @@ from threadpoolctl import ThreadpoolController
 from flashmoe import __version__
 from flashmoe import kernels as kernel_sets
 from flashmoe.errors import BudgetError, ClosedError, InputError
-from flashmoe.generation import Generation
 from flashmoe.kernels.reference import CHUNK
 from flashmoe.model.decoder import Between, Decoder
 from flashmoe.model.observer import Observer
@@ -43,8 +42,10 @@ from flashmoe.stream.ledger import Ledger
 from flashmoe.stream.sizes import Outlay
 from flashmoe.stream.streamer import Streamer
 from flashmoe.text.detokenizer import Detokenizer
+from flashmoe.text.syntax import Syntax
 from flashmoe.text.template import ChatTemplate
 from flashmoe.text.tokenizer import Tokenizer
+from flashmoe.words import Words
 
 
 class Engine:
@@ -298,6 +299,11 @@ class Engine:
         return self._words.template
 
     @property
+    def syntax(self) -> Syntax:
+        """The markup of replies to prompts of this template; none without a tokenizer."""
+        return self._words.syntax
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a reply."""
         return self._words.stop_ids
@@ -368,31 +374,3 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class Words:
-    """Everything of a store that has to do with text, loaded before the memory is planned."""
-
-    def __init__(self, store: Store) -> None:
-        definition, config = store.text("tokenizer.json"), store.text("tokenizer_config.json")
-        self.tokenizer: Tokenizer | None = None
-        if definition is not None:
-            self.tokenizer = Tokenizer.parse(definition, config, store.path)
-        generation = store.text("generation_config.json")
-        self.generation = Generation.from_json(
-            generation, str(store.path / "generation_config.json")
-        )
-        self.template = self._template(store.text("chat_template.jinja"))
-        own = self.tokenizer.stop_ids if self.tokenizer else frozenset()
-        self.stop_ids = self.generation.stop_ids | own
-
-    def _template(self, source: str | None) -> ChatTemplate | None:
-        if source is None or self.tokenizer is None:
-            return None
-        tokenizer = self.tokenizer
-        return ChatTemplate(
-            source,
-            bos_token=tokenizer.bos_token,
-            eos_token=tokenizer.eos_token,
-            markup=tokenizer.markup,
-        )

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 from flashmoe.apps import progress, terminal
-from flashmoe.engine import Words
 from flashmoe.errors import FlashMoeError, InputError
 from flashmoe.store.convert import convert as convert_checkpoint
 from flashmoe.store.reader import Store
 from flashmoe.store.verify import verify as verify_store
 from flashmoe.stream.units import format_bytes
+from flashmoe.words import Words
 
 
 def convert(

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from flashmoe import kernels
 from flashmoe.apps import terminal
 from flashmoe.apps.request import Limits
-from flashmoe.engine import Words
 from flashmoe.errors import InputError
 from flashmoe.options import Budget, PrefixCache, Runtime
 from flashmoe.planning import plan_store, with_experts
 from flashmoe.store.reader import Store
 from flashmoe.stream.budget import Plan
 from flashmoe.stream.units import format_bytes, parse_bytes
+from flashmoe.words import Words
 
 if TYPE_CHECKING:
     from rich.table import Table

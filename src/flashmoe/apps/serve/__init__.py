@@ -1,0 +1,1 @@
+"""``serve``: a store behind the HTTP APIs that clients already speak."""

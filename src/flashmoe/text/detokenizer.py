@@ -1,10 +1,11 @@
-"""Token ids to text, one id at a time, and the stop strings that end it.
+"""Token ids to text, one id at a time, up to a stop string.
 
-Owns the two ways in which vocabularies spell text (byte-level and SentencePiece), the text held
-back because it is not final yet, and stop strings; not the tokenizer file. Invariant: what
-``push`` and ``finish`` return, joined, is ``Tokenizer.decode`` of the same ids, up to the first
-stop string; a returned piece never ends inside a character and never holds a part of what may
-still become a stop string. Each id costs time in proportion to its own text.
+Owns the two ways in which vocabularies spell text (byte-level and SentencePiece) and the text held
+back because it is not final yet; not the tokenizer file, nor the search for stop strings
+(``text.stops``). Invariant: what ``push`` and ``finish`` return, joined, is ``Tokenizer.decode`` of
+the same ids, up to the first stop string; a returned piece never ends inside a character and never
+holds a part of what may still become a stop string. Each id costs time in proportion to its own
+text.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from flashmoe.errors import InputError, StoreError
+from flashmoe.errors import StoreError
+from flashmoe.text.stops import Stops
 
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
@@ -41,7 +43,7 @@ class Assembler(Protocol):
 
 
 class Detokenizer:
-    """The text of one reply. ``stopped`` is the stop string met, or None.
+    """The text of one reply.
 
     With ``skip_special``, tokens that the tokenizer calls special add nothing. An id without a
     token (padding of the output matrix) adds nothing, as in ``decode``.
@@ -50,14 +52,15 @@ class Detokenizer:
     def __init__(
         self, tokenizer: Vocabulary, stop: Sequence[str] = (), *, skip_special: bool = False
     ) -> None:
-        if not all(stop):
-            raise InputError("a stop string is empty; leave it out")
-        self.stopped: str | None = None
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._assembler = assembler(tokenizer.decoder)
-        self._matchers = [_Matcher(text) for text in dict.fromkeys(stop)]
-        self._held = ""  # final text that may be the beginning of a stop string
+        self._stops = Stops(stop)
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string met."""
+        return self._stops.met
 
     def push(self, id: int) -> str:
         """The text that became final with this id; "" after a stop string was met."""
@@ -66,7 +69,7 @@ class Detokenizer:
             return ""
         if self._skip_special and self._tokenizer.is_special(id):
             return ""
-        return self._released(self._assembler.push(token))
+        return self._stops.push(self._assembler.push(token))
 
     def finish(self, *, cut: bool = False) -> str:
         """What was held back: the reply ends here.
@@ -76,47 +79,8 @@ class Detokenizer:
         """
         if self.stopped is not None:
             return ""
-        released = "" if cut else self._released(self._assembler.finish())
-        if self.stopped is None:
-            released, self._held = released + self._held, ""
-        return released
-
-    def _released(self, text: str) -> str:
-        if not self._matchers:
-            return text
-        buffer, start = self._held + text, len(self._held)
-        for end, character in enumerate(text, start + 1):
-            met = [matcher.stop for matcher in self._matchers if matcher.feed(character)]
-            if met:
-                self.stopped, self._held = max(met, key=len), ""
-                return buffer[: end - len(self.stopped)]
-        cut = len(buffer) - max(matcher.matched for matcher in self._matchers)
-        self._held = buffer[cut:]
-        return buffer[:cut]
-
-
-class _Matcher:
-    """Finds one stop string in text that comes in pieces (Knuth, Morris, Pratt 1977).
-
-    ``matched`` is the length of the longest beginning of ``stop`` that the text so far ends in.
-    """
-
-    def __init__(self, stop: str) -> None:
-        self.stop, self.matched = stop, 0
-        self._fallback = [0]  # for each length: the next shorter beginning that is also an end
-        length = 0
-        for character in stop[1:]:
-            length = self._next(length, character)
-            self._fallback.append(length)
-
-    def _next(self, length: int, character: str) -> int:
-        while length and self.stop[length] != character:
-            length = self._fallback[length - 1]
-        return length + (self.stop[length] == character)
-
-    def feed(self, character: str) -> bool:
-        self.matched = self._next(self.matched, character)
-        return self.matched == len(self.stop)
+        released = "" if cut else self._stops.push(self._assembler.finish())
+        return released + self._stops.flush()
 
 
 def byte_alphabet() -> dict[int, str]:

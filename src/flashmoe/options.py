@@ -75,6 +75,7 @@ class Budget:
     how keys and values are held, whatever the activations' type: ``f16`` or ``bf16`` in 16 bits,
     ``int8`` in 8, or ``f32``, which keeps them as they are computed. The form changes the answer,
     so whoever compares answers to the last digits (an oracle in float64 above all) names ``f32``.
+    ``host_bytes`` are set aside for the program around the engine: what a server's requests take.
     """
 
     ram_bytes: int | None = None
@@ -82,12 +83,14 @@ class Budget:
     slots: int | None = None
     sessions: int = 1
     kv: str = "f16"
+    host_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name in ("ram_bytes", "context_tokens", "slots"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), "at least 1", 1)
         _whole("sessions", self.sessions, "at least 1", 1)
+        _whole("host_bytes", self.host_bytes, "0 or more", 0)
         _check(self.kv in KV_KINDS, "kv", self.kv, f"one of {', '.join(KV_KINDS)}")
 
 

@@ -22,6 +22,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from flashmoe.errors import ContextError, InputError, TemplateError
 from flashmoe.options import Sampling
+from flashmoe.text.forms import Form as Form
+from flashmoe.text.forms import JsonSchema as JsonSchema
+from flashmoe.text.forms import Named as Named
+from flashmoe.text.forms import Regex as Regex
+from flashmoe.text.forms import ToolChoice as ToolChoice
 from flashmoe.text.parser import ReplyParser
 from flashmoe.text.pieces import Call, Piece
 from flashmoe.text.syntax import Syntax
@@ -32,34 +37,6 @@ if TYPE_CHECKING:
     from flashmoe.progress import OnProgress, Progress
     from flashmoe.session import Session
     from flashmoe.step import Step
-
-
-@dataclass(frozen=True)
-class Named:
-    """The one tool that has to be called."""
-
-    name: str
-
-
-ToolChoice: TypeAlias = Literal["auto", "none", "required"] | Named
-"""``auto`` lets the model decide, ``none`` lets it call nothing, ``required`` wants a call."""
-
-
-@dataclass(frozen=True)
-class JsonSchema:
-    """The answer is one JSON value that the schema admits."""
-
-    schema: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Regex:
-    """The answer matches, from its first to its last character."""
-
-    pattern: str
-
-
-Form: TypeAlias = JsonSchema | Regex
 
 
 @dataclass(frozen=True)
@@ -362,7 +339,7 @@ class Reply:
         return kept
 
     def _is_enough(self) -> bool:
-        return self._calls > 0 and self._turn is not None and not self._turn.parallel_calls
+        return bool(self._calls and self._turn and not self._turn.parallel_calls)
 
     def _progress(self, progress: Progress) -> None:
         passing = progress.total_tokens - progress.cached_tokens

@@ -17,6 +17,7 @@ import typer
 from flashmoe import __version__
 from flashmoe.apps import flags, terminal
 from flashmoe.apps.footer import KEYS
+from flashmoe.apps.serve.flags import serve
 from flashmoe.errors import FlashMoeError, InputError
 from flashmoe.options import Budget, Runtime, Sampling
 
@@ -236,6 +237,9 @@ def run(
     from flashmoe.apps.run import run
 
     return run(request_of(given))
+
+
+app.command()(serve)
 
 
 @app.command()

@@ -18,3 +18,9 @@ def device_cache() -> Path | None:
     except RuntimeError:
         return None
     return cache / "flashmoe" / "devices.json"
+
+
+def prefix_directory() -> Path | None:
+    """Where ``serve`` keeps beginnings of conversations; None where this user has no home."""
+    devices = device_cache()
+    return None if devices is None else devices.parent / "prefixes"

@@ -37,6 +37,8 @@ class Vocabulary(Protocol):
 class Assembler(Protocol):
     """Joins vocabulary entries to text; returns what is final."""
 
+    def spelled(self, token: str) -> bytes: ...  # what it stands for within a text
+
     def push(self, token: str) -> str: ...
 
     def finish(self) -> str: ...
@@ -108,12 +110,14 @@ class _ByteLevel:
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, token: str) -> str:
+    def spelled(self, token: str) -> bytes:
         try:
-            data = bytes(_BYTES[character] for character in token)
+            return bytes(_BYTES[character] for character in token)
         except KeyError:
-            data = token.encode()
-        return self._decoder.decode(data)
+            return token.encode()
+
+    def push(self, token: str) -> str:
+        return self._decoder.decode(self.spelled(token))
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -132,17 +136,28 @@ class _SentencePiece:
         self._fallback, self._lead = fallback, lead
         self._run = bytearray()
 
+    def spelled(self, token: str) -> bytes:
+        byte = self._byte(token)
+        return self._replaced(token).encode() if byte is None else bytes((byte,))
+
     def push(self, token: str) -> str:
-        for mark, text in self._replacements.items():
-            token = token.replace(mark, text)
-        byte = _BYTE_TOKEN.fullmatch(token) if self._fallback else None
+        byte = self._byte(token)
         if byte is not None:
-            self._run.append(int(byte[1], 16))
+            self._run.append(byte)
             return ""
-        return self._stripped(self._flushed() + token)
+        return self._stripped(self._flushed() + self._replaced(token))
 
     def finish(self) -> str:
         return self._stripped(self._flushed())
+
+    def _replaced(self, token: str) -> str:
+        for mark, text in self._replacements.items():
+            token = token.replace(mark, text)
+        return token
+
+    def _byte(self, token: str) -> int | None:
+        found = _BYTE_TOKEN.fullmatch(self._replaced(token)) if self._fallback else None
+        return None if found is None else int(found[1], 16)
 
     def _flushed(self) -> str:
         run, self._run = bytes(self._run), bytearray()
@@ -165,6 +180,9 @@ class _Metaspace:
 
     def __init__(self, mark: str, *, bare_first: bool) -> None:
         self._mark, self._bare_first = mark, bare_first
+
+    def spelled(self, token: str) -> bytes:
+        return token.replace(self._mark, " ").encode()
 
     def push(self, token: str) -> str:
         text = token.replace(self._mark, "" if self._bare_first else " ")

@@ -98,6 +98,11 @@ class Tokenizer:
         return tuple(token.content for token in self._added if token.content.strip())
 
     @property
+    def structure(self) -> Mapping[int, str]:
+        """The added tokens that are not white space, by id: what no plain text ever yields."""
+        return {token.id: token.content for token in self._added if token.content.strip()}
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """The end-of-sequence id that the tokenizer's config names, if any."""
         end = self.id_of(self.eos_token)

@@ -107,10 +107,11 @@ class Whole:
 
 @dataclass(frozen=True)
 class Real:
-    """A number from ``least`` to ``most``."""
+    """A number from ``least`` to ``most``; with ``above`` the least itself is too little."""
 
     least: float | None = None
     most: float | None = None
+    above: bool = False
 
     def takes(self, value: Any) -> bool:
         return type(value) in (int, float)
@@ -119,10 +120,15 @@ class Real:
         if type(value) not in (int, float):
             raise _expected("a number", value, path)
         _check_range(self.least, self.most, value, path)
+        if self.above and value == self.least:
+            raise _out_of_range(f"above {self.least}", value, path)
         return float(value)
 
     def schema(self) -> Schema:
-        return {"type": "number", **_range(self.least, self.most)}
+        bounds = _range(self.least, self.most)
+        if self.above:
+            bounds["exclusiveMinimum"] = bounds.pop("minimum")
+        return {"type": "number", **bounds}
 
 
 def _check_range(least: float | None, most: float | None, value: float, path: str) -> None:

@@ -1,0 +1,257 @@
+"""One request to an API, from its body to the last byte of its reply.
+
+Owns the order, the comments that keep a stream alive, and what becomes of a client that goes away
+or does not read. Knows no API's form (``ask.Endpoint`` has that) and no model (``service``).
+
+Invariants: a stream that has begun shows something at the latest one second in, and never stays
+silent for five; whoever goes away, or leaves what was sent unread for too long, has its work
+cancelled within a layer; a reply ends with the API's own end or the API's own error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any, TypeAlias
+
+from flashmoe.apps.serve import sse
+from flashmoe.apps.serve.ask import Endpoint, Event, Events, Head, Outcome, Refusal, Spoken
+from flashmoe.apps.serve.channel import Began, Channel, Item
+from flashmoe.apps.serve.job import Job
+from flashmoe.apps.serve.limits import Gone, Receive, read_body
+from flashmoe.apps.serve.refusals import refusal_of, too_late
+from flashmoe.apps.serve.service import Prepared, Service
+from flashmoe.progress import Progress
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+FIRST_QUIET_S, QUIET_S = 0.9, 2.0
+"""After so long without an event there is a comment: the first, and further ones."""
+
+LOOK_S = 0.5
+"""How often a place in the queue is looked at."""
+
+PREPARING = 2
+"""Prompts that are encoded at once: the processors are for the one that is replied to."""
+
+_JSON = (b"content-type", b"application/json")
+_STREAM = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # a proxy should pass on what comes
+]
+
+
+class _Slow(Exception):
+    """A client has not read what was sent to it."""
+
+
+async def answer(
+    send: Send, status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+) -> None:
+    """Send a whole response with a JSON body."""
+    data = sse.dumped(body).encode()
+    lines = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+    head = [_JSON, (b"content-length", str(len(data)).encode()), *lines]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": data})
+
+
+class Posted:
+    """An ASGI application that answers one endpoint."""
+
+    def __init__(self, service: Service, endpoint: Endpoint) -> None:
+        self._service = service
+        self._endpoint = endpoint
+        self._preparing = asyncio.Semaphore(PREPARING)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises Refusal where nothing has been sent yet, Gone where nobody is there."""
+        headers = dict(scope["headers"])
+        _check_type(headers)
+        length = headers.get(b"content-length", b"")
+        announced = int(length) if length.isdigit() else None
+        body = await read_body(receive, announced, self._service.limits)
+        async with self._preparing:
+            prepared = await asyncio.to_thread(self._service.prepare, self._endpoint, body)
+        del body
+        if self._endpoint.counted is not None:
+            await answer(send, 200, self._endpoint.counted(len(prepared.opening.ids)))
+            return
+        await _Exchange(self._service, self._endpoint, prepared, scope, receive, send).run()
+
+
+def _check_type(headers: Mapping[bytes, bytes]) -> None:
+    kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if kind != b"application/json":
+        shown = kind.decode("latin-1")[:100] or "not there"
+        raise Refusal(
+            415,
+            f"the content-type is {shown}: send JSON as application/json",
+            code="unsupported_media_type",
+        )
+    if headers.get(b"content-encoding", b"identity") != b"identity":
+        raise Refusal(
+            415, "the body is compressed: send it as it is", code="unsupported_media_type"
+        )
+
+
+class _Exchange:
+    """A request that has been checked, until its reply is out."""
+
+    def __init__(
+        self,
+        service: Service,
+        endpoint: Endpoint,
+        prepared: Prepared,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        self._service = service
+        self._endpoint = endpoint
+        self._ask = prepared.ask
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._news = asyncio.Event()
+        self._gone = False
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended before the reply
+                loop.call_soon_threadsafe(self._news.set)
+
+        name = prepared.ask.model if service.served.any_name else service.served.name
+        head = Head(scope["state"]["id"], int(time.time()), name)
+        channel = Channel(wake, streams=prepared.ask.stream)
+        source = str((scope.get("client") or ("",))[0])
+        self._job = Job(prepared.opening, prepared.sampling, head, channel, source)
+
+    async def run(self) -> None:
+        """Reply.
+
+        Raises:
+            Refusal: nothing was sent.
+            Gone: the client went away.
+        """
+        service, job = self._service, self._job
+        service.enter(job)
+        watching = asyncio.create_task(self._watch())
+        limit = service.limits.request_s
+        timer = asyncio.get_running_loop().call_later(limit, service.withdraw, job, too_late(limit))
+        try:
+            await (self._stream() if self._ask.stream else self._whole())
+        except _Slow:
+            if abort := self._scope["state"].get("abort"):
+                abort()  # what waits to be sent is not waited for
+            raise Gone from None
+        finally:
+            timer.cancel()
+            watching.cancel()
+            service.withdraw(job, Refusal(499, "the client has closed the connection"))
+
+    async def _watch(self) -> None:
+        """Notice that the client goes away."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        self._news.set()
+
+    async def _items(self, patience: float | None) -> list[Item]:
+        """What has come; after so many seconds, perhaps nothing."""
+        try:
+            async with asyncio.timeout(patience):
+                await self._news.wait()
+        except TimeoutError:
+            pass
+        self._news.clear()
+        if self._gone:
+            raise Gone
+        return self._job.channel.take()
+
+    async def _whole(self) -> None:
+        assert self._endpoint.whole is not None
+        while True:
+            for item in await self._items(None):
+                if isinstance(item, Refusal):
+                    raise item
+                if isinstance(item, Outcome):
+                    body = self._endpoint.whole(self._ask, self._job.head, item)
+                    await answer(self._send, 200, body)
+                    return
+
+    async def _stream(self) -> None:
+        assert self._endpoint.events is not None
+        events = self._endpoint.events(self._ask, self._job.head)
+        await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM})
+        try:
+            await self._told(events)
+        except (Gone, _Slow, asyncio.CancelledError):
+            raise
+        except Exception as error:  # the head is out, so that the error is an event
+            await self._write(events.fail(refusal_of(error)))
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _told(self, events: Events) -> None:
+        """Write the reply until its end, and comments in between."""
+        began, place, patience = False, None, FIRST_QUIET_S
+        quiet_since = time.monotonic()
+        while True:
+            waits = place is not None
+            left = max(quiet_since + patience - time.monotonic(), 0)
+            items = await self._items(min(left, LOOK_S) if waits or not began else left)
+            for item in items:
+                began = began or isinstance(item, Began)
+                await self._write(_events(events, item))
+                if isinstance(item, Outcome | Refusal):
+                    return
+            before, place = place, self._service.queue.place(self._job)
+            if items:
+                quiet_since, patience = time.monotonic(), QUIET_S
+            elif place != before or time.monotonic() >= quiet_since + patience:
+                await self._comment(place, began)
+                quiet_since, patience = time.monotonic(), QUIET_S
+
+    async def _comment(self, place: int | None, began: bool) -> None:
+        progress = self._job.channel.progress
+        if place is not None:
+            text = f"queue {place + self._service.worker.is_busy}"
+        elif progress is not None:
+            text = told(progress)
+        else:
+            text = "call" if self._job.channel.withholding else "working"
+        ping = self._endpoint.ping if began else None
+        await self._write([ping] if ping else [], sse.comment(text))
+
+    async def _write(self, events: Iterable[Event], before: bytes = b"") -> None:
+        data = before + b"".join(map(sse.encoded, events))
+        if not data:
+            return
+        try:
+            async with asyncio.timeout(self._service.limits.write_s):
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        except TimeoutError:
+            raise _Slow from None
+        if self._gone:
+            raise Gone
+
+
+def _events(events: Events, item: Item) -> list[Event]:
+    if isinstance(item, Began):
+        return events.begin(item.prompt_tokens, item.cached_tokens)
+    if isinstance(item, Spoken):
+        return events.push(item)
+    return events.finish(item) if isinstance(item, Outcome) else events.fail(item)
+
+
+def told(progress: Progress) -> str:
+    """How far a prompt is: ``prompt 1234/16000 tokens, 61.2 tok/s, 240 s left``."""
+    text = f"prompt {int(progress.done_tokens)}/{progress.total_tokens} tokens"
+    left = progress.seconds_left
+    if left is None:
+        return text
+    return f"{text}, {progress.tokens_per_second:.1f} tok/s, {left:.0f} s left"

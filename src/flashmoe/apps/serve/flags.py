@@ -1,0 +1,147 @@
+"""The flags of ``serve``: those of its own, and the command that takes them.
+
+Owns names and help; ``command`` does the work, imported when it is called.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from flashmoe.apps import flags
+from flashmoe.options import Budget, Runtime
+
+HOST, PORT = "127.0.0.1", 8080
+REQUEST_S, WRITE_S, IDLE_S, GRACE_S = 3600.0, 30.0, 30.0, 30.0
+QUEUE = 128
+MAX_BODY = "8MiB"
+
+
+def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+_where = partial(_option, "Where, and for whom")
+_bound = partial(_option, "Limits of a request")
+_memory = partial(_option, "Memory")
+
+Host: TypeAlias = Annotated[
+    str,
+    _where("Address to listen at; one that others can reach needs an API key.", "--host"),
+]
+Port: TypeAlias = Annotated[
+    int, _where("Port to listen at; 0 takes a free one.", "--port", min=0, max=65535)
+]
+ApiKey: TypeAlias = Annotated[
+    str | None,
+    _where(
+        "What clients must send (Bearer or x-api-key). Better in FLASHMOE_API_KEY, since other "
+        "users of this machine can read command lines.",
+        "--api-key",
+        metavar="KEY",
+        show_default="FLASHMOE_API_KEY, where that is set",
+    ),
+]
+CorsOrigin: TypeAlias = Annotated[
+    list[str] | None,
+    _where(
+        "Pages of this origin (https://example.org; `*` for all) may ask from a browser; may be "
+        "given again.",
+        "--cors-origin",
+        metavar="ORIGIN",
+    ),
+]
+ModelName: TypeAlias = Annotated[
+    str | None,
+    _where(
+        "What the model goes by.", "--model-name", metavar="NAME", show_default="the directory's"
+    ),
+]
+AnyModel: TypeAlias = Annotated[
+    bool,
+    _where(
+        "Serve the model whatever model is asked for; otherwise other names are refused.",
+        "--any-model",
+    ),
+]
+MaxBody: TypeAlias = Annotated[
+    str, _bound("The longest body of a request.", "--max-body", metavar="SIZE")
+]
+Queue: TypeAlias = Annotated[
+    int,
+    _bound("So many requests may wait, half of them from one address.", "--queue", min=1),
+]
+RequestTimeout: TypeAlias = Annotated[
+    float,
+    _bound("Seconds that a reply may take, its wait included.", "--request-timeout", min=0.01),
+]
+WriteTimeout: TypeAlias = Annotated[
+    float,
+    _bound("Seconds that a client may leave what was sent unread.", "--write-timeout", min=0.01),
+]
+IdleTimeout: TypeAlias = Annotated[
+    float,
+    _bound("Seconds that a connection may stay without a request.", "--idle-timeout", min=0.01),
+]
+Grace: TypeAlias = Annotated[
+    float,
+    _bound("Seconds that a reply under way gets when the server is stopped.", "--grace", min=0),
+]
+NoPrefixCache: TypeAlias = Annotated[
+    bool, _memory("Keep no beginnings of conversations on disk.", "--no-prefix-cache")
+]
+PrefixDirectory: TypeAlias = Annotated[
+    str | None,
+    _memory(
+        "Where beginnings of conversations are kept, so that the next turn does not pass all of "
+        "them again; it says what was said, is made for this user alone, and may be deleted at any "
+        "time.",
+        "--prefix-cache",
+        metavar="DIR",
+        show_default="~/.cache/flashmoe/prefixes",
+    ),
+]
+
+
+def serve(
+    store: flags.Store,
+    host: Host = HOST,
+    port: Port = PORT,
+    api_key: ApiKey = None,
+    cors_origin: CorsOrigin = None,
+    model_name: ModelName = None,
+    any_model: AnyModel = False,
+    max_body: MaxBody = MAX_BODY,
+    queue: Queue = QUEUE,
+    request_timeout: RequestTimeout = REQUEST_S,
+    write_timeout: WriteTimeout = WRITE_S,
+    idle_timeout: IdleTimeout = IDLE_S,
+    grace: Grace = GRACE_S,
+    experts_per_token: flags.ExpertsPerToken = None,
+    ram: flags.Ram = None,
+    context: flags.Context = None,
+    slots: flags.Slots = None,
+    kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
+    prefix_cache: PrefixDirectory = None,
+    prefix_cache_size: flags.PrefixSize = None,
+    no_prefix_cache: NoPrefixCache = False,
+    threads: flags.Threads = None,
+    chunk_tokens: flags.ChunkTokens = Runtime.chunk_tokens,
+    io_threads: flags.IoThreads = Runtime.io_threads,
+    hints: flags.Hints = Runtime.hints,
+    io: flags.HowRead = Runtime.io,
+    profile: flags.Profile = Runtime.profile,
+    store_dirs: flags.StoreDirs = None,
+    kernels: flags.Kernels = "auto",
+) -> int:
+    """Serve a store over HTTP, as OpenAI's and Anthropic's clients speak it.
+
+    Ctrl-C (or SIGTERM) ends it: the reply under way gets `--grace` seconds. docs/SERVER.md has
+    the endpoints and what they take.
+    """
+    given = locals()
+    from flashmoe.apps.serve.command import request_of, serve
+
+    return serve(request_of(given))

@@ -16,6 +16,7 @@ import typer
 
 from flashmoe import __version__
 from flashmoe.apps import flags, terminal
+from flashmoe.apps.eval import line
 from flashmoe.apps.footer import KEYS
 from flashmoe.apps.serve.flags import serve
 from flashmoe.errors import FlashMoeError, InputError
@@ -293,6 +294,9 @@ def bench(
         kv,
     )
     bench(request, as_json=as_json)
+
+
+app.command("eval", epilog=line.EPILOG)(line.evaluate)
 
 
 @app.command()

@@ -38,3 +38,12 @@ def sentence_piece(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     (directory / "tokenizer.json").write_text(result.tokenizer_json)
     (directory / "tokenizer_config.json").write_text(json.dumps(result.tokenizer_config))
     return Tokenizer.load(directory)
+
+
+@pytest.fixture(scope="session")
+def untagged() -> Tokenizer:
+    """A byte-level vocabulary without tags for thinking and calls, as SmolLM2's is."""
+    definition = json.loads((AUSTEN / "tokenizer.json").read_text())
+    added = definition["added_tokens"]
+    definition["added_tokens"] = [token for token in added if token["content"].startswith("<|")]
+    return Tokenizer(definition, json.loads((AUSTEN / "tokenizer_config.json").read_text()))

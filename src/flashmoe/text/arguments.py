@@ -120,7 +120,7 @@ def _read(text: str, admitted: frozenset[str]) -> Any:
             value = read_json(text)
         except ValueError:
             return text
-    if isinstance(value, float) and "integer" in admitted and value.is_integer():
+    if isinstance(value, float) and "number" not in admitted and value.is_integer():
         value = int(value) if abs(value) <= _EXACT else value
     name = _TYPES[type(value)]
     fits = name in admitted or (name == "integer" and "number" in admitted)

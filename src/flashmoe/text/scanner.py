@@ -11,9 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from flashmoe.text.detokenizer import Detokenizer
+from flashmoe.text.detokenizer import Detokenizer, Vocabulary
 from flashmoe.text.syntax import Mark
-from flashmoe.text.tokenizer import Tokenizer
 
 Atom: TypeAlias = str | Mark
 
@@ -22,7 +21,7 @@ class Scanner:
     """Finds ``marks`` in one reply. A mark with an id is met by that id alone, one without by its
     text in ordinary tokens. Other tokens that the tokenizer calls special add nothing."""
 
-    def __init__(self, tokenizer: Tokenizer, marks: Sequence[Mark]) -> None:
+    def __init__(self, tokenizer: Vocabulary, marks: Sequence[Mark]) -> None:
         self._tokenizer = tokenizer
         self._words = Detokenizer(tokenizer)
         self._by_id = {mark.id: mark for mark in marks if mark.id is not None}

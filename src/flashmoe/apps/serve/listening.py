@@ -11,6 +11,7 @@ import asyncio
 import ipaddress
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,7 @@ import uvicorn
 
 from flashmoe.apps.serve.app import Door
 from flashmoe.apps.serve.connection import protocol
+from flashmoe.apps.serve.limits import Limits
 from flashmoe.apps.serve.service import Service
 from flashmoe.errors import InputError
 
@@ -60,8 +62,51 @@ def listen(
     listener: socket.socket, door: Door, service: Service, ready: Callable[[], None]
 ) -> None:
     """Serve until a signal ends it; ``ready`` is called once connections are taken."""
-    limits = service.limits
-    config = uvicorn.Config(
+    Listening(door, service, ready).run(sockets=[listener])
+
+
+class Listening(uvicorn.Server):
+    """uvicorn with our ending; :meth:`run` or :meth:`serve` takes the sockets."""
+
+    def __init__(self, door: Door, service: Service, ready: Callable[[], None]) -> None:
+        super().__init__(_config(door, service.limits))
+        self._service = service
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Ours: uvicorn's own raise the signal again, once all is done."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals are the host's
+            return
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
+            loop.add_signal_handler(number, self.end)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    def end(self) -> None:
+        """Begin to end, or end at once where that has begun; in the loop's thread."""
+        service = self._service
+        if self.should_exit:
+            service.worker.cut_short()
+            return
+        self.should_exit = True
+        service.stop()
+        loop = asyncio.get_running_loop()
+        loop.call_later(service.limits.grace_s, service.worker.cut_short)
+
+
+def _config(door: Door, limits: Limits) -> uvicorn.Config:
+    return uvicorn.Config(
         door,
         http=protocol(limits),
         ws="none",
@@ -75,38 +120,3 @@ def listen(
         timeout_graceful_shutdown=int(limits.grace_s + LAST_WORDS_S),
         h11_max_incomplete_event_size=HEAD_BYTES,
     )
-    _Server(config, service, ready).run(sockets=[listener])
-
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._service = service
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._ready()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Ours: uvicorn's own raise the signal again, once all is done."""
-        loop = asyncio.get_running_loop()
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        for number in numbers:
-            loop.add_signal_handler(number, self._end)
-        try:
-            yield
-        finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
-
-    def _end(self) -> None:
-        service = self._service
-        if self.should_exit:
-            service.worker.cut_short()
-            return
-        self.should_exit = True
-        service.stop()
-        loop = asyncio.get_running_loop()
-        loop.call_later(service.limits.grace_s, service.worker.cut_short)

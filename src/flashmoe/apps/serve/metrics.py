@@ -10,7 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -31,6 +37,7 @@ class Metrics:
     """The counts of one server. Safe for several threads."""
 
     def __init__(self, engine: Engine, waiting: Reading, busy: Reading) -> None:
+        disable_created_metrics()  # when each was first counted is of no use to anybody
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "flashmoe_requests",

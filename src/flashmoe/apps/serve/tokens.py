@@ -1,7 +1,7 @@
 """The tokens that a reply's content is made of, with their probabilities.
 
-Owns the bytes of a token, and which tokens belong to which content: those since the last piece
-that was none. Markup (an added token) belongs to nothing.
+Owns which tokens belong to which content: those since the last piece that was none. Tokens that
+end the reply, or part reasoning from it, belong to nothing.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flashmoe.apps.serve.ask import Token
+from flashmoe.engine import Engine
 from flashmoe.step import Step
-from flashmoe.text.detokenizer import byte_alphabet
+from flashmoe.text.detokenizer import assembler
 from flashmoe.text.pieces import Content, Piece
-from flashmoe.text.tokenizer import Tokenizer
-
-_BYTES = {character: byte for byte, character in byte_alphabet().items()}
 
 
 class TokenLog:
     """Collects the tokens of one reply."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._markup = frozenset(tokenizer.markup)
+    def __init__(self, engine: Engine) -> None:
+        self._tokenizer = engine.tokenizer
+        self._spelled = assembler(engine.tokenizer.decoder).spelled
+        marks = (engine.syntax.think_open, engine.syntax.think_close)
+        self._left_out = {mark.id for mark in marks if mark is not None} | engine.stop_ids
         self._pending: list[Token] = []
 
     def push(self, step: Step, pieces: Sequence[Piece]) -> tuple[Token, ...]:
         """The tokens that the content among ``pieces`` is made of; none where there is none."""
-        if step.logprob is not None and self._tokenizer.token(step.id) not in self._markup:
+        if step.logprob is not None and step.id not in self._left_out:
             top = tuple(self._token(*other) for other in step.top_logprobs)
             self._pending.append(self._token(step.id, step.logprob, top))
         if not pieces:
@@ -36,19 +36,5 @@ class TokenLog:
         return tuple(tokens) if any(isinstance(piece, Content) for piece in pieces) else ()
 
     def _token(self, id: int, logprob: float, top: tuple[Token, ...] = ()) -> Token:
-        data = token_bytes(self._tokenizer, id)
+        data = self._spelled(self._tokenizer.token(id) or "")
         return Token(id, data.decode(errors="replace"), data, logprob, top)
-
-
-def token_bytes(tokenizer: Tokenizer, id: int) -> bytes:
-    """What a token spells. In a byte-level vocabulary that may be part of a character."""
-    spelling = tokenizer.token(id) or ""
-    decoder = tokenizer.decoder
-    if isinstance(decoder, dict) and decoder.get("type") == "ByteLevel":
-        try:
-            return bytes(_BYTES[character] for character in spelling)
-        except KeyError:  # an added token
-            return spelling.encode()
-    if len(spelling) == 6 and spelling.startswith("<0x"):
-        return bytes([int(spelling[3:5], 16)])
-    return spelling.replace("\u2581", " ").encode()

@@ -94,7 +94,7 @@ class Worker:
         telling = _Telling(job)
         with job.running(session):
             reply = Reply(self._engine, session, job.opening, job.sampling, telling.progress)
-            log = TokenLog(self._engine.tokenizer)
+            log = TokenLog(self._engine)
             pieces: list[Piece] = []
             tokens: list[Token] = []
             try:

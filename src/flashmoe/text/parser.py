@@ -34,7 +34,6 @@ from flashmoe.text.stops import Stops
 from flashmoe.text.syntax import CallForm, Mark, Syntax
 
 
-
 class _Openness(Protocol):
     inside: bool
 

@@ -1,8 +1,8 @@
 """How a text that is longer than a context is cut into windows.
 
 Pure: numbers alone. Invariant: every token of the text but the first is predicted exactly once,
-each by the ``context - stride`` tokens before it at the least, or by all there are; of the first
-``most`` windows the same holds as far as they reach.
+each by the ``context - stride + 1`` tokens before it at the least, or by all there are; of the
+first ``most`` windows the same holds as far as they reach.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ from flashmoe.stream.ledger import Ledger
 from flashmoe.stream.sizes import Outlay
 from flashmoe.stream.streamer import Streamer
 from flashmoe.text.detokenizer import Detokenizer
+from flashmoe.text.grammar import Grammars
 from flashmoe.text.syntax import Syntax
 from flashmoe.text.template import ChatTemplate
 from flashmoe.text.tokenizer import Tokenizer
@@ -140,12 +141,14 @@ class Engine:
         runtime: Runtime | None = None,
         observer: Observer | None = None,
         prefix_cache: PrefixCache | None = None,
+        grammars: bool = False,
     ) -> Engine:
         """Load a store (``demo``: the one that ships with the package) within a budget.
 
         ``experts_per_token`` other than the checkpoint's own changes the answer; ``dtype``
         float64 is for oracles. ``prefix_cache`` keeps the state after prompts, replies and what
         they begin with, so that another timeline that begins alike does not compute it again.
+        ``grammars`` plans for replies that are bound (:attr:`grammars`).
 
         Raises:
             StoreError: the store is missing, unfinished or damaged.
@@ -156,7 +159,7 @@ class Engine:
         store = Store.open(path, runtime.store_dirs)
         chosen = kernel_sets.choose(kernels, dtype, runtime.resolved_threads)
         shape = with_experts(store.shape, experts_per_token)
-        words = Words(store)
+        words = Words(store, grammars=grammars)
         plan = plan_store(
             store,
             budget,
@@ -304,6 +307,26 @@ class Engine:
         return self._words.syntax
 
     @property
+    def grammars(self) -> Grammars:
+        """What binds replies: JSON schemas, regular expressions, calls of tools.
+
+        Unless the engine was opened for it, the memory that this takes comes, with the first use,
+        out of what the experts have.
+
+        Raises:
+            InputError: the checkpoint came without a tokenizer.
+            BudgetError: the budget has no room for it.
+        """
+        tokenizer, made = self.tokenizer, self._words.grammars
+        assert made is not None, tokenizer
+        with self._lock:
+            if not self._words.grammars_counted:
+                self.ledger.give_away(made.needed_bytes, "binding replies")
+                self._settle(0)
+                self._words.grammars_counted = True
+        return made
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a reply."""
         return self._words.stop_ids
@@ -362,6 +385,7 @@ class Engine:
         """
         if self.prefixes is not None:
             self.prefixes.close()
+        self._words.close()
         with self._lock:
             self.streamer.close()
             if not self._closed:

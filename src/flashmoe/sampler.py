@@ -5,8 +5,9 @@ text. Invariant: the choice depends on the logits, the options and the ids seen 
 the machine: arithmetic is float64 and ties fall to the lowest id.
 
 The order is transformers' and llama.cpp's: repetition, then presence and frequency penalty,
-temperature, top-k, top-p, min-p; each filter works on what the one before left over.
-Log-probabilities are a log-softmax of the logits as the model gave them, before all of these.
+temperature, top-k, top-p, min-p; each filter works on what the one before left over. Where a mask
+says which tokens may come at all, it works before the temperature. Log-probabilities are a
+log-softmax of the logits as the model gave them, before all of these.
 """
 
 from __future__ import annotations
@@ -75,14 +76,18 @@ class Sampler:
         # page by page, which takes longer than all the arithmetic.
         self._room: Scores = np.empty((3, 0))
 
-    def __call__(self, logits: NDArray[np.floating]) -> Choice:
-        """Choose from logits (vocab,).
+    def __call__(
+        self, logits: NDArray[np.floating], mask: NDArray[np.bool_] | None = None
+    ) -> Choice:
+        """Choose from logits (vocab,), of the tokens that ``mask`` (vocab,) admits.
 
-        Raises InputError for a wrong shape, StoreError for NaN or infinity, which no intact
-        model yields.
+        Raises InputError for a wrong shape or a mask that admits none, StoreError for NaN or
+        infinity, which no intact model yields.
         """
         raw = self._checked(logits)
         scores = self._penalized(raw)
+        if mask is not None:
+            scores = self._masked(scores, mask)
         greedy = self._sampling.temperature == 0
         token = int(np.argmax(scores)) if greedy else self._draw(scores)
         self._seen.add(token)
@@ -126,6 +131,19 @@ class Sampler:
             counts = np.array([self._generated[int(token)] for token in used], dtype=np.float64)
             scores[used] -= options.presence_penalty + options.frequency_penalty * counts
         return scores
+
+    def _masked(self, scores: Scores, mask: NDArray[np.bool_]) -> Scores:
+        if mask.shape != scores.shape:
+            raise InputError(
+                f"the mask has shape {mask.shape} for a vocabulary of {scores.size} tokens: make "
+                "the guide with the engine that the reply is of"
+            )
+        kept: Scores = self._room[1]
+        kept.fill(-np.inf)
+        np.copyto(kept, scores, where=mask)
+        if kept.max() == -np.inf:
+            raise InputError("the mask admits no token: the guide has come to a dead end")
+        return kept
 
     @staticmethod
     def _known(ids: Iterable[int], vocab_size: int) -> Ids:
@@ -250,7 +268,7 @@ def _from_slices(scaled: Scores, weights: Scores, options: Sampling, share: floa
     """
     mass = options.top_p * float(weights.sum())
     weights = _above(weights, options.min_p)
-    span = min(max(-float(scaled.min()), _TINY_SPAN), _SPAN)
+    span = min(max(-float(scaled.min()), _TINY_SPAN), _SPAN)  # of infinity too: a token masked out
     depths = scaled * (-_SLICES / span)
     slices = np.minimum(depths, _SLICES - 1, out=depths).astype(np.intp)
     cumulative = np.cumsum(np.bincount(slices, weights, _SLICES))

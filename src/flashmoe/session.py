@@ -26,10 +26,11 @@ from flashmoe.progress import Journey, OnProgress
 from flashmoe.quant import Array
 from flashmoe.sampler import Choice, Sampler
 from flashmoe.snapshot import Snapshot
-from flashmoe.step import Finish, Step
+from flashmoe.step import Finish, Step, step_of
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.direct import busy_ms
 from flashmoe.text.detokenizer import Detokenizer
+from flashmoe.text.guide import Guide
 
 if TYPE_CHECKING:
     from flashmoe.engine import Engine
@@ -139,6 +140,7 @@ class Session:
         sampling: Sampling | None = None,
         *,
         marks: Sequence[int] = (),
+        guide: Guide | None = None,
         on_progress: OnProgress | None = None,
     ) -> Iterator[Step]:
         """Append ids and generate, a :class:`Step` a token; close the iterator to stop early.
@@ -146,12 +148,14 @@ class Session:
         ``sampling`` None takes the store's own defaults. Without ids the reply goes on where
         the timeline ends. Using the session for something else ends the reply. ``marks`` are
         numbers of ids after which other timelines may go on differently (the end of a system
-        prompt, of turns), for a prefix cache to keep the state there. ``on_progress`` hears of the
-        prompt, as for :meth:`logits`.
+        prompt, of turns), for a prefix cache to keep the state there. ``guide``
+        (``engine.grammars.guide``) says which tokens may come; it serves one reply.
+        ``on_progress`` hears of the prompt, as for :meth:`logits`.
 
         Raises:
             InputError, ContextError: at once; as for :meth:`logits`.
             ReadError, CancelledError: from the iterator; as for :meth:`logits`.
+            InputError: from the iterator, where a grammar turns out to be too complex.
         """
         sampling = sampling or self._engine.sampling()
         if not len(ids) and not self._ids:
@@ -160,8 +164,10 @@ class Session:
         marked = [_whole("a mark", mark, len(ids)) for mark in marks]
         kept = self._append(ids)
         self._trail.mark([kept + mark for mark in marked])
-        sampler = self._engine.sampler(sampling, self._ids)
-        return self._reply(self._turn, kept, len(ids), sampling, sampler, words, on_progress)
+        if guide is not None:
+            guide.take()
+        choosing = _Choosing(self._engine.sampler(sampling, self._ids), guide)
+        return self._reply(self._turn, kept, len(ids), sampling, choosing, words, on_progress)
 
     def _reply(
         self,
@@ -169,7 +175,7 @@ class Session:
         kept: int,
         prompt_tokens: int,
         sampling: Sampling,
-        sampler: Sampler,
+        choosing: _Choosing,
         words: Detokenizer | None,
         on_progress: OnProgress | None,
     ) -> Iterator[Step]:
@@ -182,7 +188,7 @@ class Session:
             cost = [spent for _, spent in passes]
             cached = trail.cached
             on_progress = None  # the prompt is done
-            choice = sampler(self._engine.head(self._state.last)[0])
+            choice = choosing(self._engine.head(self._state.last)[0])
             self._ids.append(choice.id)
             kept, made = len(self._ids), made + 1
             text, finish = self._finish(choice, words, made, sampling)
@@ -191,7 +197,7 @@ class Session:
             kept_apart = cached, trail.handed_bytes - handed
             handed = trail.handed_bytes
             try:
-                yield _step(choice, text, finish, prompt_tokens, kept_apart, cost, began, busy)
+                yield step_of(choice, text, finish, prompt_tokens, kept_apart, cost, began, busy)
             except GeneratorExit:
                 if turn == self._turn:
                     trail.ended(self._ids)
@@ -349,6 +355,20 @@ class Session:
         return between
 
 
+class _Choosing:
+    """Draws the tokens of one reply: a sampler, with a guide where there is one."""
+
+    def __init__(self, sampler: Sampler, guide: Guide | None) -> None:
+        self._sampler, self._guide = sampler, guide
+
+    def __call__(self, logits: Array) -> Choice:
+        if self._guide is None:
+            return self._sampler(logits)
+        choice = self._sampler(logits, self._guide.mask())
+        self._guide.accept(choice.id)
+        return choice
+
+
 def _whole(name: str, given: object, most: int) -> int:
     try:
         number = operator.index(given)  # type: ignore[arg-type]
@@ -357,32 +377,3 @@ def _whole(name: str, given: object, most: int) -> int:
     if not 0 <= number <= most:
         raise InputError(f"{name} is {given!r}; it must be a whole number from 0 to {most}")
     return number
-
-
-def _step(
-    choice: Choice,
-    text: str,
-    finish: Finish | None,
-    prompt_tokens: int,
-    kept_apart: tuple[int, int],
-    cost: list[Counters],
-    began: float,
-    busy: float,
-) -> Step:
-    total = (time.perf_counter() - began) * 1e3
-    return Step(
-        id=choice.id,
-        text=text,
-        logprob=choice.logprob,
-        top_logprobs=choice.top,
-        finish_reason=finish,
-        prompt_tokens=prompt_tokens,
-        hits=sum(spent.hits for spent in cost),
-        misses=sum(spent.misses for spent in cost),
-        bytes_read=sum(spent.bytes_read for spent in cost),
-        ms_read_wait=sum(spent.wait_ms for spent in cost),
-        ms_total=total,
-        ms_python=max(total - (busy_ms() - busy), 0.0),
-        cached_tokens=kept_apart[0],
-        bytes_written=kept_apart[1],
-    )

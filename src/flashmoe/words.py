@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from flashmoe.generation import Generation
 from flashmoe.store.reader import Store
+from flashmoe.text.grammar import Grammars
 from flashmoe.text.syntax import Syntax
 from flashmoe.text.template import ChatTemplate
 from flashmoe.text.tokenizer import Tokenizer
 
 
 class Words:
-    """Without a tokenizer there is no template and no syntax.
+    """Without a tokenizer there is no template, no syntax and no grammar. What grammars need of the
+    vocabulary is made here where ``grammars`` asks for it, else with the first use.
 
     Raises StoreError for a malformed file, TemplateError for a template that does not compile.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, grammars: bool = False) -> None:
         definition, config = store.text("tokenizer.json"), store.text("tokenizer_config.json")
         self.tokenizer: Tokenizer | None = None
         if definition is not None:
@@ -33,6 +35,19 @@ class Words:
         self.syntax = Syntax.of(source, self.tokenizer) if self.tokenizer else Syntax()
         own = self.tokenizer.stop_ids if self.tokenizer else frozenset()
         self.stop_ids = self.generation.stop_ids | own
+        self.grammars: Grammars | None = None
+        if self.tokenizer is not None:
+            size = min(self.tokenizer.vocab_size, store.shape.vocabulary)
+            self.grammars = Grammars(self.tokenizer, self.syntax, self.stop_ids, size)
+            if grammars:
+                self.grammars.prepare()
+        self.grammars_counted = grammars
+        """Whether the plan or the ledger knows what grammars weigh."""
+
+    def close(self) -> None:
+        """End what works on words in the background."""
+        if self.grammars is not None:
+            self.grammars.close()
 
     def _template(self, source: str | None) -> ChatTemplate | None:
         if source is None or self.tokenizer is None:

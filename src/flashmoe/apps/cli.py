@@ -16,7 +16,8 @@ import typer
 
 from flashmoe import __version__
 from flashmoe.apps import flags, terminal
-from flashmoe.apps.eval import line
+from flashmoe.apps.chat.flags import chat
+from flashmoe.apps.eval.flags import EPILOG, evaluate
 from flashmoe.apps.footer import KEYS
 from flashmoe.apps.serve.flags import serve
 from flashmoe.errors import FlashMoeError, InputError
@@ -240,7 +241,9 @@ def run(
     return run(request_of(given))
 
 
+app.command()(chat)
 app.command()(serve)
+app.command("eval", epilog=EPILOG)(evaluate)
 
 
 @app.command()
@@ -294,9 +297,6 @@ def bench(
         kv,
     )
     bench(request, as_json=as_json)
-
-
-app.command("eval", epilog=line.EPILOG)(line.evaluate)
 
 
 @app.command()

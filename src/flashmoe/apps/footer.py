@@ -6,11 +6,16 @@ Owns the wording and the JSON keys; the numbers are :class:`flashmoe.step.Totals
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flashmoe.step import Totals
+from flashmoe.step import Step, Totals
+from flashmoe.stream import memory
 from flashmoe.stream.units import format_bytes
+
+if TYPE_CHECKING:
+    from flashmoe.engine import Engine
 
 KEYS = {
     "prompt_tokens": "tokens given before the first one of the reply",
@@ -98,6 +103,29 @@ class Footer:
             own["hit_rate"] = None
         values = {key: own[key] if key in own else getattr(self.totals, key) for key in KEYS}
         return json.dumps({**values, **more})
+
+
+def footer_of(
+    engine: Engine,
+    steps: Sequence[Step],
+    load_ms: float,
+    finish_reason: str,
+    prefix_bytes_written: int | None = None,
+) -> Footer:
+    """What an engine has to report of a reply, as things stand now."""
+    return Footer(
+        totals=Totals.of(steps),
+        load_ms=load_ms,
+        peak_bytes=memory.peak_resident_bytes(),
+        budget_bytes=engine.plan.budget_bytes,
+        slots=engine.streamer.slots,
+        planned_slots=engine.plan.slots,
+        withheld_slots=engine.streamer.withheld,
+        experts_per_token=engine.shape.experts.top_k,
+        finish_reason=finish_reason,
+        io=engine.runtime.io,
+        prefix_bytes_written=prefix_bytes_written,
+    )
 
 
 def _gigabytes(nbytes: float) -> str:

@@ -65,7 +65,6 @@ class Request:
     prefix_cache: PrefixCache | None = None
 
     def __post_init__(self) -> None:
-        Sampling(**self.sampling)  # a value out of range is refused before anything is loaded
         if not self.prompt.text and self.files.load is None:
             raise InputError("the prompt is empty: give a PROMPT, or pipe one into the command")
 
@@ -77,10 +76,6 @@ def request_of(flags: Mapping[str, Any]) -> Request:
         InputError: values that are out of range, exclude each other, or name no file.
     """
     tools = flags["tools"]
-    lists = {name: tuple(flags[name] or ()) for name in ("stop", "store_dirs")}
-    given = {**flags, **lists, "device_cache": device_cache()}
-    # A log replays to the run's own misses, so nothing but its routings may fill the cache.
-    given["profile"] = flags["profile"] and flags["trace_out"] is None
     return Request(
         store=flags["store"],
         prompt=Prompt(
@@ -90,24 +85,52 @@ def request_of(flags: Mapping[str, Any]) -> Request:
             tools=[] if tools is None else read_tools(tools),
             thinking=flags["think"],
         ),
-        limits=Limits(
-            flags["ram"],
-            flags["context"],
-            flags["slots"],
-            flags["experts_per_token"],
-            flags["kv"],
-        ),
-        runtime=Runtime(**{field.name: given[field.name] for field in fields(Runtime)}),
+        limits=limits_of(flags),
+        # A log replays to the run's own misses, so nothing but its routings may fill the cache.
+        runtime=runtime_of({**flags, "profile": flags["profile"] and flags["trace_out"] is None}),
         kernels=flags["kernels"],
-        sampling={
-            field.name: given[field.name]
-            for field in fields(Sampling)
-            if given[field.name] is not None  # None leaves it to the store
-        },
+        sampling=sampling_of(flags),
         files=Files(flags["trace_out"], flags["save"], flags["load"]),
         report=Report(timing=flags["timing"], json=flags["stats"] == "json"),
         prefix_cache=kept_in(flags["prefix_cache"], flags["prefix_cache_size"]),
     )
+
+
+def limits_of(flags: Mapping[str, Any]) -> Limits:
+    """What the flags say of memory, and of experts a token."""
+    return Limits(
+        flags["ram"], flags["context"], flags["slots"], flags["experts_per_token"], flags["kv"]
+    )
+
+
+def runtime_of(flags: Mapping[str, Any]) -> Runtime:
+    """What the flags say of how the work is done.
+
+    Raises:
+        InputError: a value out of range.
+    """
+    given = {
+        **flags,
+        "store_dirs": tuple(flags["store_dirs"] or ()),
+        "device_cache": device_cache(),
+    }
+    return Runtime(**{field.name: given[field.name] for field in fields(Runtime)})
+
+
+def sampling_of(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What the flags say of how tokens are drawn; what they do not is the store's.
+
+    Raises:
+        InputError: a value out of range, before anything is loaded.
+    """
+    given = {**flags, "stop": tuple(flags["stop"] or ())}
+    said = {
+        field.name: given[field.name]
+        for field in fields(Sampling)
+        if given.get(field.name) is not None
+    }
+    Sampling(**said)
+    return said
 
 
 def kept_in(directory: str | None, size: str | None = None) -> PrefixCache | None:

@@ -15,22 +15,18 @@ from typing import Any
 from flashmoe.apps import progress, timing
 from flashmoe.apps.conversation import fixed_part, next_turn, opening
 from flashmoe.apps.drives import drive_lines, drives_of
-from flashmoe.apps.flags import LOSSY_KV
-from flashmoe.apps.footer import Footer
-from flashmoe.apps.plan import budget_of
+from flashmoe.apps.footer import footer_of
+from flashmoe.apps.opening import open_engine
 from flashmoe.apps.request import Request
 from flashmoe.apps.routing_log import Header, RoutingWriter
 from flashmoe.apps.terminal import end_line, note, show_aside, take_interrupts, write
 from flashmoe.engine import Engine
 from flashmoe.errors import FlashMoeError
-from flashmoe.kernels.reference import CHUNK
 from flashmoe.model.observer import Observer, Phase
 from flashmoe.quant import Array
 from flashmoe.session import Session
 from flashmoe.snapshot import destination
-from flashmoe.step import Step, Totals
-from flashmoe.store.reader import Store
-from flashmoe.stream import memory
+from flashmoe.step import Step
 
 INTERRUPTED = 130
 """Exit code of a reply that Ctrl-C ended: 128 and the signal's number."""
@@ -89,7 +85,16 @@ def run(request: Request) -> int:
             log = RoutingWriter(request.files.trace_out)
             stack.callback(log.close)
         onlookers = _Onlookers(timing.ReplyClock() if request.report.timing else None, log)
-        engine = stack.enter_context(_open(request, onlookers))
+        engine = stack.enter_context(
+            open_engine(
+                request.store,
+                request.limits,
+                request.runtime,
+                request.kernels,
+                request.prefix_cache,
+                onlookers,
+            )
+        )
         reply = _Reply((time.perf_counter() - began) * 1e3)
         session, ids = _begin(engine, request)
         if log is not None:
@@ -115,35 +120,6 @@ def run(request: Request) -> int:
             # The footer has the peak of saving in it, and is due where that failed
             _tell(engine, request, reply, onlookers.clock)
     return INTERRUPTED if reply.finish == "interrupt" else 0
-
-
-def _open(request: Request, onlookers: Observer) -> Engine:
-    """Open the store within the budget, and say so where the answer will differ."""
-    limits = request.limits
-    own = Store.open(request.store, request.runtime.store_dirs).shape.experts
-    wanted = own.top_k if limits.experts is None else limits.experts
-    engine = Engine.open(
-        request.store,
-        budget=budget_of(limits.ram, limits.context, limits.slots, wanted, limits.kv),
-        kernels=request.kernels,
-        experts_per_token=limits.experts,
-        runtime=request.runtime,
-        observer=onlookers,
-        prefix_cache=request.prefix_cache,
-    )
-    if wanted != own.top_k:
-        note(
-            "lossy: answers differ from the published model: "
-            f"{wanted} of {own.top_k} experts a token"
-        )
-    if limits.kv in LOSSY_KV:
-        note(f"lossy: {LOSSY_KV[limits.kv]}")
-    if (request.runtime.chunk_tokens or 0) % CHUNK:
-        note(
-            f"chunks of {request.runtime.chunk_tokens} tokens show in the last digits of the "
-            f"answer; multiples of {CHUNK} do not"
-        )
-    return engine
 
 
 def _header(engine: Engine) -> Header:
@@ -199,19 +175,7 @@ def _tell(engine: Engine, request: Request, reply: _Reply, clock: timing.ReplyCl
     if engine.prefixes is not None:
         engine.prefixes.flush()
         written = engine.prefixes.written_bytes
-    footer = Footer(
-        totals=Totals.of(reply.steps),
-        load_ms=reply.load_ms,
-        peak_bytes=memory.peak_resident_bytes(),
-        budget_bytes=engine.plan.budget_bytes,
-        slots=engine.streamer.slots,
-        planned_slots=engine.plan.slots,
-        withheld_slots=engine.streamer.withheld,
-        experts_per_token=engine.shape.experts.top_k,
-        finish_reason=reply.finish,
-        io=engine.runtime.io,
-        prefix_bytes_written=written,
-    )
+    footer = footer_of(engine, reply.steps, reply.load_ms, reply.finish, written)
     logprobs = _logprobs(engine, reply.steps)
     drives = drives_of(engine) if request.runtime.store_dirs else []
     if request.report.json:

@@ -19,9 +19,11 @@ from __future__ import annotations
 from functools import partial
 from weakref import WeakKeyDictionary
 
+from flashmoe.errors import BudgetError
 from flashmoe.stream import chunks
 from flashmoe.stream.budget import Plan
 from flashmoe.stream.sizes import Outlay
+from flashmoe.stream.units import format_bytes
 
 CALM_PASSES = 4
 """Passes in a row with room for more slots before there are more: a few tokens' wait, against
@@ -48,6 +50,7 @@ class Ledger:
         self._tokens: WeakKeyDictionary[object, int] = WeakKeyDictionary()
         self._passes = dict[int, int]()  # scratch by tokens: few numbers come again and again
         self._lent_bytes = 0
+        self._given_bytes = 0  # of the lent ones, what never comes back
         self._calm = 0
 
     @property
@@ -62,6 +65,23 @@ class Ledger:
     def lend(self, nbytes: int) -> None:
         """So many bytes are used for something else; negative once they are free again."""
         self._lent_bytes += nbytes
+
+    def give_away(self, nbytes: int, purpose: str) -> None:
+        """So many bytes are used for something else from here on, at the experts' cost.
+
+        Raises BudgetError where full timelines would then leave fewer than the least slots.
+        """
+        plan = self._plan
+        slots = (plan.full_slots - self._least) * plan.slot_bytes
+        spare = plan.budget_bytes - plan.planned_bytes + slots - self._given_bytes
+        if nbytes > spare:
+            raise BudgetError(
+                f"{purpose} takes {format_bytes(nbytes)} and the budget of "
+                f"{format_bytes(plan.budget_bytes)} has {format_bytes(max(spare, 0))} to spare: "
+                "give it more, or a shorter context"
+            )
+        self._given_bytes += nbytes
+        self.lend(nbytes)
 
     def slots(self, tokens: int) -> int:
         """How many slots there may be beside a pass of so many tokens, of 0 for none."""

@@ -20,8 +20,7 @@ from flashmoe.apps.eval.document import Document
 from flashmoe.apps.eval.remembered import Remembered
 from flashmoe.apps.eval.request import Request, TextRequest, ToolsRequest
 from flashmoe.apps.eval.validity import Judge
-from flashmoe.apps.flags import LOSSY_KV
-from flashmoe.apps.plan import budget_of
+from flashmoe.apps.opening import open_engine
 from flashmoe.engine import Engine
 from flashmoe.errors import InputError
 from flashmoe.store.reader import Store
@@ -111,24 +110,10 @@ def _check_words(store: Store, other: Store) -> None:
 
 
 def _open(request: Request, name: str, document: Document | None) -> Engine:
-    limits, own = request.limits, Store.open(name).shape.experts.top_k
-    wanted = own if limits.experts is None else limits.experts
-    longest = 0 if document is None else document.longest
-    context = limits.context
-    if request.tools is None:
-        context = longest
-    budget = budget_of(limits.ram, context, limits.slots, wanted, limits.kv)
-    if wanted != own:
-        terminal.note(f"lossy: {wanted} of {own} experts a token")
-    if limits.kv in LOSSY_KV:
-        terminal.note(f"lossy: {LOSSY_KV[limits.kv]}")
-    return Engine.open(
-        name,
-        budget=budget,
-        kernels=request.kernels,
-        experts_per_token=limits.experts,
-        runtime=request.runtime,
-    )
+    limits = request.limits
+    if request.tools is None and document is not None:  # no timeline is longer than a window
+        limits = replace(limits, context=document.longest)
+    return open_engine(name, limits, request.runtime, request.kernels)
 
 
 def _predicted(engine: Engine, document: Document, kept: Remembered | None) -> dict[str, Any]:

@@ -6,13 +6,12 @@ Owns the record and its making from the flags of ``eval``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flashmoe.apps.flags import MAX_TOKENS
-from flashmoe.apps.places import device_cache
-from flashmoe.apps.request import Limits
+from flashmoe.apps.request import Limits, limits_of, runtime_of
 from flashmoe.errors import InputError
 from flashmoe.options import Runtime, Sampling
 
@@ -86,18 +85,13 @@ def request_of(flags: Mapping[str, Any]) -> Request:
         if tools is None and flags[name] is not None:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} is about tool requests: give --tools, or leave it out")
-    given = {**flags, "store_dirs": tuple(flags["store_dirs"] or ())}
     # What is evaluated says nothing of what a user will ask.
-    given |= {"device_cache": device_cache(), "profile": False}
-    limits = Limits(
-        flags["ram"], flags["context"], flags["slots"], flags["experts_per_token"], flags["kv"]
-    )
-    runtime = Runtime(**{field.name: given[field.name] for field in fields(Runtime)})
+    runtime = runtime_of({**flags, "profile": False})
     return Request(
         flags["store"],
         None if text is None else TextRequest(text, *(flags[name] for name in _OF_TEXT)),
         None if tools is None else _tools(flags),
-        limits,
+        limits_of(flags),
         runtime,
         flags["kernels"],
     )

@@ -37,7 +37,7 @@ class Metrics:
     """The counts of one server. Safe for several threads."""
 
     def __init__(self, engine: Engine, waiting: Reading, busy: Reading) -> None:
-        disable_created_metrics()  # when each was first counted is of no use to anybody
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # of no use to anybody
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "flashmoe_requests",

@@ -1,6 +1,6 @@
-"""The command line of ``eval``: what it takes.
+"""What ``eval`` takes: its own flags, those it shares, and what its JSON object has.
 
-Owns its flags and help; ``request`` makes of them what is to be done.
+Owns names and help; ``request`` makes of them what is to be done.
 """
 
 from __future__ import annotations

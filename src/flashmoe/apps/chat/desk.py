@@ -1,0 +1,348 @@
+"""What commands do, and when a conversation is kept.
+
+Owns the commands' effects on a conversation, the shelf and the tools. What was said is kept after
+every turn of a named conversation, the model's state when it is left: that is larger.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from flashmoe.apps.chat import commands, keeping
+from flashmoe.apps.chat.commands import Command, Names, Said
+from flashmoe.apps.chat.face import Face
+from flashmoe.apps.chat.shelf import Kept, Shelf
+from flashmoe.apps.chat.talk import Talk
+from flashmoe.apps.chat.transcript import Transcript
+from flashmoe.apps.chat.visible import one_line, visible
+from flashmoe.engine import Engine
+from flashmoe.errors import FlashMoeError, InputError
+from flashmoe.stream import memory
+from flashmoe.stream.kept import read_kept
+from flashmoe.stream.units import format_bytes
+
+SYSTEM_BYTES = 1 << 20
+"""Of a system prompt's file."""
+
+OPENING_CHARACTERS = 60
+"""Of what a kept conversation began with, in a list."""
+
+
+class Desk:
+    """One conversation, and all that can be done with it."""
+
+    def __init__(self, engine: Engine, talk: Talk, shelf: Shelf | None, face: Face) -> None:
+        self._engine = engine
+        self._talk = talk
+        self._shelf = shelf
+        self._face = face
+        self._kept: Kept | None = None
+        self._commands: dict[str, Callable[[str], None]] = {
+            "help": self._help,
+            "system": self._system,
+            "tools": self._tools,
+            "think": self._think,
+            "reasoning": self._reasoning,
+            "sessions": self._sessions,
+            "save": self._save,
+            "clear": self._clear,
+            "stats": self._stats,
+        }
+
+    @property
+    def status(self) -> str:
+        """A word on where things stand."""
+        talk = self._talk
+        parts = [
+            Path(talk.transcript.store).name,
+            self._kept.name if self._kept else "not kept",
+            f"{len(talk.session.ids)} of {self._engine.plan.context_tokens} tokens",
+            *sorted(talk.toolbox.on),
+            *(["reasoning"] if talk.transcript.thinking else []),
+        ]
+        return visible(" · ".join(parts))
+
+    @property
+    def names(self) -> Names:
+        """What commands can name."""
+        sessions = self._shelf.names() if self._shelf else []
+        return Names(list(self._talk.toolbox.tools), sessions)
+
+    def take(self, line: str) -> str | None:
+        """Do what a line says; returns why a reply ended, "" where there was none, None to leave.
+
+        Raises:
+            FlashMoeError: it cannot be done; the conversation is as it was.
+        """
+        meant = commands.read(line)
+        if isinstance(meant, Command) and meant.name not in ("quit", "retry"):
+            self._commands[meant.name](meant.argument)
+            return ""
+        if isinstance(meant, Command) and meant.name == "quit":
+            return None
+        try:
+            if isinstance(meant, Said):
+                return self._talk.say(meant.text, self._face)
+            return self._talk.retry(self._face)
+        finally:
+            self._keep_words()
+
+    def open(self, kept: Kept, *, fresh: Transcript) -> None:
+        """Go on with a kept conversation, or begin it from ``fresh``; it is closed with the desk.
+
+        Raises:
+            SessionError: its file is damaged.
+        """
+        found = kept.read()
+        self._kept = kept
+        if found is None:
+            self._talk.begin_anew(fresh)
+            self._talk.session.rewind(0)
+            return
+        found.store = fresh.store
+        found.system = found.system if fresh.system is None else fresh.system
+        found.thinking = found.thinking or fresh.thinking
+        self._talk.begin_anew(found)
+        self._switch_tools(found, fresh.tools)
+        why = keeping.take_out(self._talk.session, kept)
+        if why is not None:
+            self._face.note(f"the model's state is not used, everything is read anew: {why}")
+        known = len(self._talk.session.ids)
+        self._face.note(f"{kept.name}: {found.turns} turns, {known} tokens of them in the model")
+
+    def leave(self) -> None:
+        """Keep what is to be kept, and let the conversation go.
+
+        Raises:
+            SessionError: it cannot be written.
+        """
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return
+        with kept:
+            kept.write(self._talk.transcript)
+            self._put_away(kept)
+
+    # --- commands
+
+    def _help(self, argument: str) -> None:
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for command, does in commands.help_rows():
+            table.add_row(Text(command), Text(does))
+        self._face.show(table)
+        self._face.note(
+            "Enter sends; Alt-Enter or a backslash at the end makes a new line; Ctrl-C stops a "
+            "reply; Ctrl-D leaves."
+        )
+
+    def _system(self, argument: str) -> None:
+        transcript = self._talk.transcript
+        if not argument:
+            shown = transcript.system
+            self._face.show(Text("there is no system prompt" if shown is None else visible(shown)))
+            return
+        transcript.system = None if argument == "-" else system_of(argument)
+        told = transcript.system
+        self._face.note(
+            "the system prompt is removed" if told is None else f"system prompt: {told}"
+        )
+        self._reads_anew()
+
+    def _tools(self, argument: str) -> None:
+        box = self._talk.toolbox
+        if argument:
+            check_tools(self._engine)
+            on = box.switch(argument)
+            self._talk.transcript.tools = sorted(box.on)
+            self._face.note(f"{argument} is {'on' if on else 'off'}")
+            self._reads_anew()
+            return
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for column in ("tool", "", "what it does"):
+            table.add_column(column)
+        for name, tool in box.tools.items():
+            note = f" ({tool.note})" if tool.note else ""
+            row = (name, "on" if name in box.on else "off", f"{tool.description}{note}")
+            table.add_row(*(Text(visible(cell)) for cell in row))
+        self._face.show(table)
+
+    def _think(self, argument: str) -> None:
+        transcript = self._talk.transcript
+        if argument not in ("", "on", "off"):
+            raise InputError(f"/think {argument}: say on or off")
+        wanted = argument == "on" if argument else not transcript.thinking
+        if wanted and not self._engine.syntax.think_close:
+            raise InputError("the chat template of this model has no mark for reasoning")
+        transcript.thinking = wanted
+        self._face.note(f"reasoning is {'on' if wanted else 'off'}")
+
+    def _reasoning(self, argument: str) -> None:
+        told = self._talk.last_reasoning() or "the last reply came without reasoning"
+        self._face.show(Text(visible(told), style="dim"))
+
+    def _sessions(self, argument: str) -> None:
+        shelf = self._needed_shelf()
+        if argument:
+            self._move_to(argument, shelf)
+            return
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for column in ("name", "turns", "used", "state", "begins"):
+            table.add_column(column, overflow="fold")
+        for entry in shelf.entries():
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.changed))
+            size = format_bytes(entry.state_bytes) if entry.state_bytes else "-"
+            turns, begins = "-", "damaged"
+            if entry.about is not None:
+                turns = str(entry.about.turns)
+                begins = one_line(entry.about.opening, OPENING_CHARACTERS)
+            table.add_row(*map(Text, (entry.name, turns, when, size, begins)))
+        self._face.show(table, Text(f"kept in {shelf.directory}", style="dim"))
+
+    def _save(self, argument: str) -> None:
+        shelf = self._needed_shelf()
+        if argument and (self._kept is None or argument != self._kept.name):
+            kept = shelf.open(argument)
+            try:
+                taken = kept.read() is not None
+            except FlashMoeError:
+                taken = True
+            if taken:
+                kept.close()
+                raise InputError(
+                    f"there is a conversation {argument} already: take another name, or go on with "
+                    f"it (/sessions {argument})"
+                )
+            self.leave()
+            self._kept = kept
+        if self._kept is None:
+            raise InputError("this conversation has no name yet: /save NAME")
+        self._kept.write(self._talk.transcript)
+        self._put_away(self._kept)
+        self._face.note(f"kept as {self._kept.name}")
+
+    def _clear(self, argument: str) -> None:
+        self.leave()
+        self._talk.begin_anew()
+        self._talk.session.rewind(0)
+        self._face.note("a new conversation, not kept until /save gives it a name")
+
+    def _stats(self, argument: str) -> None:
+        engine, talk = self._engine, self._talk
+        spent = talk.spent
+        decode_s, first_s = spent.total("ms_decode") / 1e3, spent.total("ms_first") / 1e3
+        asked = spent.total("hits") + spent.total("misses")
+        tokens = spent.total("tokens")
+        decoded = tokens - len(spent.replies)
+        read = spent.total("prompt_tokens") - spent.total("cached_tokens")
+        rows = {
+            "turns": f"{talk.transcript.turns}, {len(spent.replies)} replies in this process",
+            "context": f"{len(talk.session.ids)} of {engine.plan.context_tokens} tokens",
+            "prompts": f"{read:.0f} tokens read, {_rate(read, first_s)}, "
+            f"{spent.total('cached_tokens'):.0f} from the prefix cache",
+            "replies": f"{tokens:.0f} tokens, {_rate(decoded, decode_s)}",
+            "experts": f"{spent.total('hits') / asked if asked else 0:.1%} hits, "
+            f"{spent.total('bytes_read') / 1e9:.3g} GB read, "
+            f"{spent.total('ms_read_wait') / 1e3:.1f} s waited for them",
+            "memory": f"peak {format_bytes(memory.peak_resident_bytes())} of "
+            f"{format_bytes(engine.plan.budget_bytes)}, {engine.streamer.slots} slots",
+        }
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for name, value in rows.items():
+            table.add_row(Text(name, style="dim"), Text(value))
+        self._face.show(table)
+
+    # --- what they share
+
+    def _move_to(self, name: str, shelf: Shelf) -> None:
+        if self._kept is not None and name == self._kept.name:
+            raise InputError(f"{name} is the conversation at hand")
+        if self._kept is None and self._talk.transcript.messages:
+            raise InputError(
+                "this conversation has no name and would be lost: /save NAME keeps it, /clear "
+                "drops it"
+            )
+        if name not in shelf.names():
+            raise InputError(f"there is no conversation {name}: /sessions lists them")
+        kept = shelf.open(name)
+        try:
+            kept.read()  # before the one at hand is left
+        except FlashMoeError:
+            kept.close()
+            raise
+        self.leave()
+        self.open(kept, fresh=Transcript(store=self._talk.transcript.store))
+
+    def _switch_tools(self, found: Transcript, wanted: list[str]) -> None:
+        box = self._talk.toolbox
+        box.on.clear()
+        for name in dict.fromkeys([*found.tools, *wanted]):
+            if name in box.tools:
+                box.switch(name, True)
+            else:
+                self._face.note(f"the tool {name} is not there any more, and switched off")
+        found.tools = sorted(box.on)
+
+    def _keep_words(self) -> None:
+        if self._kept is not None:
+            self._kept.write(self._talk.transcript)
+
+    def _put_away(self, kept: Kept) -> None:
+        following = self._talk.turn({"role": "user", "content": "-"})
+        keeping.put_away(self._engine, self._talk.session, following, kept)
+
+    def _reads_anew(self) -> None:
+        if self._talk.transcript.messages:
+            self._face.note("it stands at the beginning: with the next turn all is read anew")
+
+    def _needed_shelf(self) -> Shelf:
+        if self._shelf is None:
+            raise InputError("there is no place for conversations: set HOME or XDG_DATA_HOME")
+        return self._shelf
+
+
+def system_of(text: str) -> str:
+    """A system prompt: what is in the file of that name, if there is one, else the text itself.
+
+    Raises:
+        InputError: the file is no text.
+    """
+    path = Path(text).expanduser() if "\n" not in text else None
+    try:
+        is_file = path is not None and path.is_file()
+    except OSError:  # too long for a name
+        is_file = False
+    return read_system(path) if path is not None and is_file else text
+
+
+def read_system(path: Path) -> str:
+    """The system prompt in a file, without the line break at its end.
+
+    Raises:
+        InputError: it cannot be read as UTF-8, or is too long for one.
+    """
+    try:
+        return read_kept(path, SYSTEM_BYTES).removesuffix("\n")
+    except (OSError, ValueError) as error:
+        raise InputError(f"the system prompt in {path} cannot be read: {error}") from error
+
+
+def check_tools(engine: Engine) -> None:
+    """Refuse tools where the model's template has no place for them.
+
+    Raises:
+        InputError: that is so.
+    """
+    if not engine.template.takes_tools:
+        raise InputError(
+            f"the chat template of {engine.store.path} knows no tools: use a model that was "
+            "trained with them"
+        )
+
+
+def _rate(tokens: float, seconds: float) -> str:
+    return f"{tokens / seconds if seconds else 0:.1f} tok/s"

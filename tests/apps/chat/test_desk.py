@@ -1,0 +1,219 @@
+"""What commands do to a conversation, the tools and the shelf."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from flashmoe.apps.chat.calculator import CALCULATOR
+from flashmoe.apps.chat.desk import Desk, check_tools, read_system, system_of
+from flashmoe.apps.chat.shelf import Shelf
+from flashmoe.apps.chat.talk import Talk
+from flashmoe.apps.chat.tools import Toolbox
+from flashmoe.apps.chat.transcript import Transcript
+from flashmoe.engine import Engine
+from flashmoe.errors import InputError, SessionError
+from flashmoe.text.pieces import Content, Reasoning
+from tests.apps.chat.fakes import Person, Script
+
+
+@pytest.fixture(scope="module")
+def engine(store: Path) -> Iterator[Engine]:
+    with Engine.open(store) as engine:
+        yield engine
+
+
+class Office:
+    """A desk, and everything on it."""
+
+    def __init__(self, engine: Engine, shelf: Shelf | None) -> None:
+        self.person = Person()
+        self.script = Script([])
+        self.box = Toolbox.of([CALCULATOR])
+        self.talk = Talk(
+            engine.session(),
+            self.script.begin,
+            self.box,
+            lambda steps, why: why,
+            Transcript(store="demo"),
+        )
+        self.desk = Desk(engine, self.talk, shelf, self.person)
+
+    def say(self, text: str, answer: str = "yes") -> str | None:
+        self.script.replies.append([Reasoning("because"), Content(answer)])
+        return self.desk.take(text)
+
+    def shown(self) -> str:
+        """All that commands have shown, as text."""
+        console = Console(file=io.StringIO(), width=100)
+        console.print(*self.person.shown)
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue()
+
+
+@pytest.fixture
+def office(engine: Engine, tmp_path: Path) -> Iterator[Office]:
+    office = Office(engine, Shelf(tmp_path / "sessions"))
+    yield office
+    office.desk.leave()
+    del office.talk.session  # the engine has room for one
+
+
+def contents(office: Office) -> list[str]:
+    return [message["content"] for message in office.talk.transcript.messages]
+
+
+def test_what_is_said_and_what_leaves(office: Office) -> None:
+    assert office.say("Hello") == "stop" and contents(office) == ["Hello", "yes"]
+    assert office.desk.take("/help") == ""
+    assert office.desk.take("/quit") is None
+    assert "/sessions [NAME]" in office.shown()
+
+
+def test_retry(office: Office) -> None:
+    office.say("Hello", "no")
+    assert office.say("/retry") == "stop" and contents(office) == ["Hello", "yes"]
+
+
+def test_the_system_prompt_is_shown_set_read_and_removed(office: Office, tmp_path: Path) -> None:
+    office.desk.take("/system")
+    assert "there is no system prompt" in office.shown()
+    office.desk.take("/system Be brief.\nVery.")
+    office.desk.take("/system")
+    assert "Be brief.\nVery." in office.shown()
+    assert not any("read anew" in note for note in office.person.notes)
+    office.say("Hello")
+    assert office.script.asked[0].messages[0] == {"role": "system", "content": "Be brief.\nVery."}
+    (tmp_path / "prompt.txt").write_text("From a file.\n")
+    office.desk.take(f"/system {tmp_path / 'prompt.txt'}")
+    assert office.talk.transcript.system == "From a file."
+    assert "read anew" in office.person.notes[-1]
+    office.desk.take("/system -")
+    assert office.talk.transcript.system is None
+
+
+def test_what_names_no_file_is_the_prompt_itself(tmp_path: Path) -> None:
+    assert system_of("Be brief.") == "Be brief."
+    assert system_of("x" * 5000) == "x" * 5000
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="binary cannot be read"):
+        system_of(str(tmp_path / "binary"))
+    with pytest.raises(InputError, match="cannot be read"):
+        read_system(tmp_path)
+
+
+def test_tools_are_listed_and_switched(office: Office) -> None:
+    office.desk.take("/tools calculator")
+    assert office.box.on == {"calculator"} == set(office.talk.transcript.tools)
+    office.desk.take("/tools")
+    assert "calculator  on" in office.shown() and "calculator" in office.desk.status
+    office.desk.take("/tools calculator")
+    assert not office.box.on and office.person.notes[-1] == "calculator is off"
+    with pytest.raises(InputError, match="no tool 'hammer': there are calculator"):
+        office.desk.take("/tools hammer")
+
+
+def test_a_template_without_tools_is_told_apart(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_tools(engine)
+    monkeypatch.setattr(type(engine.template), "takes_tools", False)
+    with pytest.raises(InputError, match="knows no tools"):
+        check_tools(engine)
+
+
+def test_reasoning_is_switched_and_shown(office: Office) -> None:
+    office.desk.take("/reasoning")
+    assert "without reasoning" in office.shown()
+    office.desk.take("/think on")
+    office.say("Hello")
+    assert office.script.asked[0].thinking is True and "reasoning" in office.desk.status
+    office.desk.take("/reasoning")
+    assert "because" in office.shown()
+    office.desk.take("/think")
+    assert office.talk.transcript.thinking is False
+    with pytest.raises(InputError, match="say on or off"):
+        office.desk.take("/think hard")
+
+
+def test_a_conversation_gets_a_name_and_is_kept_after_every_turn(office: Office) -> None:
+    shelf = office.desk._shelf
+    assert shelf is not None
+    with pytest.raises(InputError, match="no name yet"):
+        office.desk.take("/save")
+    office.say("one")
+    office.desk.take("/save house")
+    office.say("two", "no")
+    with pytest.raises(SessionError, match="open in another process"):
+        shelf.open("house")
+    assert office.desk.names.sessions == ["house"]
+    (entry,) = shelf.entries()
+    assert entry.about == office.talk.transcript and entry.about.turns == 2
+    office.desk.take("/sessions")
+    assert "house" in office.shown() and str(shelf.directory) in office.shown().replace("\n", "")
+
+
+def test_one_conversation_after_another(office: Office) -> None:
+    office.say("one")
+    office.desk.take("/save house")
+    office.desk.take("/system Be brief.")
+    office.desk.take("/clear")
+    assert contents(office) == [] and office.talk.transcript.system == "Be brief."
+    office.say("two")
+    with pytest.raises(InputError, match="would be lost"):
+        office.desk.take("/sessions house")
+    with pytest.raises(InputError, match="there is a conversation house already"):
+        office.desk.take("/save house")
+    office.desk.take("/save garden")
+    office.desk.take("/sessions house")
+    assert contents(office) == ["one", "yes"] and "house: 1 turns" in office.person.notes[-1]
+    office.desk.take("/sessions garden")
+    assert contents(office) == ["two", "yes"]
+    with pytest.raises(InputError, match="the conversation at hand"):
+        office.desk.take("/sessions garden")
+    with pytest.raises(InputError, match="there is no conversation attic"):
+        office.desk.take("/sessions attic")
+
+
+def test_clear_leaves_the_kept_one_as_it_was(office: Office) -> None:
+    office.say("one")
+    office.desk.take("/save house")
+    office.desk.take("/clear")
+    office.say("two")
+    office.desk.leave()
+    office.desk.take("/clear")
+    office.desk.take("/sessions house")
+    assert contents(office) == ["one", "yes"]
+
+
+def test_tools_of_a_kept_conversation_come_back_if_they_are_there(office: Office) -> None:
+    shelf = office.desk._shelf
+    assert shelf is not None
+    with shelf.open("house") as kept:
+        kept.write(Transcript("demo", tools=["calculator", "hammer"]))
+    office.desk.open(shelf.open("house"), fresh=Transcript("demo", system="New.", thinking=True))
+    assert office.box.on == {"calculator"} and office.talk.transcript.tools == ["calculator"]
+    assert any("hammer is not there any more" in note for note in office.person.notes)
+    assert office.talk.transcript.system == "New." and office.talk.transcript.thinking
+
+
+def test_stats(office: Office) -> None:
+    office.desk.take("/stats")
+    office.say("one")
+    office.desk.take("/stats")
+    shown = office.shown()
+    assert "0 replies" in shown and "1 replies" in shown and "2 tokens" in shown
+
+
+def test_without_a_home_nothing_is_kept(engine: Engine) -> None:
+    office: Any = Office(engine, None)
+    for line in ("/sessions", "/save house"):
+        with pytest.raises(InputError, match="no place for conversations"):
+            office.desk.take(line)
+    assert office.desk.names.sessions == []
+    del office.talk.session

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe import Budget, Engine, Runtime
@@ -120,6 +120,7 @@ def test_the_divergence_is_that_of_both_distributions(engine, fewer, document):
 rows = st.lists(st.floats(-40, 40, width=32), min_size=5, max_size=5)
 
 
+@settings(deadline=None)
 @given(rows, rows)
 def test_no_divergence_is_negative_and_equals_diverge_by_nothing(one, other):
     p, q = (log_probabilities(np.array(row, np.float32), 5) for row in (one, other))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe.apps.eval.cases import Case
@@ -100,6 +100,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(values)
 def test_every_value_equals_itself_and_nothing_it_was_wrapped_in(value):
     assert equal(value, value) and not equal(value, [value]) and not equal({"k": value}, value)

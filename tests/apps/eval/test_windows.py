@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe.apps.eval.windows import Window, windows
 from flashmoe.errors import InputError
 
 
+@settings(deadline=None)
 @given(st.data(), st.integers(2, 300), st.integers(1, 90))
 def test_every_token_but_the_first_is_predicted_once(data, tokens, context):
     stride = data.draw(st.integers(1, context))

@@ -90,7 +90,8 @@ def test_a_beginning_of_the_reply_is_gone_on_from(engine, session):
 def test_the_second_turn_passes_what_is_new_alone(engine):
     """Without reasoning between, the template writes the reply again as it was."""
     session = engine.session()
-    first, pieces = said(engine, session, Plain("Emma was sitting one evening " * 12), max_tokens=8)
+    text = "Emma was sitting one evening " * 12
+    first, _ = said(engine, session, Plain(text), max_tokens=8)
     held = len(session.ids)
     longer = (*session.ids, *engine.tokenizer.encode(" and then"))
     second, _ = said(engine, session, Plain(longer), max_tokens=2)

@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from flashmoe.errors import ContextError, InputError, TemplateError
 from flashmoe.options import Sampling
+from flashmoe.text.explained import explained
 from flashmoe.text.forms import Form as Form
 from flashmoe.text.forms import JsonSchema as JsonSchema
 from flashmoe.text.forms import Named as Named
 from flashmoe.text.forms import Regex as Regex
 from flashmoe.text.forms import ToolChoice as ToolChoice
+from flashmoe.text.guide import Guide
 from flashmoe.text.parser import ReplyParser
 from flashmoe.text.pieces import Call, Piece
 from flashmoe.text.syntax import Syntax
@@ -99,22 +101,25 @@ class Opening:
     """A turn as ids, checked against the engine that is to reply.
 
     ``marks`` are numbers of ids after which other conversations are likely to go on differently;
-    ``thinking`` says that the reply begins inside reasoning.
+    ``thinking`` says that the reply begins inside reasoning. The ``guide`` of what is bound serves
+    one reply, and so does the opening then.
     """
 
     turn: Turn | Plain
     ids: tuple[int, ...]
     marks: tuple[int, ...] = ()
     thinking: bool = False
+    guide: Guide | None = None
 
     @classmethod
     def of(cls, engine: Engine, turn: Turn | Plain) -> Opening:
-        """Render and encode; nothing passes through the model. Safe in any thread.
+        """Render, encode and compile; nothing passes through the model. Safe in any thread.
 
         Raises:
             InputError: the turn contradicts itself, or asks for what the store cannot do.
             TemplateError: the template rejects the conversation.
             ContextError: the prompt leaves no room for a reply.
+            BudgetError: the memory has no room for what binds replies.
         """
         opening = _plain(engine, turn) if isinstance(turn, Plain) else _rendered(engine, turn)
         room = engine.plan.context_tokens
@@ -149,22 +154,29 @@ def _rendered(engine: Engine, turn: Turn) -> Opening:
         shared = _shared(segments, other)
         if 0 < len(shared) < len(segments):
             marks.append(len(tokenizer.encode_segments(shared)))
-    return Opening(
-        turn,
-        ids,
-        tuple(sorted(set(marks))),
-        thinking=not turn.continues and engine.syntax.starts_thinking(segments),
+    thinking = not turn.continues and engine.syntax.starts_thinking(segments)
+    guide = _guide(engine, turn, thinking=thinking)
+    return Opening(turn, ids, tuple(sorted(set(marks))), thinking, guide)
+
+
+def _guide(engine: Engine, turn: Turn, *, thinking: bool) -> Guide | None:
+    """What binds the reply; None, and no memory for it, where nothing does."""
+    if not turn.tools and turn.form is None and turn.thinking_budget is None:
+        return None
+    return engine.grammars.guide(
+        tools=turn.tools,
+        tool_choice=turn.tool_choice,
+        parallel_calls=turn.parallel_calls,
+        thinking=thinking,
+        thinking_budget=turn.thinking_budget,
+        form=turn.form,
+        constrained=turn.constrained,
     )
 
 
 def _check(engine: Engine, turn: Turn) -> None:
     """Refuse what contradicts itself, or what this store has no words for."""
     names = [str(tool.get("function", {}).get("name")) for tool in turn.tools]
-    if turn.tools and not engine.template.takes_tools:
-        raise InputError(
-            f"the chat template of {engine.store.path} knows no tools: leave them out, or use a "
-            "model that was trained with them"
-        )
     if isinstance(turn.tool_choice, Named) and turn.tool_choice.name not in names:
         raise InputError(
             f"tool_choice names {turn.tool_choice.name!r}, which is not among the tools "
@@ -184,8 +196,11 @@ def _check(engine: Engine, turn: Turn) -> None:
 
 
 def _segments(engine: Engine, turn: Turn, **more: Any) -> list[Segment]:
+    messages, tools = turn.messages, turn.tools
+    if tools and not engine.template.takes_tools:
+        messages, tools = explained(messages, tools), ()
     return engine.template.render(
-        turn.messages, tools=turn.tools or None, enable_thinking=turn.thinking, **more
+        messages, tools=tools or None, enable_thinking=turn.thinking, **more
     )
 
 
@@ -276,6 +291,7 @@ class Reply:
             opening.ids[kept:],
             replace(sampling, stop=()),
             marks=[mark - kept for mark in opening.marks if mark > kept],
+            guide=opening.guide,
             on_progress=self._progress,
         )
         self._steps = cast("Generator[Step]", steps)

@@ -58,7 +58,17 @@ def opening_of(engine: Engine, case: Case, *, thinking: bool, constrained: bool)
         if case.prompt is None:
             return Opening.of(engine, turn)
         ids = engine.tokenizer.encode_segments([Segment(case.prompt, markup=True)])
-        return Opening(turn, tuple(ids), thinking=engine.syntax.starts_thinking(case.prompt))
+        begins = engine.syntax.starts_thinking(case.prompt)
+        guide = engine.grammars.guide(
+            tools=case.tools,
+            tool_choice=case.tool_choice,
+            parallel_calls=turn.parallel_calls,
+            thinking=begins,
+            thinking_budget=None,
+            form=None,
+            constrained=constrained,
+        )
+        return Opening(turn, tuple(ids), thinking=begins, guide=guide)
     except InputError as error:
         raise type(error)(f"{case.place}: {error}") from error
 
@@ -84,18 +94,15 @@ def ask(
         raise InputError(f"the chat template of {engine.store.path} has no form of tool calls")
     for case in cases:
         judge.check(case)
-    openings = {
-        side: [
-            opening_of(engine, case, thinking=thinking, constrained=side == "constrained")
-            for case in cases
-        ]
-        for side in SIDES
-    }
+        opening_of(engine, case, thinking=thinking, constrained=True)
     found: dict[str, list[Answer]] = {side: [] for side in SIDES}
     for side in SIDES:
-        for number, (case, opening) in enumerate(zip(cases, openings[side], strict=True)):
+        for number, case in enumerate(cases):
             told(len(cases) * SIDES.index(side) + number, len(cases) * len(SIDES))
             seeded = {**sampling, "seed": sampling["seed"] + number}
+            # Made anew: what binds a reply serves one.
+            bound = side == "constrained"
+            opening = opening_of(engine, case, thinking=thinking, constrained=bound)
             found[side].append(_answer(engine, case, opening, judge, seeded))
     return found
 

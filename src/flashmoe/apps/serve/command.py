@@ -24,7 +24,7 @@ from flashmoe.apps.serve.guard import LOOPBACK_NAMES, Guard
 from flashmoe.apps.serve.limits import Limits
 from flashmoe.apps.serve.listening import address_of, bound, is_loopback, listen
 from flashmoe.apps.serve.service import Served, Service
-from flashmoe.apps.terminal import note, take_interrupts
+from flashmoe.apps.terminal import note
 from flashmoe.engine import Engine
 from flashmoe.errors import InputError
 from flashmoe.options import PrefixCache, Runtime
@@ -132,7 +132,6 @@ def _prefix_cache(flags: Mapping[str, Any]) -> PrefixCache | None:
 
 def serve(request: Request) -> int:
     """Serve until a signal ends it; returns the exit code."""
-    take_interrupts()
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     with bound(request.where.host, request.where.port) as listener:
         guard = _guard(request.where, listener)
@@ -180,6 +179,7 @@ def _open(request: Request) -> Engine:
         experts_per_token=memory.experts,
         runtime=request.runtime,
         prefix_cache=request.prefix_cache,
+        grammars=True,
     )
     if wanted != own.top_k:
         note(

@@ -2,7 +2,8 @@
 
 Owns where it listens and what a signal does. The first SIGTERM or SIGINT: no connection is taken
 any more, what waits is refused, what is under way has ``grace_s`` and is then cancelled, and the
-process ends with 0. A second one ends it without the grace.
+process ends with 0. A second one takes the grace away, and one that comes after all connections
+are closed ends the process at once.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ class Listening(uvicorn.Server):
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)  # what is left is only to be written
 
     def end(self) -> None:
         """Begin to end, or end at once where that has begun; in the loop's thread."""

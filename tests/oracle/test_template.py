@@ -41,6 +41,44 @@ CALL: dict[str, Any] = {
 }
 
 
+EVERY: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "every-type",
+        "arguments": {
+            "none": None,
+            "yes": True,
+            "float": 1e-7,
+            "big": 2**70,
+            "empty": {},
+            "list": [],
+            "deep": {"ключ": [{"a": ["é", "\u2028", '"', "\\"]}]},
+            "text": "</div> 'x' \t {{ y }}",
+            "": "no name",
+        },
+    },
+}
+"""A call with a value of every type."""
+
+NESTED: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "book",
+        "description": "",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "$defs": {"leg": {"type": "object", "properties": {"to": {"type": "string"}}}},
+            "properties": {
+                "legs": {"type": "array", "items": {"$ref": "#/$defs/leg"}, "minItems": 1},
+                "class": {"anyOf": [{"const": 1}, {"type": "null"}], "description": "a 'b' \"c\""},
+            },
+            "additionalProperties": False,
+        },
+    },
+}
+
+
 def user(content: Any) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
@@ -87,6 +125,38 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "parts": [user([{"type": "text", "text": "a"}, {"type": "text", "text": " b"}])],
     "image": [user([{"type": "image"}, {"type": "text", "text": "what is it?"}])],
+    "steps with tools": [
+        SYSTEM,
+        user("both?"),
+        reply("First one.", tool_calls=[CALL], reasoning_content="a\n\nb "),
+        TOOL,
+        reply(None, tool_calls=[EVERY, CALL], reasoning_content="\nand c"),
+        TOOL,
+        {"role": "tool", "content": "<b>&amp; {{ x }}</b>\n"},
+    ],
+    "steps, then a question": [
+        user("both?"),
+        reply("", tool_calls=[CALL], reasoning_content="dropped"),
+        TOOL,
+        reply("", tool_calls=[EVERY], reasoning_content="dropped too"),
+        {"role": "tool", "content": ""},
+        reply(" Done. ", reasoning_content="and this"),
+        user("and now?"),
+        reply("ok", reasoning_content="kept"),
+    ],
+    "empty": [user(""), reply(""), user("  ")],
+    "reply alone at the end": [user("1"), reply("2\n", reasoning_content="")],
+    "result in parts": [
+        user("x"),
+        reply("", tool_calls=[CALL]),
+        {"role": "tool", "content": [{"type": "text", "text": "a\n"}, {"text": "b"}]},
+    ],
+    "system in parts": [
+        {"role": "system", "content": [{"type": "text", "text": " s "}]},
+        user("x"),
+    ],
+    "empty system": [{"role": "system", "content": ""}, user("x")],
+    "video": [user([{"type": "video"}, {"type": "text", "text": "?"}, {"type": "image"}])],
     "null fields": [user("x"), reply("y", tool_calls=None, name=None), user("z")],
 }
 
@@ -102,7 +172,7 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.mark.parametrize("thinking", [None, True, False])
-@pytest.mark.parametrize("tools", [None, [WEATHER], [WEATHER, WEATHER]], ids=["", "tool", "tools"])
+@pytest.mark.parametrize("tools", [None, [WEATHER], [WEATHER, NESTED]], ids=["", "tool", "tools"])
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_qwen_template_equals_transformers(
     name: str, tools: Any, thinking: bool | None, oracle: Any, tokenizer: Tokenizer

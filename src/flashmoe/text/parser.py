@@ -22,7 +22,7 @@ Which marks count:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from itertools import groupby
 from typing import Any, Protocol
 
 from flashmoe.text import call_json, call_xml
@@ -228,8 +228,7 @@ class ReplyParser:
             self._thought.interrupt()
             self._made += [Content(self._stops.flush()), *calls]
             self._answer.interrupt()
-            if rest.strip():
-                self._say(rest)
+            self._say(rest.strip())
         else:
             self._thinking = call.in_reasoning
             opening, closing = self._syntax.call_open, mark if closed else None
@@ -251,12 +250,14 @@ class ReplyParser:
         """What was made since the last time, neighbours of one kind joined."""
         made, self._made = self._made, []
         pieces: list[Piece] = []
-        for piece in made:
-            last = pieces[-1] if pieces else None
-            if isinstance(piece, Call):
-                pieces.append(piece)
-            elif not isinstance(last, Call) and type(last) is type(piece):
-                pieces[-1] = replace(piece, text=last.text + piece.text)
-            elif piece.text:
-                pieces.append(piece)
+        for kind, alike in groupby(filter(_says, made), key=type):
+            if kind is Call:
+                pieces += alike
+            else:
+                text = "".join(piece.text for piece in alike if not isinstance(piece, Call))
+                pieces.append(Reasoning(text) if kind is Reasoning else Content(text))
         return pieces
+
+
+def _says(piece: Piece) -> bool:
+    return isinstance(piece, Call) or bool(piece.text)

@@ -270,3 +270,59 @@ def test_the_logits_are_not_changed() -> None:
 def test_descending_is_the_stable_order(logits: Logits, count: int) -> None:
     ranked = sorted(range(logits.size), key=lambda id: (-logits[id], id))[:count]
     assert descending(logits.astype(np.float64), count).tolist() == ranked
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"top_k": 3},
+        {"top_p": 0.5},
+        {"min_p": 0.2},
+        {"top_p": 0.9, "top_k": 5000},
+        {"repetition_penalty": 1.5, "presence_penalty": 1.0},
+    ],
+)
+@given(logits=ROWS, data=st.data())
+def test_only_what_the_mask_admits_is_chosen(
+    options: dict[str, float], logits: Logits, data: st.DataObject
+) -> None:
+    kept = data.draw(
+        st.lists(st.booleans(), min_size=logits.size, max_size=logits.size).filter(any)
+    )
+    mask = np.array(kept)
+    sampler = Sampler(Sampling(seed=data.draw(st.integers(0, 99)), **options), [0])
+    choice = sampler(logits, mask)
+    assert mask[choice.id]
+    if mask.sum() == 1:
+        assert choice.id == int(np.argmax(mask))
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.8}, {"top_k": 4500}, {"min_p": 0.01}])
+def test_a_masked_draw_is_that_of_the_tokens_left(options: dict[str, float]) -> None:
+    """A wide vocabulary goes through slices, in which a token shut out weighs nothing."""
+    noise = np.random.default_rng(1)
+    logits, mask = noise.normal(size=9000), noise.random(9000) < 0.6
+    left = np.flatnonzero(mask)
+    for seed in range(20):
+        sampling = Sampling(seed=seed, **options)
+        alone = Sampler(sampling)(logits[left]).id
+        assert Sampler(sampling)(logits, mask).id == left[alone]
+
+
+def test_log_probabilities_know_nothing_of_the_mask() -> None:
+    logits, sampling = np.array([3.0, 1.0, 2.0]), Sampling(temperature=0, logprobs=3)
+    choice = Sampler(sampling)(logits, np.array([False, True, False]))
+    assert choice.id == 1
+    assert choice.top == Sampler(sampling)(logits).top
+    assert choice.logprob == dict(choice.top)[1]
+
+
+def test_a_mask_that_admits_nothing_or_does_not_fit_is_refused() -> None:
+    for temperature in (0.0, 1.0):
+        sampler = Sampler(Sampling(temperature=temperature))
+        with pytest.raises(InputError, match="admits no token"):
+            sampler(np.zeros(3), np.zeros(3, np.bool_))
+        with pytest.raises(InputError, match=r"shape \(4,\) for a vocabulary of 3"):
+            sampler(np.zeros(3), np.ones(4, np.bool_))

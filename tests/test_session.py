@@ -1,6 +1,7 @@
 """Engine and session: the timeline, its snapshots, and what a failure leaves behind."""
 
 import gc
+import json
 import threading
 import weakref
 
@@ -18,6 +19,7 @@ from flashmoe.errors import (
 )
 from flashmoe.options import Budget, Runtime, Sampling
 from flashmoe.step import Totals
+from flashmoe.text.forms import JsonSchema
 from tests.synthetic import DENSE, HYBRID, write_store
 
 IDS = [int(i) for i in np.random.default_rng(2).integers(0, 96, 70)]
@@ -353,3 +355,48 @@ def test_hidden_states_that_are_left_early_keep_what_passed(path):
         with pytest.raises(InputError, match="used for something else"):
             next(chunks)
         assert session.ids == tuple(IDS[:8]), "what another call has made of it stays"
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+}
+
+
+def test_a_guided_reply_fits_its_schema_and_ends_with_it():
+    with Engine.open("demo") as engine:
+        prompt = engine.tokenizer.encode("Emma was")
+        for seed in range(3):
+            guide = engine.grammars.guide(form=JsonSchema(SCHEMA))
+            sampling = engine.sampling(seed=seed, temperature=1, max_tokens=200)
+            steps = list(engine.session().generate(prompt, sampling, guide=guide))
+            answer = json.loads("".join(step.text for step in steps))
+            assert answer.keys() == {"name", "age"} and isinstance(answer["age"], int)
+            assert steps[-1].finish_reason == "stop" and steps[-1].id in engine.stop_ids
+
+
+def test_a_guide_that_asks_nothing_changes_nothing():
+    with Engine.open("demo") as engine:
+        prompt = engine.tokenizer.encode("Emma was")
+        sampling = engine.sampling(temperature=0, max_tokens=12)
+        free = [step.id for step in engine.session().generate(prompt, sampling)]
+        tools = [{"type": "function", "function": {"name": "clock"}}]
+        guide = engine.grammars.guide(tools=tools)
+        assert [
+            step.id for step in engine.session().generate(prompt, sampling, guide=guide)
+        ] == free
+        with pytest.raises(InputError, match="has served a reply"):
+            engine.session().generate(prompt, sampling, guide=guide)
+
+
+def test_what_grammars_weigh_is_in_the_plan_where_it_was_asked_for():
+    with Engine.open("demo", grammars=True) as engine:
+        before = engine.ledger.slots(1)
+        assert engine.grammars.guide(form=JsonSchema(SCHEMA)) is not None
+        assert engine.ledger.slots(1) == before
+
+
+def test_without_a_tokenizer_nothing_can_be_bound(engine):
+    with pytest.raises(InputError, match=r"no tokenizer\.json"):
+        engine.grammars  # noqa: B018

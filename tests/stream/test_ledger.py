@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from flashmoe.errors import BudgetError
 from flashmoe.options import Budget, Runtime
 from flashmoe.stream import budget, needs
 from flashmoe.stream.budget import Plan
@@ -276,3 +277,16 @@ def test_resident_keys_and_values_grow_to_the_whole(kv: str, context: int, part:
 
 def heads_bytes(tokens: int, row: int) -> int:
     return 15 * 2 * 2 * tokens * row
+
+
+def test_what_is_given_away_never_comes_back_and_is_refused_where_it_does_not_fit() -> None:
+    plan = plan_of(OUTLAY, extra_bytes=10 * SLOT)
+    account = Ledger(plan, OUTLAY, LEAST, None)
+    account.charge(keeper := Timeline(), CONTEXT)
+    before = account.slots(1)
+    account.give_away(3 * SLOT, "binding replies")
+    assert account.slots(1) == before - 3
+    with pytest.raises(BudgetError, match="binding replies takes 56"):
+        account.give_away(8 * SLOT, "binding replies")
+    assert account.slots(1) == before - 3
+    del keeper

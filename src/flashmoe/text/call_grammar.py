@@ -90,6 +90,7 @@ def call_rules(lark: Lark, tools: Sequence[Tool], syntax: Syntax) -> str:
 
 def _json_call(tool: Tool) -> str:
     schema = tool.parameters
+    _check_object(tool, resolved(schema, schema, tool.where))
     if "type" not in schema and "$ref" not in schema:
         schema = {**schema, "type": "object"}
     name = json.dumps(tool.name, ensure_ascii=False)
@@ -123,9 +124,8 @@ def _xml_call(lark: Lark, tool: Tool) -> str:
 
 def _object(tool: Tool) -> Schema:
     """The schema of the arguments, once it is known to list them."""
-    schema = resolved(tool.parameters, tool.parameters, tool.where)
-    if not isinstance(schema, dict) or schema.get("type", "object") not in ("object", ["object"]):
-        raise InputError(f"{tool.where} are no object: give a schema of type object")
+    schema: Schema = resolved(tool.parameters, tool.parameters, tool.where)
+    _check_object(tool, schema)
     odd = sorted(schema.keys() & _NOT_ENFORCED)
     if odd or "$ref" in schema:
         raise InputError(
@@ -133,3 +133,9 @@ def _object(tool: Tool) -> Schema:
             "of calls: list the arguments as properties"
         )
     return schema
+
+
+def _check_object(tool: Tool, schema: object) -> None:
+    kind = schema.get("type", "object") if isinstance(schema, dict) else None
+    if kind not in ("object", ["object"]):
+        raise InputError(f"{tool.where} are no object: give a schema of type object")

@@ -17,7 +17,7 @@ import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
-from flashmoe.errors import InputError
+from flashmoe.errors import ClosedError, InputError
 
 Mask = NDArray[np.bool_]
 """(vocabulary,): whether each token may come next."""
@@ -77,7 +77,10 @@ class Guide:
             self._stage, id = self._stage.accept(id), None
         self._made = None
         if id is not None or not self._stage.ready:
-            self._made = self._workers.submit(self._advanced, id)
+            try:
+                self._made = self._workers.submit(self._advanced, id)
+            except RuntimeError:  # the executor's word for it
+                raise ClosedError("the engine of this guide is closed: open it again") from None
 
     def _advanced(self, id: int | None) -> Mask | None:
         if id is not None:

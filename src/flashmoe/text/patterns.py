@@ -17,7 +17,7 @@ _MONTH_AND_DAY = (
     r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
     r"|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
 )
-_DATE = rf"[0-9]{{4}}-{_MONTH_AND_DAY}"
+_DATE = rf"[1-9][0-9]{{3}}-{_MONTH_AND_DAY}"
 _HOUR = "(?:[01][0-9]|2[0-3])"
 _TIME = rf"{_HOUR}:[0-5][0-9]:[0-5][0-9](?:\.[0-9]{{1,9}})?(?:Z|[+\-]{_HOUR}:[0-5][0-9])"
 _BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
@@ -39,7 +39,8 @@ FORMATS: Mapping[str, str] = {
     "uri": rf"[a-z][a-z0-9+.\-]{{0,15}}:\/\/{_HOST}(?::[0-9]{{1,4}})?{_PATH}",
 }
 """What is written in each: a part of what the format admits, which always fits it. (No 29th of
-February, and no IPv6 address cut short.)"""
+February, no year below 1000, and no IPv6 address cut short.) llguidance's own admit days that
+months do not have."""
 
 
 def whole(pattern: object, name: str) -> str:

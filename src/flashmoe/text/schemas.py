@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from flashmoe.errors import InputError
+from flashmoe.text.patterns import FORMATS
 
 Schema = dict[str, Any]
 
@@ -72,22 +73,6 @@ _DROPPED = frozenset(
         "writeOnly",
     }
 )
-FORMATS = frozenset(
-    {
-        "date-time",
-        "time",
-        "date",
-        "duration",
-        "email",
-        "hostname",
-        "ipv4",
-        "ipv6",
-        "uuid",
-        "uri",
-    }
-)
-"""Those that are enforced."""
-
 _MOST = 10**18
 
 
@@ -135,7 +120,7 @@ class _Preparation:
         kept: Schema = {}
         self._closes = self._closes and not self._combined(schema)  # from here on, to be safe
         for keyword, value in schema.items():
-            if keyword in _DROPPED or (keyword == "format" and value not in FORMATS):
+            if keyword in _DROPPED or (keyword == "format" and str(value) not in FORMATS):
                 continue
             if keyword in _REFUSED:
                 if value in _SAYS_NOTHING.get(keyword, ()):
@@ -146,7 +131,7 @@ class _Preparation:
                     "answer for it",
                 )
             kept[keyword] = self._value(keyword, value, f"{place}/{_escaped(keyword)}", depth + 1)
-        return self._closed(_bounded(kept))
+        return self._closed(_bounded(_spelled(kept)))
 
     def _value(self, keyword: str, value: Any, place: str, depth: int) -> Any:
         if keyword in _OF_NAMES and isinstance(value, Mapping):
@@ -172,6 +157,14 @@ class _Preparation:
 
     def _refusal(self, place: str, what: str) -> InputError:
         return InputError(f"{self._name}, at {place}: {what}")
+
+
+def _spelled(schema: Schema) -> Schema:
+    """With a pattern for its format."""
+    if "format" not in schema or "pattern" in schema:
+        return schema
+    rest = {key: value for key, value in schema.items() if key != "format"}
+    return {**rest, "pattern": f"^(?:{FORMATS[schema['format']]})$"}
 
 
 def _bounded(schema: Schema) -> Schema:

@@ -160,3 +160,5 @@ def _looks(leaf: Schema) -> Iterator[str]:
             yield from (look for kind, look in _LOOKS.items() if _is_any_of(value, [kind]))
     elif leaf["type"] != "string" and not unbounded(leaf):
         yield _LOOKS[leaf["type"]]
+    elif leaf.get("nullable") is True:  # OpenAPI's word, which the reader knows and JSON Schema not
+        yield _LOOKS["null"]

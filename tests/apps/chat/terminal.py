@@ -12,7 +12,7 @@ import pexpect
 import pyte
 
 MAIN = "import sys; from flashmoe.apps.cli import main; sys.exit(main())"
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 class Terminal:

@@ -11,13 +11,14 @@ from flashmoe.apps.chat import keeping
 from flashmoe.apps.chat.shelf import Kept, Shelf
 from flashmoe.engine import Engine
 from flashmoe.errors import CancelledError
-from flashmoe.options import Budget, PrefixCache
+from flashmoe.options import PrefixCache
 from flashmoe.progress import Progress
 from flashmoe.session import Session
 from flashmoe.text.pieces import Content
 from flashmoe.turn import Reply, Turn
 
-LONG = " ".join(f"Letter number {n}." for n in range(40))
+LONG = " ".join(f"Letter {n}." for n in range(24))
+"""A token a character, of a context of 512."""
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
 @pytest.fixture
 def engine(store: Path, tmp_path: Path) -> Iterator[Engine]:
     cache = PrefixCache(tmp_path / "prefixes")
-    with Engine.open(store, budget=Budget(context_tokens=4096), prefix_cache=cache) as engine:
+    with Engine.open(store, prefix_cache=cache) as engine:
         yield engine
 
 
@@ -80,12 +81,8 @@ def test_without_a_prefix_cache_what_was_kept_stays(store: Path, kept: Kept) -> 
         kept.timeline.write_bytes(b"before")
         assert keeping.put_away(engine, session, turn("Hello", answer, "-"), kept) == 0
         assert kept.timeline.read_bytes() == b"before"
-        assert keeping.put_away(engine, engine_session_empty(session), turn("x"), kept) == 0
-
-
-def engine_session_empty(session: Session) -> Session:
-    session.rewind(0)
-    return session
+        session.rewind(0)
+        assert keeping.put_away(engine, session, turn("x"), kept) == 0, "there is nothing"
 
 
 def test_what_cannot_be_used_is_told_and_leaves_the_session_empty(

@@ -138,7 +138,7 @@ def test_a_kept_conversation_goes_on(chat: Chat, home: Path, scripted: Script) -
 
 def test_the_state_goes_on_too_and_the_answers_are_the_same(chat: Chat, home: Path) -> None:
     said = "Continue: " + " ".join(f"Miss Bates spoke of letter number {n}." for n in range(12))
-    whole = chat(f"{said}\nAnd then?\n")
+    whole = chat(f"{said}\nAnd then?\n", "--no-prefix-cache")
     first = chat(f"{said}\n", "--session", "house")
     assert (home / "data/flashmoe/sessions/house/timeline.safetensors").exists()
     second = chat("And then?\n", "--session", "house", "--no-prefix-cache")

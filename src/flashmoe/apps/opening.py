@@ -23,8 +23,12 @@ def open_engine(
     kernels: str,
     prefix_cache: PrefixCache | None = None,
     observer: Observer | None = None,
+    *,
+    grammars: bool = False,
 ) -> Engine:
     """Open the store within the budget, and say so where the answer will differ.
+
+    ``grammars`` plans for replies that are bound.
 
     Raises:
         StoreError, BudgetError, InputError: as for :meth:`Engine.open`.
@@ -39,6 +43,7 @@ def open_engine(
         runtime=runtime,
         observer=observer,
         prefix_cache=prefix_cache,
+        grammars=grammars,
     )
     if wanted != own.top_k:
         note(

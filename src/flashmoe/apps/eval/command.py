@@ -80,6 +80,7 @@ def _remember(request: Request, name: str, store: Store, document: Document) -> 
     try:
         alone = replace(
             request,
+            tools=None,
             limits=replace(request.limits, experts=None),  # as it was published
             runtime=replace(request.runtime, store_dirs=()),
         )
@@ -113,7 +114,8 @@ def _open(request: Request, name: str, document: Document | None) -> Engine:
     limits = request.limits
     if request.tools is None and document is not None:  # no timeline is longer than a window
         limits = replace(limits, context=document.longest)
-    return open_engine(name, limits, request.runtime, request.kernels)
+    bound = request.tools is not None
+    return open_engine(name, limits, request.runtime, request.kernels, grammars=bound)
 
 
 def _predicted(engine: Engine, document: Document, kept: Remembered | None) -> dict[str, Any]:

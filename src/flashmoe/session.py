@@ -26,7 +26,7 @@ from flashmoe.progress import Journey, OnProgress
 from flashmoe.quant import Array
 from flashmoe.sampler import Choice, Sampler
 from flashmoe.snapshot import Snapshot
-from flashmoe.step import Finish, Step
+from flashmoe.step import Finish, Step, step_of
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.direct import busy_ms
 from flashmoe.text.detokenizer import Detokenizer
@@ -197,7 +197,7 @@ class Session:
             kept_apart = cached, trail.handed_bytes - handed
             handed = trail.handed_bytes
             try:
-                yield _step(choice, text, finish, prompt_tokens, kept_apart, cost, began, busy)
+                yield step_of(choice, text, finish, prompt_tokens, kept_apart, cost, began, busy)
             except GeneratorExit:
                 if turn == self._turn:
                     trail.ended(self._ids)
@@ -377,32 +377,3 @@ def _whole(name: str, given: object, most: int) -> int:
     if not 0 <= number <= most:
         raise InputError(f"{name} is {given!r}; it must be a whole number from 0 to {most}")
     return number
-
-
-def _step(
-    choice: Choice,
-    text: str,
-    finish: Finish | None,
-    prompt_tokens: int,
-    kept_apart: tuple[int, int],
-    cost: list[Counters],
-    began: float,
-    busy: float,
-) -> Step:
-    total = (time.perf_counter() - began) * 1e3
-    return Step(
-        id=choice.id,
-        text=text,
-        logprob=choice.logprob,
-        top_logprobs=choice.top,
-        finish_reason=finish,
-        prompt_tokens=prompt_tokens,
-        hits=sum(spent.hits for spent in cost),
-        misses=sum(spent.misses for spent in cost),
-        bytes_read=sum(spent.bytes_read for spent in cost),
-        ms_read_wait=sum(spent.wait_ms for spent in cost),
-        ms_total=total,
-        ms_python=max(total - (busy_ms() - busy), 0.0),
-        cached_tokens=kept_apart[0],
-        bytes_written=kept_apart[1],
-    )

@@ -5,9 +5,14 @@ Owns the record and its totals, so that no two faces can disagree on a number.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from flashmoe.sampler import Choice
+from flashmoe.stream.counters import Counters
+from flashmoe.stream.direct import busy_ms
 
 Finish: TypeAlias = Literal["stop", "length"]
 
@@ -109,3 +114,35 @@ class Totals:
         """Share of the experts asked for that were in memory."""
         asked = self.hits + self.misses
         return self.hits / asked if asked else 0.0
+
+
+def step_of(
+    choice: Choice,
+    text: str,
+    finish: Finish | None,
+    prompt_tokens: int,
+    kept_apart: tuple[int, int],
+    cost: list[Counters],
+    began: float,
+    busy: float,
+) -> Step:
+    """The step that ends now: ``kept_apart`` are tokens that came from the prefix cache and bytes
+    that went there, ``cost`` that of each pass; it began at ``began`` (``perf_counter``), when
+    native code had been ``busy`` for so many ms."""
+    total = (time.perf_counter() - began) * 1e3
+    return Step(
+        id=choice.id,
+        text=text,
+        logprob=choice.logprob,
+        top_logprobs=choice.top,
+        finish_reason=finish,
+        prompt_tokens=prompt_tokens,
+        hits=sum(spent.hits for spent in cost),
+        misses=sum(spent.misses for spent in cost),
+        bytes_read=sum(spent.bytes_read for spent in cost),
+        ms_read_wait=sum(spent.wait_ms for spent in cost),
+        ms_total=total,
+        ms_python=max(total - (busy_ms() - busy), 0.0),
+        cached_tokens=kept_apart[0],
+        bytes_written=kept_apart[1],
+    )

@@ -8,7 +8,10 @@ from importlib.metadata import packages_distributions
 
 from tests.laws.sources import ROOT, python_files
 
-OPTIONAL = {"matplotlib": "plot"}  # imported where it is used, with an error that names the extra
+OPTIONAL = {
+    "matplotlib": "plot",
+    "jsonschema": "eval",
+}  # imported where it is used, with an error that names the extra
 
 
 def declared(entries: list[str]) -> set[str]:

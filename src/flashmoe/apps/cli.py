@@ -17,6 +17,7 @@ import typer
 from flashmoe import __version__
 from flashmoe.apps import flags, terminal
 from flashmoe.apps.chat.flags import chat
+from flashmoe.apps.eval.flags import EPILOG, evaluate
 from flashmoe.apps.footer import KEYS
 from flashmoe.apps.serve.flags import serve
 from flashmoe.errors import FlashMoeError, InputError
@@ -242,6 +243,7 @@ def run(
 
 app.command()(chat)
 app.command()(serve)
+app.command("eval", epilog=EPILOG)(evaluate)
 
 
 @app.command()

@@ -102,17 +102,17 @@ class Lines:
 
 
 @contextmanager
-def prompt_shown(*, plain: bool) -> Iterator[PromptWatcher]:
+def prompt_shown(*, plain: bool, what: str = "prompt") -> Iterator[PromptWatcher]:
     """Show a prompt that takes its time, until it is done or the block is left.
 
-    A bar on a terminal; elsewhere lines, where ``plain`` says so.
+    A bar on a terminal; elsewhere lines, where ``plain`` says so. ``what`` names it.
     """
-    bar = PromptBar()
+    bar = PromptBar(what)
     try:
         if sys.stderr.isatty():
             yield bar
         else:
-            yield PromptLines() if plain else _say_nothing
+            yield PromptLines(what) if plain else _say_nothing
     finally:
         bar.stop()
 
@@ -124,7 +124,8 @@ def _say_nothing(state: PromptProgress) -> None:
 class PromptBar:
     """Tokens done, rate and time left; gone when the prompt is done."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "prompt") -> None:
+        self._what = what
         self._bar: rich_progress.Progress | None = None
         self._drawn = 0.0
 
@@ -136,7 +137,7 @@ class PromptBar:
                 self._draw(state)
         elif state.elapsed >= PATIENCE_S:
             self._bar = _prompt_bar()
-            self._bar.add_task("prompt", total=state.total_tokens, told="")
+            self._bar.add_task(self._what, total=state.total_tokens, told="")
             self._bar.start()
             self._draw(state)
 
@@ -171,7 +172,8 @@ def _prompt_bar() -> rich_progress.Progress:
 class PromptLines:
     """A plain line every :data:`PROMPT_INTERVAL_S`."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "prompt") -> None:
+        self._what = what
         self._last = 0.0
 
     def __call__(self, state: PromptProgress) -> None:
@@ -179,7 +181,21 @@ class PromptLines:
             state.done_tokens < state.total_tokens
         ):
             self._last = state.elapsed
-            note(f"prompt: {_told(state)}")
+            note(f"{self._what}: {_told(state)}")
+
+
+class Tally:
+    """A plain line every :data:`PROMPT_INTERVAL_S` of a job that is done piece by piece."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= PROMPT_INTERVAL_S:
+            self._last = now
+            note(f"{self._what}: {done} of {total}")
 
 
 def _told(state: PromptProgress) -> str:

@@ -314,8 +314,7 @@ class Engine:
     def grammars(self) -> Grammars:
         """What binds replies: JSON schemas, regular expressions, calls of tools.
 
-        Unless the engine was opened for it, the memory that this takes comes, with the first use,
-        out of what the experts have.
+        Unless the engine was opened for it, the first use takes its memory from the experts.
 
         Raises:
             InputError: the checkpoint came without a tokenizer.
@@ -382,8 +381,7 @@ class Engine:
     def close(self) -> None:
         """End the reading threads and give slots and trunk back, once a running pass has ended.
 
-        Keeps the usage profile, and writes what the prefix cache has still to write. Repeating it
-        is fine.
+        Keeps the usage profile, and what the prefix cache has still to write. May be repeated.
         """
         if self.prefixes is not None:
             self.prefixes.close()

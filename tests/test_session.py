@@ -400,3 +400,15 @@ def test_what_grammars_weigh_is_in_the_plan_where_it_was_asked_for():
 def test_without_a_tokenizer_nothing_can_be_bound(engine):
     with pytest.raises(InputError, match=r"no tokenizer\.json"):
         engine.grammars  # noqa: B018
+
+
+def test_a_guide_that_is_refused_leaves_the_timeline_as_it_was():
+    with Engine.open("demo", grammars=True) as engine:
+        session, prompt = engine.session(), engine.tokenizer.encode("Emma")
+        sampling = engine.sampling(max_tokens=1, temperature=0)
+        guide = engine.grammars.guide(form=JsonSchema(SCHEMA))
+        list(session.generate(prompt, sampling, guide=guide))
+        before = session.ids
+        with pytest.raises(InputError):
+            session.generate(prompt, sampling, guide=guide)
+        assert session.ids == before

@@ -212,8 +212,7 @@ class Engine:
         """Pass the first chunk of the ids (n,) that wait, for a timeline; the hidden states of its
         T tokens, and what it cost.
 
-        Passes of several sessions take turns. One that fails, or that ``between`` (see
-        :meth:`Decoder.forward`) ends, leaves ``state`` as it was.
+        Sessions take turns. A pass that fails, or ``between`` ends, leaves ``state`` as it was.
         """
         with self._alone(blas=len(ids) > 1 or self.kernels.name == "reference"):
             end = state.position + len(ids)
@@ -322,6 +321,8 @@ class Engine:
         """
         tokenizer, made = self.tokenizer, self._words.grammars
         assert made is not None, tokenizer
+        if self._words.grammars_counted:  # for good; a pass that is under way holds the lock
+            return made
         with self._lock:
             if not self._words.grammars_counted:
                 self.ledger.give_away(made.needed_bytes, "binding replies")
@@ -363,8 +364,7 @@ class Engine:
     def empty_cache(self) -> None:
         """Forget every expert in memory: the next token finds them all cold.
 
-        The answer does not change; this is for measurements. From here on no usage profile is
-        kept.
+        The answer stays; this is for measurements. From here on no usage profile is kept.
         """
         with self._lock:
             self._check_open()

@@ -91,9 +91,8 @@ class Session:
             CancelledError: by :meth:`cancel` or ``on_progress``; the same.
         """
         vocabulary, dtype = self._engine.shape.vocabulary, self._engine.kernels.dtype
-        chunks = self.hidden(ids, on_progress=on_progress)
-        out, done = np.empty((len(ids), vocabulary), dtype), 0
-        for hidden in chunks:
+        out, done = np.empty((len(ids), vocabulary), dtype), 0  # where it fails, nothing passes
+        for hidden in self.hidden(ids, on_progress=on_progress):
             for rows in range(0, len(hidden), HEAD_TOKENS):
                 some = self._engine.head(hidden[rows : rows + HEAD_TOKENS])
                 out[done : done + len(some)] = some
@@ -162,10 +161,10 @@ class Session:
             raise InputError("there is nothing to go on from: the prompt is empty")
         words = self._engine.detokenizer(sampling.stop)
         marked = [_whole("a mark", mark, len(ids)) for mark in marks]
-        kept = self._append(ids)
-        self._trail.mark([kept + mark for mark in marked])
         if guide is not None:
             guide.take()
+        kept = self._append(ids)
+        self._trail.mark([kept + mark for mark in marked])
         choosing = _Choosing(self._engine.sampler(sampling, self._ids), guide)
         return self._reply(self._turn, kept, len(ids), sampling, choosing, words, on_progress)
 

@@ -161,7 +161,8 @@ def _rendered(engine: Engine, turn: Turn) -> Opening:
 
 def _guide(engine: Engine, turn: Turn, *, thinking: bool) -> Guide | None:
     """What binds the reply; None, and no memory for it, where nothing does."""
-    if not turn.tools and turn.form is None and turn.thinking_budget is None:
+    binds = turn.tools and (turn.constrained or turn.tool_choice != "auto")
+    if not binds and turn.form is None and turn.thinking_budget is None:
         return None
     return engine.grammars.guide(
         tools=turn.tools,

@@ -6,12 +6,17 @@ Invariant: all of it is read before the memory is planned, since what it weighs 
 
 from __future__ import annotations
 
+import logging
+
+from flashmoe.errors import InputError
 from flashmoe.generation import Generation
 from flashmoe.store.reader import Store
 from flashmoe.text.grammar import Grammars
 from flashmoe.text.syntax import Syntax
 from flashmoe.text.template import ChatTemplate
 from flashmoe.text.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 class Words:
@@ -40,9 +45,16 @@ class Words:
             size = min(self.tokenizer.vocab_size, store.shape.vocabulary)
             self.grammars = Grammars(self.tokenizer, self.syntax, self.stop_ids, size)
             if grammars:
-                self.grammars.prepare()
+                self._prepare(self.grammars)
         self.grammars_counted = grammars
         """Whether the plan or the ledger knows what grammars weigh."""
+
+    @staticmethod
+    def _prepare(grammars: Grammars) -> None:
+        try:
+            grammars.prepare()
+        except InputError as error:  # replies that nothing binds come all the same
+            _log.warning("%s", error)
 
     def close(self) -> None:
         """End what works on words in the background."""

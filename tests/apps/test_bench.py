@@ -212,9 +212,9 @@ def test_an_emptied_cache_is_cold_and_the_answer_the_same(store):
         first = engine.session().logits([1, 2, 3])
         cost = engine.counters
         engine.empty_cache()
-        assert engine.counters.misses == 0
         assert np.array_equal(engine.session().logits([1, 2, 3]), first)
-        assert engine.counters.misses == cost.misses > 0
+        again = engine.counters.since(cost)
+        assert (again.hits, again.misses) == (cost.hits, cost.misses) and cost.misses > 0
 
 
 @pytest.mark.parametrize("shape", [HYBRID, DENSE], ids=["own head", "tied head"])

@@ -94,6 +94,22 @@ def test_stopping_ends_it_between_two_steps(slots: Slots, monkeypatch: pytest.Mo
     assert steps == sorted(steps)
 
 
+def test_slots_that_nobody_holds_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slots(COUNT, SLOT_BYTES)
+    backed = Slots.back
+
+    def slowly(self: Slots, slot: int, count: int) -> bool:
+        time.sleep(0.02)
+        return backed(self, slot, count)
+
+    monkeypatch.setattr(Slots, "back", slowly)
+    before = resident_bytes()
+    working = Backing(slow, sample())
+    del slow
+    ended(working)
+    assert resident_bytes() - before < COUNT * SLOT_BYTES // 2
+
+
 def test_a_small_arena_takes_no_thread() -> None:
     slots = Slots(4, SLOT_BYTES)
     assert Backing(slots, sample())._thread is None

@@ -137,3 +137,14 @@ def test_the_culprit_is_the_smallest_part():
 
     assert culprit(root, fails) == "#/properties/a/items"
     assert culprit(root, lambda part: False) == "#"
+
+
+def test_the_culprit_is_sought_in_a_bounded_number_of_trials():
+    root, trials = {"properties": {f"p{number}": {} for number in range(4000)}}, []
+
+    def fails(part):
+        trials.append(part)
+        return False
+
+    assert culprit(root, fails) == "#"
+    assert len(trials) <= 64

@@ -169,6 +169,26 @@ PrefixDirectory: TypeAlias = Annotated[
         metavar="DIR",
     ),
 ]
+KeptPrefixes: TypeAlias = Annotated[
+    str | None,
+    _memory(
+        "Where beginnings of conversations are kept, so that the next turn does not pass all of "
+        "them again; it counts in --ram. It says what was said: it is made for this user alone, "
+        "and may be deleted at any time.",
+        "--prefix-cache",
+        metavar="DIR",
+        show_default="~/.cache/flashmoe/prefixes",
+    ),
+]
+"""Of the commands that have a prefix cache unless they are told otherwise."""
+NoPrefixCache: TypeAlias = Annotated[
+    bool,
+    _memory(
+        "Do without the prefix cache: a turn passes again what the timeline in memory cannot go on "
+        "from.",
+        "--no-prefix-cache",
+    ),
+]
 PrefixSize: TypeAlias = Annotated[
     str | None,
     _memory(

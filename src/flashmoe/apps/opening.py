@@ -5,6 +5,8 @@ Owns what is said where an answer will differ from the published model's; loadin
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flashmoe.apps.flags import LOSSY_KV
 from flashmoe.apps.plan import budget_of
 from flashmoe.apps.request import Limits
@@ -25,19 +27,22 @@ def open_engine(
     observer: Observer | None = None,
     *,
     grammars: bool = False,
+    host_bytes: int = 0,
 ) -> Engine:
     """Open the store within the budget, and say so where the answer will differ.
 
-    ``grammars`` plans memory for replies that are bound, calls of tools among them.
+    ``grammars`` plans memory for replies that are bound, calls of tools among them;
+    ``host_bytes`` is what the caller takes beside the engine, within the same budget.
 
     Raises:
         StoreError, BudgetError, InputError: as for :meth:`Engine.open`.
     """
     own = Store.open(store, runtime.store_dirs).shape.experts
     wanted = own.top_k if limits.experts is None else limits.experts
+    budget = budget_of(limits.ram, limits.context, limits.slots, wanted, limits.kv)
     engine = Engine.open(
         store,
-        budget=budget_of(limits.ram, limits.context, limits.slots, wanted, limits.kv),
+        budget=replace(budget, host_bytes=host_bytes),
         kernels=kernels,
         experts_per_token=limits.experts,
         runtime=runtime,

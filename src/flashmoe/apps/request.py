@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flashmoe.apps.conversation import Prompt, read_prompt, read_tools
-from flashmoe.apps.places import device_cache
+from flashmoe.apps.places import device_cache, prefix_directory
 from flashmoe.errors import InputError
 from flashmoe.options import Budget, PrefixCache, Runtime, Sampling
 from flashmoe.stream.units import parse_bytes
@@ -131,6 +131,29 @@ def sampling_of(flags: Mapping[str, Any]) -> dict[str, Any]:
     }
     Sampling(**said)
     return said
+
+
+def prefix_of(flags: Mapping[str, Any]) -> PrefixCache | None:
+    """The prefix cache of a command that has one unless it is told otherwise.
+
+    Raises:
+        InputError: flags that exclude each other, no home to keep it in, and as :func:`kept_in`.
+    """
+    directory, size = flags["prefix_cache"], flags["prefix_cache_size"]
+    if flags["no_prefix_cache"]:
+        for name, value in (("--prefix-cache", directory), ("--prefix-cache-size", size)):
+            if value is not None:
+                raise InputError(f"--no-prefix-cache and {name} exclude each other")
+        return None
+    if directory is None:
+        own = prefix_directory()
+        if own is None:
+            raise InputError(
+                "this user has no home to keep the prefix cache in: give --prefix-cache DIR, or "
+                "--no-prefix-cache"
+            )
+        directory = str(own)
+    return kept_in(directory, size)
 
 
 def kept_in(directory: str | None, size: str | None = None) -> PrefixCache | None:

@@ -1,6 +1,6 @@
 """Memory for the slots ahead of the reads into them, while the processors would be idle.
 
-Owns one thread, of the lowest priority there is, that has the system give the arena its pages in
+Owns one thread, of the lowest ordinary priority, that has the system give the arena its pages in
 the order in which slots are first used. Does not own the slots. A system clears a page before it
 gives it, and a virtual one has to get it from its host first; a cold prompt that reads into fresh
 slots spent a quarter of its time on that (docs/EXPERIMENTS.md, E38).
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -30,6 +31,9 @@ STEP_BYTES = 4 << 20
 LOOK_BYTES = 32 << 20
 """Between two looks at the machine's memory."""
 
+NICE = 19
+"""Its priority: the lowest that still gets a turn, since it may hold the interpreter's lock."""
+
 LEAST_HEADROOM_BYTES = 256 << 20
 """Left to the machine: the least margin of a recommended budget."""
 
@@ -38,12 +42,14 @@ class Backing:
     """Backs ``slots`` from the first to the last, until it is stopped or memory is short."""
 
     def __init__(self, slots: Slots, sample: Callable[[], Strain] = memory.strain) -> None:
-        self._slots = slots
-        self._sample = sample
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         if slots.count * slots.slot_bytes >= WORTH_BYTES:
-            self._thread = threading.Thread(target=self._run, name="flashmoe-backing", daemon=True)
+            # Weakly, so that an engine that is let go of takes its memory along.
+            given = weakref.ref(slots), slots.count, slots.slot_bytes, sample, self._stopping
+            self._thread = threading.Thread(
+                target=_back, args=given, name="flashmoe-backing", daemon=True
+            )
             self._thread.start()
 
     def stop(self) -> None:
@@ -53,16 +59,25 @@ class Backing:
             self._thread.join()
             self._thread = None
 
-    def _run(self) -> None:
-        with suppress(OSError, AttributeError):  # where there is no such class, it competes
-            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
-        step = max(1, STEP_BYTES // self._slots.slot_bytes)
-        looked = LOOK_BYTES
-        for slot in range(0, self._slots.count, step):
-            if looked >= LOOK_BYTES:
-                looked = 0
-                if self._sample().headroom_bytes < LEAST_HEADROOM_BYTES:
-                    return
-            if self._stopping.is_set() or not self._slots.back(slot, step):
+
+def _back(
+    slots: weakref.ref[Slots],
+    count: int,
+    slot_bytes: int,
+    sample: Callable[[], Strain],
+    stopping: threading.Event,
+) -> None:
+    with suppress(OSError, AttributeError):  # where a thread has no priority, it competes
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+    step = max(1, STEP_BYTES // slot_bytes)
+    unseen = LOOK_BYTES
+    for slot in range(0, count, step):
+        if unseen >= LOOK_BYTES:
+            unseen = 0
+            if sample().headroom_bytes < LEAST_HEADROOM_BYTES:
                 return
-            looked += step * self._slots.slot_bytes
+        held = slots()
+        if held is None or stopping.is_set() or not held.back(slot, step):
+            return
+        del held
+        unseen += step * slot_bytes

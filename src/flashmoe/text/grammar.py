@@ -21,7 +21,7 @@ from typing import Any
 
 import llguidance
 
-from flashmoe.errors import InputError
+from flashmoe.errors import InputError, StoreError
 from flashmoe.text import schemas
 from flashmoe.text.call_grammar import Tool, call_rules, tools_of
 from flashmoe.text.detokenizer import Detokenizer
@@ -300,7 +300,10 @@ class Grammars:
     def _vocabulary(self) -> Vocabulary:
         with self._lock:
             if self._made is None:
-                self._made = Vocabulary(self._tokenizer, self._stop_ids, self._size)
+                try:
+                    self._made = Vocabulary(self._tokenizer, self._stop_ids, self._size)
+                except StoreError as error:  # of no matter to replies that nothing binds
+                    raise InputError(str(error)) from error
             return self._made
 
     def _ids_of(self, text: str) -> list[int]:

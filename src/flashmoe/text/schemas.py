@@ -247,12 +247,20 @@ def _found(root: Schema, target: str, name: str) -> Any:
     return found
 
 
+_TRIALS = 64
+"""Parts of a schema that are compiled to find the one at fault: each holds all of the root."""
+
+
 def culprit(root: Schema, fails: Callable[[Schema], bool]) -> str:
-    """The place of the smallest part of a schema that fails on its own: "#", "#/properties/x"."""
-    place = ""
+    """The place of the smallest part of a schema that fails on its own: "#", "#/properties/x".
+
+    Or of one around it, where :data:`_TRIALS` do not find that.
+    """
+    place, left = "", _TRIALS
     while True:
-        inner = (f"{place}/{step}" for step in _steps(_found(root, f"#{place}", "the schema")))
-        worse = next((one for one in inner if fails(within(root, one))), None)
+        inner = [f"{place}/{step}" for step in _steps(_found(root, f"#{place}", "the schema"))]
+        tried, left = inner[:left], max(left - len(inner), 0)
+        worse = next((one for one in tried if fails(within(root, one))), None)
         if worse is None:
             return f"#{place}"
         place = worse

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from flashmoe.apps.chat import keeping
 from flashmoe.apps.chat.calculator import CALCULATOR
 from flashmoe.apps.chat.desk import Desk, check_tools, read_system, system_of
-from flashmoe.apps.chat.shelf import Shelf
+from flashmoe.apps.chat.shelf import Kept, Shelf
 from flashmoe.apps.chat.talk import Talk
 from flashmoe.apps.chat.tools import Toolbox
 from flashmoe.apps.chat.transcript import Transcript
@@ -191,6 +192,68 @@ def test_clear_leaves_the_kept_one_as_it_was(office: Office) -> None:
     office.desk.take("/clear")
     office.desk.take("/sessions house")
     assert contents(office) == ["one", "yes"]
+
+
+@pytest.mark.parametrize("line", ["/clear", "/save attic", "/sessions garden"])
+def test_what_cannot_be_kept_stays_at_hand(
+    office: Office, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    shelf = office.desk._shelf
+    assert shelf is not None
+    with shelf.open("garden") as kept:
+        kept.write(Transcript("demo"))
+    office.say("one")
+    office.desk.take("/save house")
+    with monkeypatch.context() as broken:
+        broken.setattr(Kept, "write", refuse)
+        with pytest.raises(SessionError, match="no room"):
+            office.desk.take(line)
+    assert contents(office) == ["one", "yes"] and "house" in office.desk.status
+    with pytest.raises(SessionError, match="open in another process"):
+        shelf.open("house")
+    for name in ("garden", "attic"):
+        shelf.open(name).close()  # nobody has it
+    office.say("two")
+    office.desk.leave()
+    with shelf.open("house") as kept:
+        assert kept.read() == office.talk.transcript and office.talk.transcript.turns == 2
+
+
+def test_a_state_that_cannot_be_kept_keeps_nobody_from_leaving(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office.say("one")
+    office.desk.take("/save house")
+    monkeypatch.setattr(keeping, "put_away", refuse)
+    office.desk.take("/clear")
+    assert "the model's state is not kept: no room" in office.person.notes
+    assert contents(office) == [] and "not kept" in office.desk.status
+    office.desk.take("/sessions house")
+    assert contents(office) == ["one", "yes"]
+
+
+def test_a_conversation_that_is_not_opened_is_let_go(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = office.desk._shelf
+    assert shelf is not None
+    with shelf.open("house") as kept:
+        kept.write(Transcript("demo"))
+    monkeypatch.setattr(office.desk, "leave", interrupt)
+    for line in ("/sessions house", "/save garden"):
+        with pytest.raises(KeyboardInterrupt):
+            office.desk.take(line)
+    monkeypatch.undo()
+    for name in ("house", "garden"):
+        shelf.open(name).close()
+
+
+def refuse(*_: object) -> None:
+    raise SessionError("no room")
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def test_tools_of_a_kept_conversation_come_back_if_they_are_there(office: Office) -> None:

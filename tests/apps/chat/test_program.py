@@ -99,7 +99,7 @@ def test_commands_work_too(chat: Chat, scripted: Script) -> None:
         ("x\n", ("--system", "a", "--system-file", "b"), "say the same"),
         ("x\n", ("--system-file", "/none"), "the system prompt in /none cannot be read"),
         ("x\n", ("--think-budget", 5), "give that too"),
-        ("x\n", ("--no-prefix-cache", "--prefix-cache", "d"), "leave out one of them"),
+        ("x\n", ("--no-prefix-cache", "--prefix-cache", "d"), "exclude each other"),
         ("x\n", ("--temperature", -1), "temperature is -1"),
         ("word " * 5000 + "\n", (), "the context 4096"),
     ],

@@ -154,6 +154,17 @@ def test_no_escape_comes_through(piece: type[Content] | type[Reasoning]) -> None
     assert "owned" in left
 
 
+def test_a_command_is_confirmed_with_all_that_it_hides() -> None:
+    class Asked:
+        def confirm(self, question: str) -> bool:
+            return True
+
+    window = Window(80)
+    view = Screen(Asked(), window.console)  # type: ignore[arg-type]
+    assert view.confirm("rm a\u200b\u200db\u3164 \u061cc\u200f\u2060\u00ad")
+    assert "rm a\\u200b\\u200db\\u3164 \\u061cc\\u200f\\u2060\\u00ad" in "".join(window.lines())
+
+
 def test_without_colours_there_are_none() -> None:
     window = Window(no_color=True)
     say(window, TEXT)

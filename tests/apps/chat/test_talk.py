@@ -144,6 +144,22 @@ def test_ctrl_c_before_a_word_takes_the_turn_back() -> None:
     assert script.asked[1].messages[-1]["content"] == "Hi"
 
 
+def test_ctrl_c_while_the_prompt_is_prepared_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk, script = talk_of([Content("never")])
+    begun: list[Any] = []
+
+    def prepared(turn: Any, told: Any) -> Any:
+        press()  # the session has no reply yet that this could cancel
+        begun.append(script.begin(turn, told))
+        return begun[0]
+
+    monkeypatch.setattr(talk, "_begin", prepared)
+    person = Person()
+    assert talk.say("Hi", person) == "interrupt"
+    assert person.pieces == [] and begun[0].closed
+    assert talk.transcript.messages == [] and talk.unanswered == "Hi"
+
+
 def test_calls_of_a_reply_that_was_stopped_are_not_run() -> None:
     talk, _ = talk_of([LOOK, press, Content("x")])
     person = Person()
@@ -161,7 +177,8 @@ def test_ctrl_c_while_a_tool_runs_ends_the_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [ContextError("too long"), ReadError("disk"), CancelledError("x")]
+    "error",
+    [ContextError("too long"), ReadError("disk"), CancelledError("x"), ZeroDivisionError("a bug")],
 )
 def test_a_turn_that_fails_is_taken_back_whole(error: Exception) -> None:
     talk, _ = talk_of([Content("one")], [LOOK], [Content("tw"), error], [Content("two")])

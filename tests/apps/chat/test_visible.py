@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashmoe.apps.chat.visible import one_line, visible
+from flashmoe.apps.chat.visible import exact, one_line, visible
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,28 @@ from flashmoe.apps.chat.visible import one_line, visible
         ("a\u2028b", "a\\u2028b"),
         ("\ud800", "\\ud800"),
         ("\U000e0041", "\\U000e0041"),
+        ("r\u200bm\u00ad \u200e\u061c\u2063", "r\\u200bm\\u00ad \\u200e\\u061c\\u2063"),
+        ("\u115f\u1160\u3164\uffa0", "\\u115f\\u1160\\u3164\\uffa0"),
+        ("می\u200cشود \u0600", "می\u200cشود \u0600"),
     ],
 )
 def test_what_steers_is_shown(text: str, shown: str) -> None:
     assert visible(text) == shown
+
+
+def test_what_is_agreed_to_is_shown_to_the_last_character() -> None:
+    assert exact("ls -l | grep 'naïve 漢字'\n\tüber ⣿") == "ls -l | grep 'naïve 漢字'\n\tüber ⣿"
+    assert exact("a\u200db\u200c\ufe0f\r\n\xa0c\u2800") == (
+        "a\\u200db\\u200c\\ufe0f␍\n\\u00a0c\\u2800"
+    )
+    every = [chr(code) for code in range(0x110000)]
+    formats = [char for char in every if unicodedata.category(char) == "Cf"]
+    assert exact("".join(formats)).isascii()
+    seen = [char for char in formats if visible(char) == char]
+    assert not {"\u200b", "\u200e", "\u200f", "\u061c", "\u00ad", "\ufeff"} & {*seen}
+    assert {unicodedata.name(char).split()[0] for char in seen} <= {
+        "ZERO", "ARABIC", "SYRIAC", "KAITHI", "EGYPTIAN"
+    }  # fmt: skip
 
 
 @given(st.text(st.characters(codec=None)))

@@ -25,6 +25,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_a_text_as_json(command: Command, store, text: Path):
+    (Path(store) / "usage.json").unlink(missing_ok=True)  # of other commands
     result = command(
         *("eval", store, "--text", text, "--context", 64, "--stride", 32, "--ram", "floor"),
         "--json",

@@ -67,6 +67,7 @@ def test_a_name_that_was_made_to_lead_here_is_refused(host, status):
         ("http://localhost:9090", 403),
         ("https://evil.example", 403),
         ("null", 403),
+        ("http://[", 403),
         ("https://friend.example", 200),
     ],
 )

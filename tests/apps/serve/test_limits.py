@@ -46,6 +46,13 @@ def test_anything_else_is_refused(body, words):
         parsed(body, 64)
 
 
+def test_the_last_of_very_many_names_is_found_to_be_one_too_many():
+    """Comparing each name with each takes an hour."""
+    names = ", ".join(f'"{number}": 0' for number in range(200_000))
+    with pytest.raises(BadRequest, match="'199999' twice"):
+        parsed(f'{{{names}, "199999": 1}}'.encode(), 8)
+
+
 def test_the_deepest_that_may_be_is_taken():
     assert parsed(b'{"a": ' + b"[" * 63 + b"]" * 63 + b"}", 64)
 

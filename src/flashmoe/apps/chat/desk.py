@@ -116,17 +116,21 @@ class Desk:
         self._face.note(f"{kept.name}: {found.turns} turns, {known} tokens of them in the model")
 
     def leave(self) -> None:
-        """Keep what is to be kept, and let the conversation go.
+        """Keep what is to be kept, and let the conversation go; a state that cannot be kept is
+        told of, since everything can be read anew.
 
         Raises:
-            SessionError: it cannot be written.
+            SessionError: what was said cannot be written; the conversation is still at hand.
         """
-        kept, self._kept = self._kept, None
-        if kept is None:
+        if self._kept is None:
             return
+        self._kept.write(self._talk.transcript)
+        kept, self._kept = self._kept, None
         with kept:
-            kept.write(self._talk.transcript)
-            self._put_away(kept)
+            try:
+                self._put_away(kept)
+            except FlashMoeError as error:
+                self._face.note(f"the model's state is not kept: {error}")
 
     # --- commands
 
@@ -208,16 +212,15 @@ class Desk:
         if argument and (self._kept is None or argument != self._kept.name):
             kept = shelf.open(argument)
             try:
-                taken = kept.read() is not None
-            except FlashMoeError:
-                taken = True
-            if taken:
+                if _taken(kept):
+                    raise InputError(
+                        f"there is a conversation {argument} already: take another name, or go on "
+                        f"with it (/sessions {argument})"
+                    )
+                self.leave()
+            except BaseException:
                 kept.close()
-                raise InputError(
-                    f"there is a conversation {argument} already: take another name, or go on with "
-                    f"it (/sessions {argument})"
-                )
-            self.leave()
+                raise
             self._kept = kept
         if self._kept is None:
             raise InputError("this conversation has no name yet: /save NAME")
@@ -271,11 +274,12 @@ class Desk:
         kept = shelf.open(name)
         try:
             kept.read()  # before the one at hand is left
-        except FlashMoeError:
-            kept.close()
+            self.leave()
+            self.open(kept, fresh=Transcript(store=self._talk.transcript.store))
+        except BaseException:
+            if self._kept is not kept:
+                kept.close()
             raise
-        self.leave()
-        self.open(kept, fresh=Transcript(store=self._talk.transcript.store))
 
     def _switch_tools(self, found: Transcript, wanted: list[str]) -> None:
         box = self._talk.toolbox
@@ -342,6 +346,14 @@ def check_tools(engine: Engine) -> None:
             f"the chat template of {engine.store.path} writes calls in a form that is not read "
             "here: use another model for tools"
         )
+
+
+def _taken(kept: Kept) -> bool:
+    """Whether something is kept there, be it damaged."""
+    try:
+        return kept.read() is not None
+    except FlashMoeError:
+        return True
 
 
 def _rate(tokens: float, seconds: float) -> str:

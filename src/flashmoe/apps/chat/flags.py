@@ -24,7 +24,6 @@ def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
 
 
 _words = partial(_option, "Prompt")
-_memory = partial(_option, "Memory")
 
 SystemFile: TypeAlias = Annotated[
     Path | None,
@@ -66,24 +65,6 @@ ConversationName: TypeAlias = Annotated[
     ),
 ]
 
-NoPrefixCache: TypeAlias = Annotated[
-    bool,
-    _memory(
-        "Keep nothing between turns; each one reads again what the timeline cannot go on from.",
-        "--no-prefix-cache",
-    ),
-]
-PrefixDirectory: TypeAlias = Annotated[
-    str | None,
-    _memory(
-        "Where the state between turns is kept, which counts in --ram. It says what was said: it "
-        "is made for this user alone, and may be deleted at any time.",
-        "--prefix-cache",
-        metavar="DIR",
-        show_default="~/.cache/flashmoe/prefixes",
-    ),
-]
-
 
 def chat(
     store: flags.Store,
@@ -109,9 +90,9 @@ def chat(
     context: flags.Context = None,
     slots: flags.Slots = None,
     kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
-    prefix_cache: PrefixDirectory = None,
+    prefix_cache: flags.KeptPrefixes = None,
     prefix_cache_size: flags.PrefixSize = None,
-    no_prefix_cache: NoPrefixCache = False,
+    no_prefix_cache: flags.NoPrefixCache = False,
     threads: flags.Threads = None,
     chunk_tokens: flags.ChunkTokens = Runtime.chunk_tokens,
     io_threads: flags.IoThreads = Runtime.io_threads,

@@ -11,8 +11,7 @@ from typing import Any
 
 from flashmoe.apps.chat.desk import read_system
 from flashmoe.apps.conversation import read_tools
-from flashmoe.apps.places import prefix_directory
-from flashmoe.apps.request import Limits, kept_in, limits_of, runtime_of, sampling_of
+from flashmoe.apps.request import Limits, limits_of, prefix_of, runtime_of, sampling_of
 from flashmoe.errors import InputError
 from flashmoe.options import PrefixCache, Runtime
 
@@ -63,17 +62,5 @@ def request_of(flags: Mapping[str, Any]) -> ChatRequest:
         runtime=runtime_of(flags),
         kernels=flags["kernels"],
         sampling=sampling_of(flags),
-        prefix_cache=_prefix_cache(flags),
+        prefix_cache=prefix_of(flags),
     )
-
-
-def _prefix_cache(flags: Mapping[str, Any]) -> PrefixCache | None:
-    """On unless it is switched off: each turn of a conversation begins with the ones before."""
-    given, size = flags["prefix_cache"], flags["prefix_cache_size"]
-    if flags["no_prefix_cache"]:
-        if given is not None or size is not None:
-            raise InputError("--no-prefix-cache leaves nothing to keep: leave out one of them")
-        return None
-    own = prefix_directory()
-    directory = given if given is not None or own is None else str(own)
-    return kept_in(directory, size)

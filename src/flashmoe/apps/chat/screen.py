@@ -25,7 +25,7 @@ from flashmoe.apps.chat.editor import Editor, silent_keys
 from flashmoe.apps.chat.face import Listener
 from flashmoe.apps.chat.markdown import Blocks, shown
 from flashmoe.apps.chat.plain import speaking
-from flashmoe.apps.chat.visible import one_line, visible
+from flashmoe.apps.chat.visible import exact, one_line, visible
 from flashmoe.progress import OnProgress
 from flashmoe.text.pieces import Call, Content, Piece, Reasoning
 
@@ -82,7 +82,7 @@ class Screen:
     def confirm(self, command: str) -> bool:
         """Show the command as it will run, and wait for a yes to it."""
         self._console.print(Text("The model wants to run:", style="bold yellow"))
-        self._console.print(Padding(Text(visible(command)), (0, 0, 0, 2)), highlight=False)
+        self._console.print(Padding(Text(exact(command)), (0, 0, 0, 2)), highlight=False)
         return self._editor.confirm("Run it? [y/N] ")
 
     def supply(self, call: Call) -> str:

@@ -18,7 +18,7 @@ from flashmoe.apps.chat.face import Face, Listener
 from flashmoe.apps.chat.interrupts import Stop, stopping
 from flashmoe.apps.chat.tools import Toolbox
 from flashmoe.apps.chat.transcript import Message, Transcript, reply_of, result_of
-from flashmoe.errors import CancelledError, FlashMoeError, InputError
+from flashmoe.errors import CancelledError, InputError
 from flashmoe.progress import OnProgress
 from flashmoe.session import Session
 from flashmoe.step import Step, Totals
@@ -112,7 +112,7 @@ class Talk:
         self.unanswered = None
         try:
             finish = self._rounds(face)
-        except (FlashMoeError, KeyboardInterrupt):
+        except BaseException:  # whatever it is: the transcript is written next
             del messages[before:]
             self.unanswered = text
             raise
@@ -197,6 +197,8 @@ class Talk:
             told = reading.enter_context(face.reading())
             spoken = self._begin(self.turn(tool_choice=choice), told)
             try:
+                if stop.asked:  # before the session had a reply that could be cancelled
+                    return
                 for beat in spoken:
                     reading.close()  # the prompt is done
                     heard.steps.append(beat.step)

@@ -10,17 +10,15 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from starlette.routing import Route
 
-from flashmoe.apps.flags import LOSSY_KV
-from flashmoe.apps.places import device_cache, prefix_directory
-from flashmoe.apps.plan import budget_of
+from flashmoe.apps.opening import open_engine
 from flashmoe.apps.request import Limits as Memory
-from flashmoe.apps.request import kept_in
+from flashmoe.apps.request import limits_of, prefix_of, runtime_of
 from flashmoe.apps.serve import page
 from flashmoe.apps.serve.app import build
 from flashmoe.apps.serve.guard import LOOPBACK_NAMES, Guard
@@ -33,7 +31,6 @@ from flashmoe.engine import Engine
 from flashmoe.errors import InputError
 from flashmoe.options import PrefixCache, Runtime
 from flashmoe.store.layout import MANIFEST
-from flashmoe.store.reader import Store
 from flashmoe.stream.units import format_bytes, parse_bytes
 
 KEY_VARIABLE = "FLASHMOE_API_KEY"
@@ -87,51 +84,17 @@ def request_of(flags: Mapping[str, Any]) -> Request:
         grace_s=flags["grace"],
         waiting=flags["queue"],
     )
-    runtime = Runtime(
-        threads=flags["threads"],
-        chunk_tokens=flags["chunk_tokens"],
-        hints=flags["hints"],
-        io=flags["io"],
-        io_threads=flags["io_threads"],
-        device_cache=device_cache(),
-        profile=flags["profile"],
-        store_dirs=tuple(flags["store_dirs"] or ()),
-    )
     return Request(
         store=flags["store"],
         where=Where(flags["host"], flags["port"], key, tuple(flags["cors_origin"] or ())),
         name=flags["model_name"],
         any_name=flags["any_model"],
-        memory=Memory(
-            flags["ram"],
-            flags["context"],
-            flags["slots"],
-            flags["experts_per_token"],
-            flags["kv"],
-        ),
-        runtime=runtime,
+        memory=limits_of(flags),
+        runtime=runtime_of(flags),
         kernels=flags["kernels"],
-        prefix_cache=_prefix_cache(flags),
+        prefix_cache=prefix_of(flags),
         limits=limits,
     )
-
-
-def _prefix_cache(flags: Mapping[str, Any]) -> PrefixCache | None:
-    """As asked for; by default in this user's cache."""
-    directory, size = flags["prefix_cache"], flags["prefix_cache_size"]
-    if flags["no_prefix_cache"]:
-        if directory is not None or size is not None:
-            raise InputError("--no-prefix-cache and --prefix-cache exclude each other")
-        return None
-    if directory is None:
-        found = prefix_directory()
-        if found is None:
-            raise InputError(
-                "this user has no home to keep the prefix cache in: give --prefix-cache DIR, or "
-                "--no-prefix-cache"
-            )
-        directory = str(found)
-    return kept_in(directory, size)
 
 
 def serve(request: Request) -> int:
@@ -139,7 +102,16 @@ def serve(request: Request) -> int:
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     with bound(request.where.host, request.where.port) as listener:
         guard = _guard(request.where, listener)
-        with _open(request) as engine:
+        gc.collect()  # what the process weighs now is what the plan counts
+        with open_engine(
+            request.store,
+            request.memory,
+            request.runtime,
+            request.kernels,
+            request.prefix_cache,
+            grammars=True,
+            host_bytes=HOST_BYTES,
+        ) as engine:
             engine.tokenizer  # noqa: B018 - a store without words is refused at once
             service = Service(engine, _served(request, engine), request.limits)
             service.start()
@@ -173,32 +145,6 @@ def _guard(where: Where, listener: socket.socket) -> Guard:
         )
     hosts = LOOPBACK_NAMES | {where.host.lower()} if loopback and where.key is None else None
     return Guard(where.key, hosts, where.origins)
-
-
-def _open(request: Request) -> Engine:
-    """Open the store within the budget, and say so where the answer will differ."""
-    memory = request.memory
-    own = Store.open(request.store, request.runtime.store_dirs).shape.experts
-    wanted = own.top_k if memory.experts is None else memory.experts
-    budget = budget_of(memory.ram, memory.context, memory.slots, wanted, memory.kv)
-    gc.collect()  # what the process weighs now is what the plan counts
-    engine = Engine.open(
-        request.store,
-        budget=replace(budget, host_bytes=HOST_BYTES),
-        kernels=request.kernels,
-        experts_per_token=memory.experts,
-        runtime=request.runtime,
-        prefix_cache=request.prefix_cache,
-        grammars=True,
-    )
-    if wanted != own.top_k:
-        note(
-            "lossy: answers differ from the published model: "
-            f"{wanted} of {own.top_k} experts a token"
-        )
-    if memory.kv in LOSSY_KV:
-        note(f"lossy: {LOSSY_KV[memory.kv]}")
-    return engine
 
 
 def _served(request: Request, engine: Engine) -> Served:

@@ -25,7 +25,6 @@ def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
 
 _where = partial(_option, "Where, and for whom")
 _bound = partial(_option, "Limits of a request")
-_memory = partial(_option, "Memory")
 
 Host: TypeAlias = Annotated[
     str,
@@ -89,20 +88,6 @@ Grace: TypeAlias = Annotated[
     float,
     _bound("Seconds that a reply under way gets when the server is stopped.", "--grace", min=0),
 ]
-NoPrefixCache: TypeAlias = Annotated[
-    bool, _memory("Keep no beginnings of conversations on disk.", "--no-prefix-cache")
-]
-PrefixDirectory: TypeAlias = Annotated[
-    str | None,
-    _memory(
-        "Where beginnings of conversations are kept, so that the next turn does not pass all of "
-        "them again; it says what was said, is made for this user alone, and may be deleted at any "
-        "time.",
-        "--prefix-cache",
-        metavar="DIR",
-        show_default="~/.cache/flashmoe/prefixes",
-    ),
-]
 
 
 def serve(
@@ -124,9 +109,9 @@ def serve(
     context: flags.Context = None,
     slots: flags.Slots = None,
     kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
-    prefix_cache: PrefixDirectory = None,
+    prefix_cache: flags.KeptPrefixes = None,
     prefix_cache_size: flags.PrefixSize = None,
-    no_prefix_cache: NoPrefixCache = False,
+    no_prefix_cache: flags.NoPrefixCache = False,
     threads: flags.Threads = None,
     chunk_tokens: flags.ChunkTokens = Runtime.chunk_tokens,
     io_threads: flags.IoThreads = Runtime.io_threads,

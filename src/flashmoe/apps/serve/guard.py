@@ -65,21 +65,28 @@ class Guard:
         """Headers that let a page elsewhere read the answer; none for the server's own."""
         if origin is None or self._is_own(origin, host) or not self.allows(origin, host):
             return {}
-        return {"access-control-allow-origin": origin, "vary": "Origin"}
+        return {
+            "access-control-allow-origin": origin,
+            "access-control-expose-headers": "x-request-id, retry-after",
+            "vary": "Origin",
+        }
 
     @staticmethod
     def preflight() -> dict[str, str]:
         """What a browser is told, besides, before it asks from a page elsewhere."""
         return {
             "access-control-allow-methods": "GET, POST",
-            "access-control-allow-headers": "authorization, content-type, x-api-key, "
-            "anthropic-version, anthropic-beta",
+            # The star is for what official clients add, and does not stand for the first.
+            "access-control-allow-headers": "authorization, *",
             "access-control-max-age": "600",
         }
 
     @staticmethod
     def _is_own(origin: str, host: str) -> bool:
-        parts = urlsplit(origin)
+        try:
+            parts = urlsplit(origin)
+        except ValueError:  # no address at all
+            return False
         return parts.scheme in ("http", "https") and bool(host) and parts.netloc == host
 
     def _check_key(self, headers: Mapping[str, str]) -> None:

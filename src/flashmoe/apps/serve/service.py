@@ -98,6 +98,8 @@ class Service:
         try:
             self.queue.put(job.source, job)
         except Full as error:
+            if self.is_stopping:
+                raise stopping() from None
             raise Refusal(
                 429, f"{error}: try again later", code="queue_full", retry_after=RETRY_S
             ) from None

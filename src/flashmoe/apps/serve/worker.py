@@ -38,6 +38,7 @@ class Worker:
         self._metrics = metrics
         self._session: Session | None = None
         self._running: Job | None = None
+        self._cut = False
         self._thread = threading.Thread(target=self._run, name="flashmoe-worker", daemon=True)
 
     @property
@@ -56,7 +57,8 @@ class Worker:
             job.channel.put(stopping())
 
     def cut_short(self) -> None:
-        """End what is under way within a layer."""
+        """End what is under way within a layer, and what has been taken but not begun."""
+        self._cut = True  # before the look: a job in neither thread's sight would go on
         job = self._running
         if job is not None:
             job.cancel(stopping())
@@ -69,6 +71,8 @@ class Worker:
     def _run(self) -> None:
         while (job := self._queue.take()) is not None:
             self._running = job
+            if self._cut:
+                job.cancel(stopping())
             try:
                 self._reply(job)
             finally:

@@ -17,7 +17,7 @@ from flashmoe.generation import Generation
 from flashmoe.options import MAX_THREADS, Budget, Runtime, Sampling
 
 WHOLE = {
-    Budget: ("ram_bytes", "context_tokens", "slots", "sessions"),
+    Budget: ("ram_bytes", "context_tokens", "slots", "sessions", "host_bytes"),
     Runtime: ("threads", "chunk_tokens", "io_threads"),
     Sampling: ("top_k", "seed", "max_tokens", "logprobs"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flashmoe import Budget, Engine
+from flashmoe import Engine
 from flashmoe.store.reader import Store
 from flashmoe.text.syntax import Syntax
 from flashmoe.words import Words
@@ -18,7 +18,7 @@ def test_the_demo_has_all_of_them() -> None:
     assert words.syntax.think_open is not None and words.syntax.think_open.id == 4094
     assert words.stop_ids == {4089, 4087}
     assert words.generation.sampling.temperature == 0.7
-    with Engine.open("demo", budget=Budget(ram_bytes=512 << 20)) as engine:
+    with Engine.open("demo") as engine:
         assert engine.syntax == words.syntax
 
 

@@ -178,6 +178,8 @@ class Script:
             for text in calls():
                 yield text
             yield delta("tool_calls")
+        elif "only think" in said:
+            yield delta("length" if "short" in said else "stop")
         else:
             answer = "It will be **sunny** in Paris, 24 °C." if role == "tool" else MARKDOWN
             answer = HOSTILE if "hostile" in said else answer

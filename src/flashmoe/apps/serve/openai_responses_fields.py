@@ -19,6 +19,7 @@ from flashmoe.apps.serve.fields import (
     Text,
     Whole,
 )
+from flashmoe.apps.serve.openai_stream import UNPADDED
 from flashmoe.apps.serve.sampling_fields import DRAWN, EXTENSIONS
 
 SEALED = "reasoning.encrypted_content"
@@ -181,7 +182,11 @@ _FORMAT = Tagged(
         "json_schema": Record(
             {"name": Text(), "schema": Free(), "description": Text(), "strict": Flag()},
             ("name", "schema"),
-            {"strict": "Answers are held to the schema in any case."},
+            {
+                "name": "Has no effect.",
+                "description": "Has no effect: the schema alone binds the answer.",
+                "strict": "Answers are held to the schema in any case.",
+            },
         ),
     },
 )
@@ -194,9 +199,7 @@ PARAMETERS = Record(
         "instructions": Text(),
         "max_output_tokens": Whole(1),
         "stream": Flag(),
-        "stream_options": Record(
-            {"include_obfuscation": Only(False, "events are not padded here: leave it out")}
-        ),
+        "stream_options": Record(UNPADDED),
         "tools": Items(_TOOL),
         "tool_choice": _CHOICE,
         "parallel_tool_calls": Flag(),
@@ -220,6 +223,7 @@ PARAMETERS = Record(
         "top_logprobs": Whole(0, 20),
         "truncation": Only("disabled", "nothing of a conversation is dropped: shorten it"),
         "background": Only(False, "a reply is waited for: leave it out"),
+        "background_options": Refused("a reply is waited for: leave it out"),
         "store": Flag(),
         "metadata": Free(),
         "user": Text(),

@@ -41,7 +41,7 @@ _PROMPT = Either(
     (Text(least=1), Items(Either((Text(least=1), _IDS, Whole(0)), "text or token ids"), least=1)),
     "a string, or a list of token ids",
 )
-_PARAMETERS = Record(
+PARAMETERS = Record(
     {
         **COMPLETING,
         "model": Text(),
@@ -70,7 +70,7 @@ _PARAMETERS = Record(
 
 def read(body: Mapping[str, Any]) -> Ask:
     """What a request asks for. Raises BadRequest."""
-    given = _PARAMETERS.read(body)
+    given = PARAMETERS.read(body)
     check_stream(given)
     echo = given.get("echo", False)
     if echo and given.get("stream", False):
@@ -204,7 +204,7 @@ def _spelled(token: Token) -> str:
 
 ENDPOINT = Endpoint(
     path="/v1/completions",
-    schema=_PARAMETERS.schema(),
+    schema=PARAMETERS.schema(),
     read=read,
     refused=refused,
     whole=whole,

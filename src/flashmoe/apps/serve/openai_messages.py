@@ -29,7 +29,7 @@ from flashmoe.turn import Named, ToolChoice
 _TEXT_ONLY = "the model reads text alone"
 _PARTS = Tagged(
     "type",
-    {"text": Record({"text": Text()}, required=("text",))},
+    {"text": Record({"text": Text(), "prompt_cache_breakpoint": Free()}, required=("text",))},
     refused={
         "image_url": _TEXT_ONLY,
         "input_audio": _TEXT_ONLY,

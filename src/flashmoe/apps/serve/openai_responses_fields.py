@@ -31,6 +31,7 @@ LOGPROBS = "message.output_text.logprobs"
 _SEES_TEXT = "the model reads text alone: leave it out"
 _NOTHING_KEPT = "nothing is kept between requests: give the whole conversation in input"
 _NO_SERVER_TOOLS = "no tool runs in this server: describe one of your own as a function"
+_WAITED_FOR = "all calls are waited for: leave it out"
 _ELSEWHERE = "it belongs to OpenAI's own servers: leave it out"
 
 _NOT_TEXT = dict.fromkeys(("input_image", "input_file", "input_audio"), _SEES_TEXT)
@@ -77,7 +78,7 @@ _CALL = Record(
         "status": _STATUS,
         "caller": Tagged("type", {"direct": Record({})}),
         "namespace": Refused(_NO_SERVER_TOOLS),
-        "async": Only(False, "all calls are waited for: leave it out"),
+        "async": Only(False, _WAITED_FOR),
     },
     ("call_id", "name", "arguments"),
 )
@@ -89,6 +90,7 @@ _OUTPUT = Record(
         "name": Text(),
         "status": _STATUS,
         "caller": Tagged("type", {"direct": Record({})}),
+        "namespace": Refused(_NO_SERVER_TOOLS),
     },
     ("call_id", "output"),
 )
@@ -138,6 +140,9 @@ _TOOL = Tagged(
                 "parameters": Free(),
                 "strict": Flag(),
                 "defer_loading": Only(False, "all tools are in the prompt: leave it out"),
+                "allowed_callers": Items(Text(("direct",))),
+                "async": Only(False, _WAITED_FOR),
+                "output_schema": Refused("the model is not told of it: say it in description"),
             },
             ("name",),
             {"strict": "Calls are held to the schema in any case."},

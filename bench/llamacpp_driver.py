@@ -7,6 +7,8 @@ flashmoe. Weights are mapped from the file, as llama.cpp does by default. As lla
 tokens are random ids, those decoded too, so that neither a circle of repeated tokens nor a
 sampler's time enters the figures. With ``repack`` llama.cpp may copy weights into layouts of its
 own, which is quicker where memory holds them twice. ``batch_tokens`` of a prompt pass together.
+Loading reads all of a mapped file, whose end then fills the memory there is: ``cold`` names the
+bytes of the file, as pairs of start and length, that are put out of memory before the prompt.
 In the environment of ik_llama.cpp that takes llama.cpp's place; there ``repack`` means that
 weights are rearranged as they are loaded, and not mapped. Prints one JSON object.
 """
@@ -15,6 +17,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import mmap
+import os
 import resource
 import sys
 import time
@@ -111,6 +115,32 @@ def overrides(key: str, value: int) -> Any:
     return made
 
 
+def put_out(path: str, extents: list[tuple[int, int]]) -> None:
+    """Parts of a mapped file leave this process's memory, and then the page cache.
+
+    Whole pages of them; the cache keeps what some process still maps, so that comes first.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    page = mmap.PAGESIZE
+    whole = [(-(-start // page) * page, (start + size) // page * page) for start, size in extents]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        words = line.split(maxsplit=5)
+        if len(words) < 6 or words[5] != os.path.realpath(path):
+            continue
+        low, high = (int(word, 16) for word in words[0].split("-"))
+        offset = int(words[2], 16)
+        for start, end in whole:
+            first, last = max(start, offset), min(end, offset + high - low)
+            if first >= last:
+                continue
+            at, length = ctypes.c_void_p(low + first - offset), ctypes.c_size_t(last - first)
+            if libc.madvise(at, length, mmap.MADV_DONTNEED):
+                sys.exit(f"madvise: {os.strerror(ctypes.get_errno())}")
+    with open(path, "rb") as file:
+        for start, end in whole:
+            os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
+
+
 def counters() -> dict[str, float]:
     """What this process has cost so far."""
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -133,7 +163,9 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     rng = np.random.default_rng(given["seed"])
     ids = rng.integers(0, model.vocabulary, given["prompt_tokens"] + steps).tolist()
     prompt, rest = ids[: given["prompt_tokens"]], ids[given["prompt_tokens"] :]
-    if not given["cold"]:
+    if given["cold"] is not None:
+        put_out(given["gguf"], given["cold"])
+    else:
         model.decode(prompt)
         model.decode(rest[:1])
         model.forget()

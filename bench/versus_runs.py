@@ -3,7 +3,8 @@
 Owns the command lines, the seeds and what is read from each side's output. Both get the same
 random prompt; ours answers at temperature 1, which on random weights is as near uniform as the
 random ids that llama.cpp is fed. Invariant: a run begins with none of its files in the page
-cache, and its figures are those the program printed itself.
+cache, a prompt or reply within a limit with no expert in memory, and its figures are those the
+program printed itself.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from versus_cases import Case, Peer
 from flashmoe.apps.bench import SEED
 from flashmoe.quant import dequantize
 from flashmoe.store.checkpoint import open_checkpoint
+from flashmoe.store.gguf_header import read_header
 from flashmoe.store.layout import MANIFEST
+from flashmoe.store.published_files import OpenFiles
 from flashmoe.store.reader import Store
 
 HERE = Path(__file__).parent
@@ -92,20 +96,36 @@ def run_peer(sides: Sides, peer: Peer) -> dict[str, Any]:
     """The figures of llama.cpp, and the read-ahead it had."""
     case = sides.case
     tokens = min(case.gen_tokens, peer.most_tokens or case.gen_tokens)
+    assert sides.gguf is not None
     request = {
         "prompt_tokens": case.prompt_tokens,
         "gen_tokens": tokens,
         "seed": SEED + 1,  # of our first repetition
-        "cold": case.cold,
+        "cold": expert_extents(sides.gguf) if case.cold else None,
         **shared_request(sides, peer),
     }
     sides.drop()
-    assert sides.gguf is not None
     with read_ahead(sides.gguf, peer.read_ahead_kib) as kib:
         command = driver(sides, peer.build, request)
         found = run_json(command, case.ram_bytes, f"llama.cpp, {peer.name}")
     more = {"build": peer.build, "batch_tokens": peer.batch_tokens}
     return {**found, **more, "read_ahead_kib": kib, "gen_tokens": tokens}
+
+
+def expert_extents(gguf: Path) -> list[tuple[int, int]]:
+    """Start and length of the experts' tensors in a GGUF file, neighbours as one."""
+    with closing(OpenFiles()) as files:
+        tensors = read_header(files, gguf).tensors
+    found: list[tuple[int, int]] = []
+    for tensor in sorted(
+        (tensor for name, tensor in tensors.items() if "_exps." in name),
+        key=lambda tensor: tensor.offset,
+    ):
+        if found and sum(found[-1]) == tensor.offset:
+            found[-1] = (found[-1][0], found[-1][1] + tensor.nbytes)
+        else:
+            found.append((tensor.offset, tensor.nbytes))
+    return found
 
 
 def driver(sides: Sides, build: str, request: dict[str, Any]) -> list[str]:

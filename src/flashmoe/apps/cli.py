@@ -196,7 +196,7 @@ def run(
     raw: flags.Raw = False,
     system: flags.System = None,
     tools: flags.Tools = None,
-    think: flags.Think = False,
+    think: flags.Think = None,
     max_tokens: flags.MaxTokens = flags.MAX_TOKENS,
     temperature: flags.Temperature = None,
     top_p: flags.TopP = None,
@@ -231,8 +231,9 @@ def run(
 ) -> int:
     """Reply to a prompt, streamed. Ends with a line of figures on standard error.
 
-    The prompt goes through the store's chat template, with reasoning switched off unless
-    `--think` says otherwise; `--raw` continues it as it stands.
+    The prompt goes through the store's chat template; `--raw` continues it as it stands. What is
+    written is the model's own text, with its marks of reasoning and calls; control characters are
+    shown as signs on a terminal alone. Calls of `--tools` are valid by their schemas.
     """
     given = locals()
     from flashmoe.apps.request import request_of

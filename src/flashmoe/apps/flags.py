@@ -66,11 +66,12 @@ Tools: TypeAlias = Annotated[
     _words("Tools that the model may call: a JSON list in OpenAI's form.", "--tools"),
 ]
 Think: TypeAlias = Annotated[
-    bool,
+    bool | None,
     _words(
         "Let the model reason before it answers, where its template has a switch for it "
         "(enable_thinking).",
         "--think/--no-think",
+        show_default="the template's own",
     ),
 ]
 

@@ -19,7 +19,7 @@ from flashmoe.apps.chat.face import Face
 from flashmoe.apps.chat.shelf import Kept, Shelf
 from flashmoe.apps.chat.talk import Talk
 from flashmoe.apps.chat.transcript import Transcript
-from flashmoe.apps.chat.visible import one_line, visible
+from flashmoe.apps.visible import one_line, visible
 from flashmoe.engine import Engine
 from flashmoe.errors import FlashMoeError, InputError
 from flashmoe.stream import memory

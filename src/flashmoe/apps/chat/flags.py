@@ -73,7 +73,7 @@ def chat(
     system_file: SystemFile = None,
     tool: OwnTools = None,
     tools: TypedTools = None,
-    think: flags.Think = False,
+    think: flags.Think = None,
     think_budget: ThinkBudget = None,
     max_tokens: flags.MaxTokens = MAX_TOKENS,
     temperature: flags.Temperature = None,

@@ -25,7 +25,7 @@ from flashmoe.apps.chat.editor import Editor, silent_keys
 from flashmoe.apps.chat.face import Listener
 from flashmoe.apps.chat.markdown import Blocks, shown
 from flashmoe.apps.chat.plain import speaking
-from flashmoe.apps.chat.visible import exact, one_line, visible
+from flashmoe.apps.visible import exact, one_line, visible
 from flashmoe.progress import OnProgress
 from flashmoe.text.pieces import Call, Content, Piece, Reasoning
 

@@ -21,7 +21,7 @@ from flashmoe.apps.eval.flags import EPILOG, evaluate
 from flashmoe.apps.footer import KEYS
 from flashmoe.apps.serve.flags import serve
 from flashmoe.errors import FlashMoeError, InputError
-from flashmoe.options import Budget, Runtime, Sampling
+from flashmoe.options import Runtime, Sampling
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 refused (the store, the budget, the machine, a saved session), or "
@@ -170,12 +170,12 @@ def plan(
     context: flags.Context = None,
     slots: flags.Slots = None,
     experts_per_token: flags.ExpertsPerToken = None,
-    kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
+    kv: flags.Kv = flags.KV,
     chunk_tokens: flags.ChunkTokens = Runtime.chunk_tokens,
     io: flags.HowRead = Runtime.io,
     store_dirs: flags.StoreDirs = None,
     prefix_cache: flags.PrefixDirectory = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Show how memory would be divided: floor, recommended size, slots, and what binds."""
     from flashmoe.apps.plan import plan
@@ -212,7 +212,7 @@ def run(
     ram: flags.Ram = None,
     context: flags.Context = None,
     slots: flags.Slots = None,
-    kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
+    kv: flags.Kv = flags.KV,
     prefix_cache: flags.PrefixDirectory = None,
     prefix_cache_size: flags.PrefixSize = None,
     threads: flags.Threads = None,
@@ -254,7 +254,7 @@ def bench(
     gen_tokens: flags.GenTokens = flags.GEN_TOKENS,
     ram: flags.Ram = None,
     experts_per_token: flags.ExpertsPerToken = None,
-    kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
+    kv: flags.Kv = flags.KV,
     cold: flags.Cold = False,
     repeat: flags.Repeat = flags.REPEAT,
     threads: flags.Threads = None,
@@ -320,7 +320,7 @@ def trace(
     plot: Annotated[
         Path | None, typer.Option(help="Draw a heat map (layer by expert) to this PNG.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Analyse a routing log: frequency, coverage, reuse, overlap, and misses of a cache."""
     from flashmoe.apps.trace import trace

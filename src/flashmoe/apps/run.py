@@ -17,6 +17,7 @@ from flashmoe.apps.conversation import next_turn, opening
 from flashmoe.apps.drives import drive_lines, drives_of
 from flashmoe.apps.footer import footer_of
 from flashmoe.apps.opening import open_engine
+from flashmoe.apps.plurals import counted
 from flashmoe.apps.request import Request
 from flashmoe.apps.routing_log import Header, RoutingWriter
 from flashmoe.apps.terminal import end_line, note, show_aside, take_interrupts, write
@@ -152,7 +153,7 @@ def _begin(engine: Engine, request: Request) -> tuple[Session, Opening]:
 
 def _interrupted(engine: Engine, session: Session, prompt_tokens: int) -> str:
     """What an interrupted prompt has come to."""
-    told = f"interrupted: {len(session.ids)} tokens of the timeline have passed"
+    told = f"interrupted: the timeline has {counted(len(session.ids), 'token')}"
     told += f", of a prompt of {prompt_tokens}"
     return told if engine.prefixes is None else f"{told}; the prefix cache has them"
 

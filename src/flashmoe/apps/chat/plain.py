@@ -59,6 +59,9 @@ class Plain:
     def hearing(self) -> AbstractContextManager[Spoken]:
         return speaking()
 
+    def recalled(self, said: str, replied: str) -> None:
+        """Whoever reads the output has it already, or wants what is new alone."""
+
     def called(self, call: Call) -> None:
         note(one_line(f"{call.name} {call.arguments}", NOTED_CHARACTERS))
 

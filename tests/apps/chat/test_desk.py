@@ -151,6 +151,8 @@ def test_a_conversation_gets_a_name_and_is_kept_after_every_turn(office: Office)
     assert shelf is not None
     with pytest.raises(InputError, match="no name yet"):
         office.desk.take("/save")
+    office.desk.take("/sessions")
+    assert office.person.notes == ["no conversation is kept yet: /save NAME keeps this one"]
     office.say("one")
     office.desk.take("/save house")
     office.say("two", "no")

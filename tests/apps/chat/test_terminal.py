@@ -159,6 +159,25 @@ def test_the_shell_asks_before_each_command(start: Start, tmp_path: Path) -> Non
     assert "[exit code 0]" in chat.text and "␛[31mred" in chat.text
 
 
+def test_ctrl_c_ends_a_command_that_runs_and_the_turn(start: Start, tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[3])
+    slow = SCRIPTED.replace("echo ran >> mark", "sleep 300; echo ran >> mark")
+    chat = start("--tool", "shell", "--session", "house", first=slow, PYTHONPATH=root)
+    chat.ready()
+    chat.type("Run it.\r")
+    chat.until("Run it? [y/N]")
+    chat.type("y\r")
+    chat.until("running; Ctrl-C stops it")
+    chat.type("\x03")
+    chat.until("shell is broken off: stopped by the user before it had ended")
+    chat.ready(2)
+    chat.type("\x04")
+    assert chat.end() == 0 and not (tmp_path / "mark").exists()
+    kept = json.loads((tmp_path / "data/flashmoe/sessions/house/conversation.json").read_text())
+    assert kept["messages"][-1]["role"] == "tool"
+    assert kept["messages"][-1]["content"].startswith("broken off: ")
+
+
 def test_a_narrow_window_without_colours(start: Start) -> None:
     chat = start("--max-tokens", "30", columns=24, rows=12, NO_COLOR="1")
     chat.ready()

@@ -221,10 +221,14 @@ class Desk:
         if argument:
             self._move_to(argument, shelf)
             return
+        entries = shelf.entries()
+        if not entries:
+            self._face.note("no conversation is kept yet: /save NAME keeps this one")
+            return
         table = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("name", "turns", "used", "state", "begins"):
             table.add_column(column, overflow="fold")
-        for entry in shelf.entries():
+        for entry in entries:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.changed))
             size = format_bytes(entry.state_bytes) if entry.state_bytes else "-"
             turns, begins = "-", "damaged"

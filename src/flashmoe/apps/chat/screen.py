@@ -94,7 +94,10 @@ class Screen:
         """Show the command as it will run, and wait for a yes to it."""
         self._console.print(Text("The model wants to run:", style="bold yellow"))
         self._console.print(Padding(Text(exact(command)), (0, 0, 0, 2)), highlight=False)
-        return self._editor.confirm("Run it? [y/N] ")
+        agreed = self._editor.confirm("Run it? [y/N] ")
+        if agreed:
+            self._console.print(Text("running; Ctrl-C stops it", style="dim"), highlight=False)
+        return agreed
 
     def supply(self, call: Call) -> str:
         self.note(f"{call.name} was called: type its result (Alt-Enter for a new line)")

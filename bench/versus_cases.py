@@ -53,13 +53,15 @@ OWN = Peer("own read-ahead", None, turns=1, most_tokens=SHORT_REPLY)
 LARGER = Peer("read-ahead 1 MiB", LARGER_KIB)
 MAPPED = Peer("mapped", None)
 REPACKED = Peer("repacked", None, repack=True)
+WAYS = tuple(peer.name for peer in (TUNED, OWN, LARGER, MAPPED, REPACKED))
 
 
 @dataclass(frozen=True)
 class Case:
     """The work: ``experts`` None is the model's own number; ``ram_bytes`` None is no limit.
 
-    ``prompts``: it is the speed of the prompt that is compared, and decoding by the way.
+    ``prompts``: it is the speed of the prompt that is compared, and decoding by the way. ``ways``
+    of llama.cpp by name (None: all that the work has), each with ``batch_tokens``.
     """
 
     shape: str
@@ -72,6 +74,8 @@ class Case:
     skew: float = 0.0
     distinct: int | None = None
     prompts: bool = False
+    ways: tuple[str, ...] | None = None
+    batch_tokens: int = 512
 
     @property
     def cold(self) -> bool:
@@ -84,8 +88,14 @@ class Case:
         if self.distinct is not None:
             return ()
         if self.ram_bytes is None:
-            return (REPACKED, MAPPED)
-        return (TUNED, LARGER, replace(OWN, turns=None)) if self.prompts else (TUNED, OWN)
+            found = [REPACKED, MAPPED]
+        else:
+            found = [TUNED, LARGER, replace(OWN, turns=None)] if self.prompts else [TUNED, OWN]
+        return tuple(
+            replace(peer, batch_tokens=self.batch_tokens)
+            for peer in found
+            if self.ways is None or peer.name in self.ways
+        )
 
     def model_name(self) -> str:
         """Of the files with the weights."""
@@ -128,6 +138,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts", action="store_true", default=None, help="compare prompts, not decoding"
     )
     parser.add_argument("--distinct", type=int, help="the same; llama.cpp is left out")
+    parser.add_argument(
+        "--way",
+        action="append",
+        choices=WAYS,
+        dest="ways",
+        help="of running llama.cpp; may be given several times (default: all that the work has)",
+    )
+    parser.add_argument(
+        "--batch-tokens", type=int, help="of a prompt that pass llama.cpp together, in every way"
+    )
 
 
 def case_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Case:
@@ -138,14 +158,22 @@ def case_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Case:
     if given.case and given.shape not in (None, case.shape):
         parser.error(f"--case {given.case} is of shape {case.shape}: leave out {given.shape}")
     names = ("layers", "experts", "prompt_tokens", "gen_tokens", "repeat", "skew", "distinct",
-             "prompts")  # fmt: skip
+             "prompts", "batch_tokens")  # fmt: skip
     changed = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     if given.ram is not None:
         try:
             changed["ram_bytes"] = None if given.ram == "none" else parse_bytes(given.ram)
         except InputError as error:
             parser.error(f"--ram: {error}")
+    if given.ways is not None:
+        changed["ways"] = tuple(given.ways)
     case = replace(case, **changed)
+    if given.ways and not case.peers:
+        parser.error(
+            f"--way: this work has {', '.join(p.name for p in replace(case, ways=None).peers)}"
+        )
+    if case.batch_tokens < 1:
+        parser.error("--batch-tokens is 1 or more")
     if case.gen_tokens < 2 or case.prompt_tokens < 1 or case.repeat < 1:
         parser.error("--gen-tokens is 2 or more, --prompt-tokens and --repeat are 1 or more")
     return case

@@ -38,7 +38,7 @@ def best_peers(
     for build in dict.fromkeys(peer.build for peer in peers):
         ways = [peer for peer in peers if peer.build == build]
         found = max(ways, key=lambda peer: runs[peer.name][0]["pp_tok_s"])
-        if case.prompt_tokens > found.batch_tokens:
+        if found.batch_tokens < min(case.prompt_tokens, LARGE_BATCH):
             name = f"{found.name}, {LARGE_BATCH}"
             large = replace(found, name=name, batch_tokens=LARGE_BATCH)
             run(large)

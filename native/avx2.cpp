@@ -143,8 +143,8 @@ void affine_row(const Byte* prepared, const Layout& layout, const AffineMatrix& 
         const std::size_t count = layout.groups - g;
         const __m256 scale = load8(m.scalar, scales + g * step, count);
         const __m256 bias = load8(m.scalar, biases + g * step, count);
-        _mm_prefetch(reinterpret_cast<const char*>(scales + g * step + kAhead / 8), _MM_HINT_NTA);
-        _mm_prefetch(reinterpret_cast<const char*>(biases + g * step + kAhead / 8), _MM_HINT_NTA);
+        _mm_prefetch(reinterpret_cast<const char*>(scales + g * step + kAhead / 8), _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(biases + g * step + kAhead / 8), _MM_HINT_T1);
         __m256 unit[kRows];
         for (int t = 0; t < kRows; ++t) {
             const Byte* row = prepared + static_cast<std::size_t>(t) * layout.size + g * 4;
@@ -154,7 +154,7 @@ void affine_row(const Byte* prepared, const Layout& layout, const AffineMatrix& 
         for (std::size_t i = 0; i < lanes && b < layout.blocks; ++i, ++b) {
             const Byte* at = weight + b * kBytes;
             Byte room[kBytes];
-            _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_NTA);
+            _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T1);
             if (const std::size_t left = row_bytes - b * kBytes; left < kBytes) {
                 std::memset(room, 0, kBytes);
                 std::memcpy(room, at, left);
@@ -218,7 +218,7 @@ void plain_row(const float* x, const PlainMatrix& m, std::size_t o, float* y) {
     for (int t = 0; t < kRows; ++t) even[t] = odd[t] = _mm256_setzero_ps();
     for (std::size_t i = 0; i < m.in; i += 16) {
         const Byte* at = weight + i * step;
-        _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_NTA);
+        _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T1);
         const std::size_t first = least(m.in - i, 8), second = least(m.in - i - first, 8);
         const __m256 w0 = load8(m.scalar, at, first);
         const __m256 w1 = load8(m.scalar, at + first * step, second);

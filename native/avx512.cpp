@@ -120,8 +120,8 @@ void affine_tile(const Byte* prepared, const Layout& layout, const AffineMatrix&
             const std::size_t at = static_cast<std::size_t>(j) * scale_bytes + g * step;
             const __m512 scale = load16(m.scalar, scales + at, count);
             const __m512 bias = load16(m.scalar, biases + at, count);
-            _mm_prefetch(reinterpret_cast<const char*>(scales + at + kAhead / 8), _MM_HINT_NTA);
-            _mm_prefetch(reinterpret_cast<const char*>(biases + at + kAhead / 8), _MM_HINT_NTA);
+            _mm_prefetch(reinterpret_cast<const char*>(scales + at + kAhead / 8), _MM_HINT_T1);
+            _mm_prefetch(reinterpret_cast<const char*>(biases + at + kAhead / 8), _MM_HINT_T1);
             // The codes are taken from the middle of their range, so the bias moves there too.
             const __m512 middle = _mm512_fmadd_ps(scale, _mm512_set1_ps(1 << (bits - 1)), bias);
             for (int t = 0; t < kRows; ++t) {
@@ -138,7 +138,7 @@ void affine_tile(const Byte* prepared, const Layout& layout, const AffineMatrix&
             for (std::size_t j = 0; j < kOuts; ++j) {
                 _mm_prefetch(
                     reinterpret_cast<const char*>(weight + (b * kOuts + j) * kBytes + ahead),
-                    _MM_HINT_NTA);
+                    _MM_HINT_T1);
                 codes[j].load(weight + j * row_bytes + b * kBytes, row_bytes - b * kBytes);
             }
             const __m512i group = _mm512_srl_epi32(lane, shift);
@@ -168,7 +168,7 @@ void ask_for_first(const Layout& layout, const AffineMatrix& m, std::size_t begi
     const auto ask = [&](const void* all, std::size_t each, std::size_t most) {
         const char* from = static_cast<const char*>(all) + begin * each;
         for (std::size_t i = 0; i < least((end - begin) * each, most); i += 64)
-            _mm_prefetch(from + i, _MM_HINT_NTA);
+            _mm_prefetch(from + i, _MM_HINT_T1);
     };
     ask(m.weight, row_bytes, kAhead);
     ask(m.scales, scale_bytes, kAhead / 8);
@@ -217,7 +217,7 @@ void plain_row(const float* x, const PlainMatrix& m, std::size_t o, float* y) {
     for (int t = 0; t < kRows; ++t) even[t] = odd[t] = _mm512_setzero_ps();
     for (std::size_t i = 0; i < m.in; i += 32) {
         const Byte* at = weight + i * step;
-        _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_NTA);
+        _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T1);
         const std::size_t first = least(m.in - i, 16), second = least(m.in - i - first, 16);
         const __m512 w0 = load16(m.scalar, at, first);
         const __m512 w1 = load16(m.scalar, at + first * step, second);

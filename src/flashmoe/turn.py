@@ -126,7 +126,7 @@ class Opening:
         if len(opening.ids) > room:
             raise ContextError(
                 f"the prompt has {len(opening.ids)} tokens and the context {room}: shorten it, or "
-                "plan a longer context with --context (Budget.context_tokens)"
+                "plan a longer context with --context"
             )
         return opening
 

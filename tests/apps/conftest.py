@@ -72,13 +72,14 @@ def tokenizer_json() -> str:
     return json.dumps(definition)
 
 
-def write_speaking_store(path: Path) -> Path:
-    """A complete store of random weights with a tokenizer and Qwen3.5's chat template."""
+def write_speaking_store(path: Path, template: str | None = None) -> Path:
+    """A complete store of random weights with a tokenizer and a chat template, Qwen3.5's unless
+    another is given."""
     write_store(path, SHAPE)
     files = {
         "tokenizer.json": tokenizer_json(),
         "tokenizer_config.json": json.dumps({"eos_token": "<|im_end|>"}),
-        "chat_template.jinja": (GOLDEN / "qwen3.5.jinja").read_text(),
+        "chat_template.jinja": template or (GOLDEN / "qwen3.5.jinja").read_text(),
         "generation_config.json": json.dumps({"do_sample": False}),
     }
     for name, text in files.items():

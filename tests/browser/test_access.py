@@ -110,4 +110,5 @@ def test_light_dark_and_the_system_s_choice(visit: Visits) -> None:
     assert ground() < 60
     one.page.click("#theme")
     one.page.emulate_media(color_scheme="light")
+    one.until("document.documentElement.dataset.colours === 'light'")
     assert ground() > 200

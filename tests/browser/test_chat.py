@@ -64,6 +64,17 @@ def test_thinking_is_folded(visit: Visits) -> None:
     assert one.asked[1]["messages"][1]["reasoning_content"].startswith("The user wants")
 
 
+def test_a_reply_without_an_answer_says_so(visit: Visits) -> None:
+    one = visit()
+    one.say("only think")
+    assert "stopped thinking without an answer" in one.hear().locator(".ending").inner_text()
+    one.say("only think, and be short")
+    ending = one.hear(2).locator(".ending").inner_text()
+    assert ending == "Ended at the limit of tokens, before there was an answer."
+    one.say("Hello")
+    assert not one.hear(3).locator(".ending").is_visible()
+
+
 def test_a_call_is_shown_and_its_result_goes_back(visit: Visits) -> None:
     one = visit()
     one.page.get_by_role("button", name="What is the weather in Paris").click()

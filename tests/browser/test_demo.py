@@ -50,3 +50,25 @@ def test_the_demo_calls_a_tool_and_its_experts_are_seen(page: Any) -> None:
     assert label.startswith("Map of 8 layers of 32 experts:")
     assert page.locator("#hit-rate").inner_text().endswith("%")
     assert "of 256 experts in memory, room for 96" in page.locator("#held").inner_text()
+
+
+def test_each_suggestion_is_answered_and_thinking_can_be_tried(page: Any) -> None:
+    suggestions = page.locator(".suggestion").all_inner_texts()
+    assert len(suggestions) == 3
+    for text in suggestions:
+        page.get_by_role("button", name=text).click()
+        reply = page.locator(".reply[aria-busy=false]").first
+        reply.locator(".deeds").wait_for(state="visible")
+        said = reply.locator(".prose").inner_text().strip()
+        called = reply.locator(".call").count()
+        assert bool(said) != bool(called), text
+        assert "<" not in said and not reply.locator(".ending").is_visible()
+        page.get_by_role("button", name="New conversation").click()
+    page.click("#open-settings")
+    page.get_by_label("Thinking").select_option("on")
+    page.get_by_role("button", name="Use these").click()
+    page.fill("#ask", "Hello")
+    page.press("#ask", "Enter")
+    reply = page.locator(".reply[aria-busy=false]").first
+    reply.locator(".deeds").wait_for(state="visible")
+    assert "without an answer" in reply.locator(".ending").inner_text()

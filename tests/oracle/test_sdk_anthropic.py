@@ -29,6 +29,12 @@ BEGUN: list[Any] = [
     {"role": "user", "content": "Go on."},
     {"role": "assistant", "content": "Emma was sitting one evening with her father when"},
 ]
+SHOWN: list[Any] = [
+    {
+        "role": "user",
+        "content": [{"type": "image", "source": {"type": "url", "url": "https://example.org/a"}}],
+    }
+]
 GREEDY: dict[str, Any] = {"extra_body": {"temperature": 0}}  # SDK 2 has no name for it
 
 
@@ -146,12 +152,30 @@ def test_an_answer_is_held_to_a_schema(client: anthropic.Anthropic) -> None:
     assert isinstance(answer["age"], int)
 
 
+def test_what_has_no_effect_here_breaks_nobody(client: anthropic.Anthropic) -> None:
+    kept: Any = {"type": "ephemeral"}
+    asked: dict[str, Any] = {"model": "demo", "max_tokens": 5, "tools": TOOLS, **GREEDY}
+    asked["system"] = [
+        {"type": "text", "text": "Be brief.", "cache_control": kept},
+        {"type": "text", "text": "Be kind."},
+    ]
+    asked |= {"messages": ASKED, "metadata": {"user_id": "u"}, "service_tier": "auto"}
+    plain = client.messages.create(**asked)
+    beta = client.beta.messages.create(
+        betas=["interleaved-thinking-2025-05-14", "prompt-caching-2024-07-31"], **asked
+    )
+    assert plain.usage.output_tokens == beta.usage.output_tokens == 5
+    assert beta.to_dict()["content"] == plain.to_dict()["content"]
+
+
 @pytest.mark.parametrize(
     ("more", "error", "words"),
     [
         ({"max_tokens": 0}, anthropic.BadRequestError, "max_tokens"),
         ({"extra_body": {"tempo": 1}}, anthropic.BadRequestError, "tempo"),
         ({"messages": []}, anthropic.BadRequestError, "messages"),
+        ({"messages": SHOWN}, anthropic.BadRequestError, r'content\[0\].type is "image"'),
+        ({"tool_choice": {"type": "any"}}, anthropic.BadRequestError, "there are no tools"),
         ({"model": "other"}, anthropic.NotFoundError, "other"),
         (
             {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
@@ -181,3 +205,7 @@ def test_models(client: anthropic.Anthropic) -> None:
     (model,) = client.models.list()
     assert (model.id, model.type) == ("demo", "model")
     assert client.models.retrieve("demo").display_name == "demo"
+    with pytest.raises(anthropic.NotFoundError, match="'other' does not exist") as raised:
+        client.models.retrieve("other")
+    body: Any = raised.value.body
+    assert (body["type"], body["error"]["type"]) == ("error", "not_found_error")

@@ -24,8 +24,16 @@ FLAT_TOOLS: list[Any] = [{"type": "function", **tool["function"]} for tool in TO
 QUESTION = "What is the weather in Paris on Monday?"
 ASKED: list[Any] = [{"role": "user", "content": QUESTION}]
 ANSWER = {"city": "Paris", "day": "Monday"}
-AT_ONCE: dict[str, Any] = {"temperature": 0, "reasoning_effort": "none"}
-"""The demo has not learnt to think before it calls."""
+GREEDY: dict[str, Any] = {"temperature": 0}
+SHOWN: list[Any] = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "What is this?"},
+            {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
+        ],
+    }
+]
 BEGUN = "Emma was sitting one evening with her father when"
 
 
@@ -47,7 +55,7 @@ def client(server: str) -> Iterator[openai.OpenAI]:
 
 def test_chat_and_its_stream_are_the_same(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "demo", "messages": ASKED, "temperature": 0}
-    asked |= {"max_tokens": 12, "reasoning_effort": "none"}
+    asked |= {"max_tokens": 12}
     reply = client.chat.completions.create(**asked)
     assert reply.usage is not None
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
@@ -64,7 +72,7 @@ def test_chat_and_its_stream_are_the_same(client: openai.OpenAI) -> None:
 
 
 def test_a_whole_tool_loop_in_chat(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "demo", "tools": TOOLS, "max_tokens": 80, **AT_ONCE}
+    asked: dict[str, Any] = {"model": "demo", "tools": TOOLS, "max_tokens": 80, **GREEDY}
     first = client.chat.completions.create(messages=ASKED, **asked)
     (choice,) = first.choices
     assert choice.finish_reason == "tool_calls"
@@ -84,7 +92,7 @@ def test_a_whole_tool_loop_in_chat(client: openai.OpenAI) -> None:
 
 def test_a_call_is_streamed_in_chat(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(
-        model="demo", messages=ASKED, tools=TOOLS, max_tokens=80, **AT_ONCE
+        model="demo", messages=ASKED, tools=TOOLS, max_tokens=80, **GREEDY
     ) as stream:
         stream.until_done()
         (choice,) = stream.get_final_completion().choices
@@ -113,7 +121,6 @@ def test_an_answer_is_held_to_a_schema_in_chat(client: openai.OpenAI) -> None:
         messages=ASKED,
         response_format=Person,
         max_tokens=200,
-        reasoning_effort="none",
     )
     (choice,) = reply.choices
     if choice.finish_reason == "stop":
@@ -128,12 +135,55 @@ def test_probabilities_in_chat(client: openai.OpenAI) -> None:
         logprobs=True,
         top_logprobs=2,
         temperature=0,
-        reasoning_effort="none",
     ).choices
     assert choice.logprobs is not None
     for entry in choice.logprobs.content or []:
         assert len(entry.top_logprobs) == 2
         assert entry.logprob == entry.top_logprobs[0].logprob
+
+
+def test_whether_it_thinks_is_said_in_a_request(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "demo", "messages": ASKED, "max_tokens": 5, **GREEDY}
+    prompts = []
+    for more in ({}, {"reasoning_effort": "none"}, {"reasoning_effort": "xhigh"}):
+        usage = client.chat.completions.create(**asked, **more).usage
+        assert usage is not None
+        prompts.append(usage.prompt_tokens)
+    assert prompts[0] == prompts[1] != prompts[2]
+
+
+def test_what_has_no_effect_here_breaks_nobody(client: openai.OpenAI) -> None:
+    chat = client.chat.completions.create(
+        model="demo",
+        messages=[{"role": "developer", "content": "Be brief."}, *ASKED],
+        max_completion_tokens=5,
+        tools=TOOLS,
+        tool_choice="auto",
+        parallel_tool_calls=True,
+        user="u",
+        store=False,
+        metadata={"a": "b"},
+        service_tier="auto",
+        prompt_cache_key="k",
+        safety_identifier="s",
+        logit_bias={},
+        n=1,
+        extra_body={"top_k": -1, "min_p": 0.05, "cache_prompt": True},
+    )
+    assert chat.usage and chat.usage.completion_tokens == 5
+    response = client.responses.create(
+        model="demo",
+        input=QUESTION,
+        max_output_tokens=5,
+        user="u",
+        store=False,
+        metadata={"a": "b"},
+        service_tier="auto",
+        truncation="disabled",
+        reasoning={"summary": "auto"},
+        include=["reasoning.encrypted_content"],
+    )
+    assert response.metadata == {"a": "b"} and response.store is False
 
 
 # Completions
@@ -186,7 +236,6 @@ def test_a_response_and_its_stream_are_the_same(client: openai.OpenAI) -> None:
 
 def test_a_whole_tool_loop_in_responses(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "demo", "tools": FLAT_TOOLS, "temperature": 0}
-    asked |= {"reasoning": {"effort": "none"}}
     talk: list[Any] = list(ASKED)
     first = client.responses.create(input=talk, **asked)
     (call,) = (item for item in first.output if item.type == "function_call")
@@ -205,7 +254,6 @@ def test_a_call_is_streamed_in_responses(client: openai.OpenAI) -> None:
         input=QUESTION,
         tools=FLAT_TOOLS,
         temperature=0,
-        reasoning={"effort": "none"},
     ) as stream:
         kinds = [event.type for event in stream]
         response = stream.get_final_response()
@@ -221,7 +269,6 @@ def test_an_answer_is_held_to_a_schema_in_responses(client: openai.OpenAI) -> No
         input=QUESTION,
         text_format=Person,
         max_output_tokens=200,
-        reasoning={"effort": "none"},
     )
     if response.status == "completed":
         assert isinstance(response.output_parsed, Person)
@@ -236,8 +283,18 @@ def test_an_answer_is_held_to_a_schema_in_responses(client: openai.OpenAI) -> No
         ("chat", {"n": 2}, openai.BadRequestError, "n"),
         ("chat", {"extra_body": {"tempo": 1}}, openai.BadRequestError, "tempo"),
         ("chat", {"model": "other"}, openai.NotFoundError, "model"),
+        ("chat", {"messages": SHOWN}, openai.BadRequestError, "messages[0].content[1].type"),
+        ("chat", {"logit_bias": {"1": 5}}, openai.BadRequestError, "logit_bias"),
+        ("chat", {"tool_choice": "required"}, openai.BadRequestError, "tool_choice"),
+        ("chat", {"service_tier": "flex"}, openai.BadRequestError, "service_tier"),
+        (
+            "chat",
+            {"stream_options": {"include_usage": True}},
+            openai.BadRequestError,
+            "stream_options",
+        ),
         ("completions", {"best_of": 2}, openai.BadRequestError, "best_of"),
-        ("completions", {"max_tokens": 10**6}, openai.BadRequestError, None),
+        ("completions", {"prompt": [1] * 5000}, openai.BadRequestError, "prompt"),
         (
             "responses",
             {"previous_response_id": "r"},
@@ -260,8 +317,6 @@ def test_errors_are_the_sdks_own(
         "responses": (client.responses.create, {"input": QUESTION}),
     }
     call, asked = calls[path]
-    if "max_tokens" in more:
-        asked = {**asked, "prompt": [1] * 5000}  # longer than the context
     with pytest.raises(error) as raised:
         call(**{"model": "demo", **asked, **more})
     assert raised.value.param == param

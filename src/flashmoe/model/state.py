@@ -111,8 +111,8 @@ class State:
         if self.position + tokens > self.context_tokens:
             raise ContextError(
                 f"{self.position} tokens and {tokens} more exceed the planned context of "
-                f"{self.context_tokens}; plan a longer one with --context "
-                "(Budget.context_tokens), or shorten the prompt"
+                f"{self.context_tokens}; plan a longer one with --context, "
+                "or shorten the prompt"
             )
 
     def clear(self) -> None:

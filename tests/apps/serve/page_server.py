@@ -181,6 +181,7 @@ class Script:
         else:
             answer = "It will be **sunny** in Paris, 24 °C." if role == "tool" else MARKDOWN
             answer = HOSTILE if "hostile" in said else answer
+            answer = "" if "only think" in said else answer
             answer = "and on " * 4000 if "for ever" in said else answer
             async for text in self.words(answer, "content"):
                 yield text

@@ -79,15 +79,17 @@ def test_errors_have_a_shape(client, method, path, content, headers, status, cod
     ("more", "param", "code"),
     [
         ({"model": "other"}, "model", "model_not_found"),
-        ({"messages": [{"role": "user", "content": "a " * 9000}]}, None, "context_length_exceeded"),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, None, "invalid_value"),
-        ({"messages": [{"role": "user", "content": "\ud800"}]}, None, "invalid_value"),
-        ({"tool_choice": "required"}, None, "invalid_value"),
+        ({"messages": [{"role": "user", "content": "a " * 9000}]}, "messages",
+         "context_length_exceeded"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "invalid_value"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content",
+         "invalid_value"),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
         (
             {"response_format": {"type": "json_schema",
                                  "json_schema": {"schema": {"type": "nonsense"}}}},
-            None,
-            "invalid_value",
+            "response_format.json_schema.schema",
+            "invalid_json_schema",
         ),
     ],
 )  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 from flashmoe.apps import cli
 from flashmoe.apps.serve import command
 from flashmoe.engine import Engine
+from tests.apps.conftest import write_speaking_store
 
 
 @pytest.fixture
@@ -79,3 +80,25 @@ def test_what_shows_in_the_answer_is_said_at_start(monkeypatch, capsys, flags, w
     assert cli.main(["serve", "demo", *given, *flags]) == 0
     assert words in capsys.readouterr().err
     assert [budget.host_bytes for budget in budgets] == [command.HOST_BYTES]
+
+
+@pytest.mark.parametrize(
+    ("flags", "thinking"), [((), None), (("--think",), True), (("--no-think",), False)]
+)
+def test_whether_it_thinks_unless_asked_can_be_set(monkeypatch, flags, thinking):
+    services = []
+    monkeypatch.setattr(command, "listen", lambda *given: services.append(given[2]))
+    given = ("--port", "0", "--no-prefix-cache", "--context", "256", "--no-profile")
+    assert cli.main(["serve", "demo", *given, *flags]) == 0
+    assert [service.served.thinking for service in services] == [thinking]
+
+
+def test_a_store_that_cannot_think_is_not_asked_to(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "listen", lambda *_: None)
+    store = tmp_path / "mute"
+    write_speaking_store(store, "{% for m in messages %}{{ m.content }}{% endfor %}")
+    given = ("--port", "0", "--no-prefix-cache", "--no-profile")
+    assert cli.main(["serve", str(store), *given, "--think"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "--think asks mute to reason" in line and "leave it out" in line
+    assert cli.main(["serve", str(store), *given, "--no-think"]) == 0

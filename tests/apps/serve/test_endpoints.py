@@ -86,6 +86,19 @@ def test_whose_shape_an_unknown_path_has():
         assert shape_of(path)(refusal)["type"] == "error"
     for path in (CHAT, "/", "/v1/messagesx"):
         assert "type" not in shape_of(path)(refusal)
+    anthropics = {"anthropic-version": "2023-06-01"}
+    for path in ("/v1/models", "/v1/models/other", "/v1/files"):
+        assert shape_of(path, anthropics)(refusal)["type"] == "error"
+        assert "type" not in shape_of(path, {})(refusal)
+    assert "type" not in shape_of(CHAT, anthropics)(refusal)
+
+
+def test_a_model_that_is_not_there_is_told_as_it_was_asked_for(client):
+    asked = {"anthropic-version": "2023-06-01"}
+    error = client.get("/v1/models/other", headers=asked)
+    assert (error.status_code, error.json()["error"]["type"]) == (404, "not_found_error")
+    assert error.json()["type"] == "error"
+    assert client.get("/v1/models/other").json()["error"]["code"] == "model_not_found"
 
 
 def test_a_prompt_is_scored(client):

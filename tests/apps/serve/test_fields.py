@@ -1,5 +1,7 @@
 """Tables of parameters: a fault is named by its place, and the schema says what the check does."""
 
+import json
+
 import jsonschema
 import pytest
 from hypothesis import given
@@ -59,15 +61,20 @@ TABLE = Record(
         ({"model": "m", "stop": 3}, "stop", "a string or a list of strings"),
         ({"model": "m", "stop": ["a", "b", "c"]}, "stop", "at most 2"),
         ({"model": "m", "stop": ["a", 1]}, "stop[1]", "a string"),
-        ({"model": "m", "mode": "odd"}, "mode", "'fast', 'slow'"),
+        ({"model": "m", "mode": "odd"}, "mode", 'one of "fast", "slow"'),
         ({"model": "m", "n": 2}, "n", "one is all there is"),
-        ({"model": "m", "n": True}, "n", "one is all there is"),
+        ({"model": "m", "n": True}, "n", "n is true: one is all there is"),
+        ({"model": "m", "n": {"a": "é"}}, "n", 'n is {"a": "é"}: one is all'),
+        ({"model": "\ud800"}, "model", "half of a character, \\ud800"),
+        ({"model": "m", "stop": ["a", "b\udfff"]}, "stop[1]", "half of a character, \\udfff"),
+        ({"model": "m", "extra": {"a": [{"b": "\ud800"}]}}, "extra.a[0].b", "half"),
+        ({"model": "m", "extra": {"\ud800": 1}}, "extra", "half"),
         ({"model": "m", "audio": {}}, "audio", "text alone"),
         ({"model": "m", "extra": []}, "extra", "an object"),
         ({"model": "m", "parts": []}, "parts", "at least 1"),
         ({"model": "m", "parts": [{}]}, "parts[0].type", "missing"),
         ({"model": "m", "parts": [{"type": "image"}]}, "parts[0].type", "text alone"),
-        ({"model": "m", "parts": [{"type": "x"}]}, "parts[0].type", "'text', 'no'"),
+        ({"model": "m", "parts": [{"type": "x"}]}, "parts[0].type", 'one of "text", "no"'),
         ({"model": "m", "parts": [{"type": "text"}]}, "parts[0].text", "missing"),
         ({"model": "m", "parts": [{"type": "text", "text": "", "x": 1}]}, "parts[0].x", "known"),
     ],
@@ -76,6 +83,10 @@ def test_a_fault_is_named(body, param, words):
     with pytest.raises(BadRequest) as caught:
         TABLE.read(body)
     assert caught.value.param == param and words in caught.value.message
+
+
+def test_both_halves_are_a_character():
+    assert TABLE.read(json.loads(r'{"model": "\ud83d\ude00"}')) == {"model": "😀"}
 
 
 def test_null_is_nothing_and_whole_floats_are_whole():

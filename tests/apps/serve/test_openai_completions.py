@@ -167,7 +167,8 @@ def test_a_stream_without_figures_has_none() -> None:
 
 def test_a_failure_is_an_event() -> None:
     events = CompletionEvents(read(body(stream=True)), HEAD)
-    (event,) = events.fail(Refusal(500, "a record cannot be read"))
+    event, end = events.fail(Refusal(500, "a record cannot be read"))
+    assert end.data == "[DONE]"
     assert event.data == {
         "error": {
             "message": "a record cannot be read",

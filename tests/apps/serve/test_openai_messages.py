@@ -89,7 +89,11 @@ def test_tools_are_shown_to_the_model_without_what_is_not_for_it():
 
 def test_choices():
     named = {"type": "function", "function": {"name": "f"}}
-    assert tool_choice(TOOL_CHOICE.read(named, "tool_choice")) == Named("f")
-    assert tool_choice(TOOL_CHOICE.read("required", "tool_choice")) == "required"
-    with pytest.raises(BadRequest, match="'auto', 'none', 'required'"):
+    offered = tools([{"type": "function", "function": {"name": "f"}}])
+    assert tool_choice(TOOL_CHOICE.read(named, "tool_choice"), offered) == Named("f")
+    with pytest.raises(BadRequest) as caught:
+        tool_choice({"function": {"name": "g"}}, offered)
+    assert caught.value.param == "tool_choice.function.name"
+    assert tool_choice(TOOL_CHOICE.read("required", "tool_choice"), offered) == "required"
+    with pytest.raises(BadRequest, match='"auto", "none", "required"'):
         TOOL_CHOICE.read("maybe", "tool_choice")

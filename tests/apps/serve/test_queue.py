@@ -61,7 +61,21 @@ def test_it_is_bounded_in_all_and_for_each_source():
 def test_one_place_can_be_had():
     queue: Fair[int] = Fair(1)
     queue.put("a", 1)
+    with pytest.raises(Full, match=r"^1 request is waiting already, which is as many as may$"):
+        queue.put("b", 2)
     assert queue.take() == 1
+
+
+@pytest.mark.parametrize(
+    ("most", "words"),
+    [(3, "1 request of this client is waiting"), (4, "2 requests of this client are waiting")],
+)
+def test_one_is_not_several(most, words):
+    queue: Fair[int] = Fair(most)
+    for thing in range(most // 2):
+        queue.put("a", thing)
+    with pytest.raises(Full, match=f"^{words} already$"):
+        queue.put("a", 9)
 
 
 def test_closing_gives_back_what_waits_and_wakes_who_takes():

@@ -16,9 +16,10 @@ from typing import Any
 
 from flashmoe.apps.serve.anthropic_fields import COUNTED, PARAMETERS
 from flashmoe.apps.serve.anthropic_reply import MessageEvents, counted, refused, whole
-from flashmoe.apps.serve.ask import EFFORTS, Ask, BadRequest, Endpoint, Event
+from flashmoe.apps.serve.ask import EFFORTS, Ask, BadRequest, Endpoint, Event, Places
 from flashmoe.apps.serve.sampling_fields import drawn
 from flashmoe.apps.serve.sealed import unseal
+from flashmoe.apps.serve.tool_choice import allowed
 from flashmoe.apps.serve.transcript import Transcript
 from flashmoe.turn import JsonSchema, Named, ToolChoice, Turn
 
@@ -26,6 +27,12 @@ VERSIONS = ("anthropic-version", ("2023-06-01", "2026-10-21"))
 """Both have the same replies. The later one knows no temperature, top_p and top_k; they are taken
 here in any case, because this model has them."""
 
+_PLACES = Places(
+    prompt="messages",
+    schema="tools[{}].input_schema",
+    form="output_config.format.schema",
+    thinking="thinking",
+)
 _PARAGRAPHS = "\n\n"  # blocks of text that were apart stay so
 _CHOICES: Mapping[str, ToolChoice] = {"auto": "auto", "any": "required", "none": "none"}
 
@@ -36,20 +43,13 @@ def read(body: Mapping[str, Any]) -> Ask:
     sampling = {**drawn(given), "max_tokens": given["max_tokens"]}
     if "stop_sequences" in given:
         sampling["stop"] = tuple(given["stop_sequences"])
-    return Ask(
-        turn=_turn(given),
-        model=given["model"],
-        sampling=sampling,
-        stream=given.get("stream", False),
-        include_usage=True,
-        given=given,
-    )
+    return Ask(_turn(given), given, _PLACES, sampling)
 
 
 def read_count(body: Mapping[str, Any]) -> Ask:
     """What a request for a count asks. Raises BadRequest."""
     given = COUNTED.read(body)
-    return Ask(turn=_turn(given), model=given["model"], given=given)
+    return Ask(_turn(given), given, _PLACES)
 
 
 def _turn(given: Mapping[str, Any]) -> Turn:
@@ -101,7 +101,7 @@ def _thinking(given: Mapping[str, Any]) -> tuple[bool, int | None]:
             "output_config.effort is how long to think: set thinking to adaptive as well",
             "output_config.effort",
         )
-    _, most = EFFORTS.get(effort or "high", EFFORTS["high"])  # beyond high there is no more
+    _, most = EFFORTS[effort or "high"]
     return thinks, min([*budgets, *([] if most is None else [most])], default=None)
 
 
@@ -116,15 +116,8 @@ def _choice(
 ) -> tuple[ToolChoice, bool]:
     """Which tool has to be called, and whether several may be."""
     kind, parallel = choice["type"], not choice.get("disable_parallel_tool_use", False)
-    if kind in ("any", "tool") and not tools:
-        raise BadRequest(f"tool_choice is {kind!r}, but there are no tools", "tool_choice")
-    if kind != "tool":
-        return _CHOICES[kind], parallel
-    if choice["name"] not in (tool["function"]["name"] for tool in tools):
-        raise BadRequest(
-            f"tool_choice.name is {choice['name'][:80]!r}, which no tool has", "tool_choice.name"
-        )
-    return Named(choice["name"]), parallel
+    wanted = Named(choice["name"]) if kind == "tool" else _CHOICES[kind]
+    return allowed(wanted, tools), parallel
 
 
 def _blocks(run: Iterable[tuple[int, Mapping[str, Any]]]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -85,6 +85,7 @@ _RESULT = Record(
         "tool_use_id": Text(),
         "content": _words(("document", _DOCUMENT)),
         "is_error": Flag(),
+        "toolset_name": Refused(_NO_SERVER_TOOLS),
         **_CACHED,
     },
     ("tool_use_id",),
@@ -96,6 +97,7 @@ _USE = Record(
         "name": Text(),
         "input": Free(),
         "caller": Tagged("type", {"direct": Record({})}),
+        "toolset_name": Refused(_NO_SERVER_TOOLS),
         **_CACHED,
     },
     ("id", "name", "input"),
@@ -158,11 +160,24 @@ _TOOL = Tagged(
             "text_editor_20250429",
             "text_editor_20250728",
             "memory_20250818",
+            "browser_toolset_20260801",
             "computer_20250124",
+            "computer_toolset_20260801",
             "code_execution_20250522",
             "code_execution_20250825",
+            "code_execution_20260120",
+            "code_execution_20260521",
+            "tool_search_tool_bm25",
+            "tool_search_tool_bm25_20251119",
+            "tool_search_tool_regex",
+            "tool_search_tool_regex_20251119",
             "web_search_20250305",
+            "web_search_20260209",
+            "web_search_20260318",
             "web_fetch_20250910",
+            "web_fetch_20260209",
+            "web_fetch_20260309",
+            "web_fetch_20260318",
         ),
         _NO_SERVER_TOOLS,
     ),
@@ -180,7 +195,11 @@ _CHOICE = Tagged(
 )
 _SCHEMA_FORM = Tagged("type", {"json_schema": Record({"schema": Free()}, ("schema",))})
 _OUTPUT = Record(
-    {"effort": Text(("low", "medium", "high", "xhigh", "max")), "format": _SCHEMA_FORM}
+    {
+        "effort": Text(("low", "medium", "high", "xhigh", "max")),
+        "format": _SCHEMA_FORM,
+        "task_budget": Refused("give max_tokens, which bounds each reply"),
+    }
 )
 _KEPT = Record(
     {
@@ -197,6 +216,7 @@ _KEPT = Record(
     }
 )
 
+_ELSEWHERE = "it belongs to Anthropic's own servers: leave it out"
 _OF_A_PROMPT: Mapping[str, Kind] = {
     "model": Text(),
     "messages": Items(_MESSAGE, least=1),
@@ -207,19 +227,19 @@ _OF_A_PROMPT: Mapping[str, Kind] = {
     "output_config": _OUTPUT,
     "context_management": _KEPT,
     "speed": Only("standard", "there is one speed: leave it out"),
+    "user_profile_id": Refused(_ELSEWHERE),
+    "workspace_id": Refused(_ELSEWHERE),
     **_CACHED,
 }
 _NOTES = {
     "cache_control": "Has no effect: beginnings of prompts are kept without being asked.",
     "system": "Blocks of text become paragraphs of one.",
     "thinking": "Nothing is thought unless it is enabled or adaptive.",
-    "output_config": "effort bounds what is thought: low 1024 tokens, medium 4096, others none.",
+    "output_config": "effort bounds what is thought: low 1024 tokens, medium 4096, others not.",
     "context_management": "Only what changes nothing.",
     "metadata": "Has no effect.",
     "service_tier": "Has no effect: there is one tier.",
 }
-_ELSEWHERE = "it belongs to Anthropic's own servers: leave it out"
-
 PARAMETERS = Record(
     {
         **_OF_A_PROMPT,
@@ -231,12 +251,21 @@ PARAMETERS = Record(
         "top_k": Whole(0),
         "metadata": Record({"user_id": Text()}),
         "service_tier": Text(("auto", "standard_only")),
-        "container": Refused(_ELSEWHERE),
         "mcp_servers": Refused(_NO_SERVER_TOOLS),
-        "inference_geo": Refused(_ELSEWHERE),
-        "diagnostics": Refused(_ELSEWHERE),
-        "user_profile_id": Refused(_ELSEWHERE),
-        "workspace_id": Refused(_ELSEWHERE),
+        "compaction": Refused("nothing of a conversation is dropped: shorten it"),
+        "output_format": Refused("give output_config.format instead"),
+        **dict.fromkeys(
+            (
+                "billing_policy",
+                "container",
+                "diagnostics",
+                "fallback_credit_token",
+                "fallbacks",
+                "inference_geo",
+                "thread",
+            ),
+            Refused(_ELSEWHERE),
+        ),
     },
     required=("model", "messages", "max_tokens"),
     notes=_NOTES,

@@ -97,7 +97,7 @@ class Door:
             refusal = _http(error, scope) if isinstance(error, HTTPException) else refusal_of(error)
             if out.status:  # too late for an error of its own
                 raise
-            await _refuse(out, refusal, scope["path"])
+            await _refuse(out, refusal, scope)
         finally:
             route = scope.get("route")
             path = route.path if isinstance(route, Route) else "other"
@@ -153,7 +153,7 @@ def _http(error: HTTPException, scope: Scope) -> Refusal:
     return Refusal(error.status_code, message, code=code)
 
 
-async def _refuse(send: Send, refusal: Refusal, path: str) -> None:
+async def _refuse(send: Send, refusal: Refusal, scope: Scope) -> None:
     headers = {}
     if refusal.retry_after is not None:
         headers["retry-after"] = str(refusal.retry_after)
@@ -161,4 +161,5 @@ async def _refuse(send: Send, refusal: Refusal, path: str) -> None:
         headers["www-authenticate"] = "Bearer"
     if refusal.status in (408, 413):
         headers["connection"] = "close"  # what is left of the body is not read
-    await answer(send, refusal.status, shape_of(path)(refusal), headers)
+    shape = shape_of(scope["path"], _headers(scope))
+    await answer(send, refusal.status, shape(refusal), headers)

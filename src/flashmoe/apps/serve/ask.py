@@ -62,24 +62,46 @@ class BadRequest(Refusal):
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where a request has the parts of its turn, as paths: what a refusal of one of them names.
+
+    ``schema`` is that of the tool numbered ``{}``. An API that has no such part has no place.
+    """
+
+    prompt: str
+    schema: str | None = None
+    form: str | None = None
+    thinking: str | None = None
+
+
+@dataclass(frozen=True)
 class Ask:
     """What is asked of the model.
 
-    ``sampling`` replaces fields of the store's own (``Engine.sampling``), ``stop`` and
-    ``logprobs`` among them; what is not given is not in it. ``include_usage`` wants the figures in
-    a stream too, where the API leaves that to the caller. ``echo`` wants the prompt in
-    :attr:`Outcome.echo`, and ``generates`` False nothing besides. ``given`` is the body, for an API
-    whose replies repeat it.
+    ``given`` is the body, checked; some APIs' replies repeat it. ``sampling`` replaces fields of
+    the store's own (``Engine.sampling``), ``stop`` and ``logprobs`` among them; what is not given
+    is not in it. ``include_usage`` wants the figures in a stream too, where the API leaves that to
+    the caller. ``echo`` wants the prompt in :attr:`Outcome.echo`, and ``generates`` False nothing
+    besides.
     """
 
     turn: Turn | Plain
-    model: str
+    given: Mapping[str, Any]
+    places: Places
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    stream: bool = False
-    include_usage: bool = False
+    include_usage: bool = True
     echo: bool = False
     generates: bool = True
-    given: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """The name of the model that is to reply."""
+        return str(self.given["model"])
+
+    @property
+    def stream(self) -> bool:
+        """Whether the reply is wanted as events."""
+        return bool(self.given.get("stream", False))
 
 
 @dataclass(frozen=True)
@@ -224,5 +246,7 @@ EFFORTS: Mapping[str, tuple[bool, int | None]] = {
     "low": (True, 1024),
     "medium": (True, 4096),
     "high": (True, None),
+    "xhigh": (True, None),
+    "max": (True, None),
 }
 """What a reasoning effort comes to: ``Turn.thinking`` and ``Turn.thinking_budget``."""

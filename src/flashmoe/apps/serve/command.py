@@ -62,6 +62,7 @@ class Request:
     where: Where
     name: str | None
     any_name: bool
+    thinking: bool | None
     memory: Memory
     runtime: Runtime
     kernels: str
@@ -89,6 +90,7 @@ def request_of(flags: Mapping[str, Any]) -> Request:
         where=Where(flags["host"], flags["port"], key, tuple(flags["cors_origin"] or ())),
         name=flags["model_name"],
         any_name=flags["any_model"],
+        thinking=flags["think"],
         memory=limits_of(flags),
         runtime=runtime_of(flags),
         kernels=flags["kernels"],
@@ -150,7 +152,13 @@ def _guard(where: Where, listener: socket.socket) -> Guard:
 def _served(request: Request, engine: Engine) -> Served:
     path = engine.store.path
     name = request.name or ("demo" if request.store == "demo" else path.resolve().name)
-    return Served(name, request.any_name, int(Path(path, MANIFEST).stat().st_mtime))
+    if request.thinking and engine.syntax.think_close is None:
+        raise InputError(
+            f"--think asks {name} to reason, and its chat template has no mark for that: leave it "
+            "out"
+        )
+    made = int(Path(path, MANIFEST).stat().st_mtime)
+    return Served(name, request.any_name, made, request.thinking)
 
 
 def _greeting(service: Service, listener: socket.socket) -> str:

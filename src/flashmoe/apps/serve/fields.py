@@ -10,6 +10,7 @@ value is of its kind; anything else is a :class:`BadRequest` with the path to th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -45,13 +46,45 @@ class Kind(Protocol):
         ...
 
 
+def _shown(value: Any) -> str:
+    """A value as its sender has written it, or the beginning of that."""
+    return json.dumps(value, ensure_ascii=False)[:80]
+
+
 def _expected(wanted: str, value: Any, path: str) -> BadRequest:
-    given = _NAMES.get(type(value), type(value).__name__)
+    given = _NAMES[type(value)]
     return BadRequest(f"{path} is {given}; it must be {wanted}", path, "invalid_type")
 
 
 def _out_of_range(wanted: str, value: Any, path: str) -> BadRequest:
-    return BadRequest(f"{path} is {str(value)[:80]}; it must be {wanted}", path, "invalid_value")
+    return BadRequest(f"{path} is {_shown(value)}; it must be {wanted}", path, "invalid_value")
+
+
+def _check_whole(text: str, path: str) -> None:
+    """Refuse half a character: JSON can spell it, and no text can hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise BadRequest(
+            f"{path} holds half of a character, {half}: give the other half as well, or leave it "
+            "out",
+            path,
+            "invalid_value",
+        ) from None
+
+
+def _check_all(value: Any, path: str) -> None:
+    """The same for every text in a value of any kind, names among them."""
+    if isinstance(value, str):
+        _check_whole(value, path)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_all(item, f"{path}[{index}]")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _check_whole(name, path)
+            _check_all(item, f"{path}.{name}")
 
 
 @dataclass(frozen=True)
@@ -68,10 +101,11 @@ class Text:
         if not isinstance(value, str):
             raise _expected("a string", value, path)
         if self.choices and value not in self.choices:
-            wanted = ", ".join(repr(choice) for choice in self.choices)
-            raise _out_of_range(f"one of {wanted}", repr(value), path)
+            wanted = ", ".join(map(_shown, self.choices))
+            raise _out_of_range(f"one of {wanted}", value, path)
         if len(value) < self.least:
             raise BadRequest(f"{path} is empty: give some text", path, "invalid_value")
+        _check_whole(value, path)
         return value
 
     def schema(self) -> Schema:
@@ -202,6 +236,7 @@ class Free:
     def read(self, value: Any, path: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise _expected("an object", value, path)
+        _check_all(value, path)
         return value
 
     def schema(self) -> Schema:
@@ -220,8 +255,7 @@ class Only:
 
     def read(self, value: Any, path: str) -> Any:
         if not self.takes(value):
-            given = str(value)[:80]
-            raise BadRequest(f"{path} is {given}: {self.why}", path, "unsupported_value")
+            raise BadRequest(f"{path} is {_shown(value)}: {self.why}", path, "unsupported_value")
         return value
 
     def schema(self) -> Schema:
@@ -337,13 +371,13 @@ class Tagged:
             raise BadRequest(f"{place} is missing", place, "missing_required_parameter")
         if isinstance(form, str) and form in self.refused:
             raise BadRequest(
-                f"{place} is {form!r}, which is not supported: {self.refused[form]}",
+                f"{place} is {_shown(form)}, which is not supported: {self.refused[form]}",
                 place,
                 "unsupported_value",
             )
         if not isinstance(form, str) or form not in self.forms:
-            wanted = ", ".join(repr(name) for name in self.forms)
-            raise _out_of_range(f"one of {wanted}", repr(form), place)
+            wanted = ", ".join(map(_shown, self.forms))
+            raise _out_of_range(f"one of {wanted}", form, place)
         rest = {name: item for name, item in value.items() if name != self.tag}
         return {self.tag: form, **self.forms[form].read(rest, path)}
 

@@ -65,6 +65,15 @@ AnyModel: TypeAlias = Annotated[
         "--any-model",
     ),
 ]
+Think: TypeAlias = Annotated[
+    bool | None,
+    _where(
+        "Whether the model reasons before it answers a request that does not say, where its "
+        "template has a switch for it (enable_thinking).",
+        "--think/--no-think",
+        show_default="the template's own",
+    ),
+]
 MaxBody: TypeAlias = Annotated[
     str, _bound("The longest body of a request.", "--max-body", metavar="SIZE")
 ]
@@ -98,6 +107,7 @@ def serve(
     cors_origin: CorsOrigin = None,
     model_name: ModelName = None,
     any_model: AnyModel = False,
+    think: Think = None,
     max_body: MaxBody = MAX_BODY,
     queue: Queue = QUEUE,
     request_timeout: RequestTimeout = REQUEST_S,

@@ -17,6 +17,7 @@ from flashmoe.apps.serve.ask import (
     Event,
     Head,
     Outcome,
+    Places,
     Refusal,
     Spoken,
     Token,
@@ -33,6 +34,7 @@ from flashmoe.apps.serve.fields import (
     Whole,
 )
 from flashmoe.apps.serve.openai_errors import refused
+from flashmoe.apps.serve.openai_foreign import CHATTING
 from flashmoe.apps.serve.openai_messages import (
     MESSAGE,
     TOOL,
@@ -41,6 +43,7 @@ from flashmoe.apps.serve.openai_messages import (
     tool_choice,
     tools,
 )
+from flashmoe.apps.serve.openai_stream import STREAMED, check_stream, wants_usage
 from flashmoe.apps.serve.sampling_fields import DRAWN, EXTENSIONS, STOP, drawn
 from flashmoe.text.pieces import Call, Content, Reasoning
 from flashmoe.turn import Form, JsonSchema, Regex, Turn, Usage
@@ -48,19 +51,15 @@ from flashmoe.turn import Form, JsonSchema, Regex, Turn, Usage
 TOP_MOST = 20
 
 _STORED = "stored with OpenAI, which changes no answer; nothing is stored here"
+_ELSEWHERE = "it belongs to OpenAI's own servers: leave it out"
 _ALONE = "one reply a request is what there is here: ask again for another"
 
 REQUEST = Record(
     {
+        **CHATTING,
         "model": Text(least=1),
         "messages": Items(MESSAGE, least=1),
-        "stream": Flag(),
-        "stream_options": Record(
-            {
-                "include_usage": Flag(),
-                "include_obfuscation": Only(False, "nothing is padded here: leave it out"),
-            }
-        ),
+        **STREAMED,
         "tools": Items(TOOL),
         "tool_choice": TOOL_CHOICE,
         "parallel_tool_calls": Flag(),
@@ -76,11 +75,14 @@ REQUEST = Record(
                                 "name": Text(),
                                 "schema": Free(),
                                 "strict": Flag(),
-                                "description": Refused(
-                                    "the model is not told of it: say it in a message"
-                                ),
+                                "description": Text(),
                             },
                             required=("schema",),
+                            notes={
+                                "name": "Has no effect.",
+                                "description": "Has no effect: the schema alone binds the answer.",
+                                "strict": "Answers are held to the schema in any case.",
+                            },
                         )
                     },
                     required=("json_schema",),
@@ -101,6 +103,9 @@ REQUEST = Record(
         "user": Text(),
         "safety_identifier": Text(),
         "prompt_cache_key": Text(),
+        "prompt_cache_retention": Text(("in_memory", "24h")),
+        "prompt_cache_options": Refused(_ELSEWHERE),
+        "moderation": Refused(_ELSEWHERE),
         "metadata": Free(),
         "store": Flag(),
         "service_tier": Text(("auto", "default")),
@@ -116,7 +121,7 @@ REQUEST = Record(
     required=("model", "messages"),
     notes={
         "guided_regex": "Not OpenAI's: the answer matches this regular expression.",
-        "top_k": "Not OpenAI's: keep so many of the likeliest tokens; 0 is all.",
+        "top_k": "Not OpenAI's: keep so many of the likeliest tokens; 0 or -1 keeps all.",
         "min_p": "Not OpenAI's: keep tokens at least this likely relative to the best.",
         "repetition_penalty": "Not OpenAI's: divide the logits of tokens seen before.",
         "chat_template_kwargs": "Not OpenAI's: enable_thinking switches reasoning.",
@@ -125,6 +130,7 @@ REQUEST = Record(
         "user": "Has no effect.",
         "safety_identifier": "Has no effect.",
         "prompt_cache_key": "Has no effect: prompts are found by their tokens.",
+        "prompt_cache_retention": "Has no effect: what was used longest ago is dropped first.",
         "metadata": f"Has no effect: {_STORED}.",
         "store": f"Has no effect: {_STORED}.",
         "service_tier": "Has no effect.",
@@ -139,27 +145,28 @@ def read(body: Mapping[str, Any]) -> Ask:
         BadRequest: naming the parameter at fault.
     """
     given = REQUEST.read(body)
+    check_stream(given)
     offered = tools(given.get("tools", []))
     thinking, budget = _thinking(given)
     turn = Turn(
         messages=conversation(given["messages"]),
         tools=offered,
-        tool_choice=tool_choice(given.get("tool_choice", "auto")),
+        tool_choice=tool_choice(given.get("tool_choice", "auto"), offered),
         parallel_calls=given.get("parallel_tool_calls", True),
         thinking=thinking,
         thinking_budget=budget,
         form=_form(given),
     )
-    options = given.get("stream_options")
-    if options is not None and not given.get("stream"):
-        raise BadRequest("stream_options is for streams: set stream", "stream_options")
-    return Ask(
-        turn,
-        given["model"],
-        sampling=_sampling(given),
-        stream=given.get("stream", False),
-        include_usage=(options or {}).get("include_usage", False),
-        given=given,
+    return Ask(turn, given, _places(given), _sampling(given), include_usage=wants_usage(given))
+
+
+def _places(given: Mapping[str, Any]) -> Places:
+    effort = "reasoning_effort" in given
+    return Places(
+        prompt="messages",
+        schema="tools[{}].function.parameters",
+        form="guided_regex" if "guided_regex" in given else "response_format.json_schema.schema",
+        thinking="reasoning_effort" if effort else "chat_template_kwargs.enable_thinking",
     )
 
 

@@ -18,6 +18,7 @@ from flashmoe.apps.serve.ask import (
     Event,
     Head,
     Outcome,
+    Places,
     Refusal,
     Spoken,
     Token,
@@ -25,6 +26,8 @@ from flashmoe.apps.serve.ask import (
 from flashmoe.apps.serve.fields import Either, Flag, Items, Only, Record, Text, Whole
 from flashmoe.apps.serve.openai_chat import usage_of
 from flashmoe.apps.serve.openai_errors import refused
+from flashmoe.apps.serve.openai_foreign import COMPLETING
+from flashmoe.apps.serve.openai_stream import STREAMED, check_stream, wants_usage
 from flashmoe.apps.serve.sampling_fields import DRAWN, EXTENSIONS, STOP, drawn
 from flashmoe.text.pieces import Content
 from flashmoe.turn import Plain
@@ -38,23 +41,17 @@ _PROMPT = Either(
     (Text(least=1), Items(Either((Text(least=1), _IDS, Whole(0)), "text or token ids"), least=1)),
     "a string, or a list of token ids",
 )
-_PARAMETERS = Record(
+PARAMETERS = Record(
     {
+        **COMPLETING,
         "model": Text(),
         "prompt": _PROMPT,
         "max_tokens": Whole(0),
-        "stream": Flag(),
-        "stream_options": Record(
-            {
-                "include_usage": Flag(),
-                "include_obfuscation": Only(False, "chunks are not padded here: leave it out"),
-            }
-        ),
+        **STREAMED,
         "stop": STOP,
         "logprobs": Whole(0, 20),
         "echo": Flag(),
         "n": Only(1, _ONE),
-        "best_of": Only(1, _ONE),
         "suffix": Only("", "text is continued, not filled in: leave it out"),
         "logit_bias": Only({}, "logits are not changed one by one here: leave it out"),
         "user": Text(),
@@ -73,41 +70,41 @@ _PARAMETERS = Record(
 
 def read(body: Mapping[str, Any]) -> Ask:
     """What a request asks for. Raises BadRequest."""
-    given = _PARAMETERS.read(body)
-    stream, echo = given.get("stream", False), given.get("echo", False)
-    if echo and stream:
+    given = PARAMETERS.read(body)
+    check_stream(given)
+    echo = given.get("echo", False)
+    if echo and given.get("stream", False):
         raise BadRequest("echo is not there in a stream: ask for one of them", "echo")
-    if "stream_options" in given and not stream:
-        raise BadRequest("stream_options is for a stream: set stream too", "stream_options")
     bound = given.get("max_tokens", DEFAULT_MAX_TOKENS)
     if bound == 0 and not echo:
         raise BadRequest("max_tokens is 0, which needs echo: ask for a token", "max_tokens")
     sampling = {**drawn(given), **({"max_tokens": bound} if bound else {})}
     if "logprobs" in given:
         sampling["logprobs"] = given["logprobs"]
+    prompt, place = _prompt(given["prompt"])
     return Ask(
-        turn=Plain(_prompt(given["prompt"])),
-        model=given["model"],
-        sampling=sampling,
-        stream=stream,
-        include_usage=given.get("stream_options", {}).get("include_usage", False),
+        Plain(prompt),
+        given,
+        Places(place),
+        sampling,
+        include_usage=wants_usage(given),
         echo=echo,
         generates=bound > 0,
-        given=given,
     )
 
 
-def _prompt(prompt: str | list[Any]) -> str | tuple[int, ...]:
+def _prompt(prompt: str | list[Any]) -> tuple[str | tuple[int, ...], str]:
+    """The one prompt, and where it stands."""
     if isinstance(prompt, str):
-        return prompt
+        return prompt, "prompt"
     if all(isinstance(item, int) for item in prompt):
-        return tuple(prompt)
+        return tuple(prompt), "prompt"
     if len(prompt) > 1:
         raise BadRequest(
             f"prompt has {len(prompt)} entries that are prompts: send a request for each", "prompt"
         )
     (only,) = prompt
-    return only if isinstance(only, str) else tuple(only)
+    return only if isinstance(only, str) else tuple(only), "prompt[0]"
 
 
 def whole(ask: Ask, head: Head, outcome: Outcome) -> dict[str, Any]:
@@ -153,7 +150,7 @@ class CompletionEvents:
 
     def fail(self, refusal: Refusal) -> list[Event]:
         """What went wrong."""
-        return [Event(refused(refusal))]
+        return [Event(refused(refusal)), Event("[DONE]")]
 
     def _chunk(self, choices: list[dict[str, Any]]) -> Event:
         usage = {"usage": None} if self._ask.include_usage else {}
@@ -207,7 +204,7 @@ def _spelled(token: Token) -> str:
 
 ENDPOINT = Endpoint(
     path="/v1/completions",
-    schema=_PARAMETERS.schema(),
+    schema=PARAMETERS.schema(),
     read=read,
     refused=refused,
     whole=whole,

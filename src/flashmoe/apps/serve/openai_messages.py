@@ -22,13 +22,14 @@ from flashmoe.apps.serve.fields import (
     Text,
     Whole,
 )
+from flashmoe.apps.serve.tool_choice import allowed
 from flashmoe.apps.serve.transcript import arguments_of
 from flashmoe.turn import Named, ToolChoice
 
 _TEXT_ONLY = "the model reads text alone"
 _PARTS = Tagged(
     "type",
-    {"text": Record({"text": Text()}, required=("text",))},
+    {"text": Record({"text": Text(), "prompt_cache_breakpoint": Free()}, required=("text",))},
     refused={
         "image_url": _TEXT_ONLY,
         "input_audio": _TEXT_ONLY,
@@ -171,8 +172,7 @@ def tools(given: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
     )
 
 
-def tool_choice(given: str | Mapping[str, Any]) -> ToolChoice:
-    """A checked choice."""
-    if isinstance(given, str):
-        return given  # type: ignore[return-value]  # one of three, by the table
-    return Named(given["function"]["name"])
+def tool_choice(given: str | Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> ToolChoice:
+    """A checked choice. Raises BadRequest where the tools do not allow it."""
+    wanted: Any = given if isinstance(given, str) else Named(given["function"]["name"])
+    return allowed(wanted, tools, "tool_choice.function.name")

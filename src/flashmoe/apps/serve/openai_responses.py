@@ -10,36 +10,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flashmoe.apps.serve.ask import EFFORTS, Ask, BadRequest, Endpoint
+from flashmoe.apps.serve.ask import EFFORTS, Ask, Endpoint, Places
 from flashmoe.apps.serve.openai_errors import refused
 from flashmoe.apps.serve.openai_responses_fields import LOGPROBS, PARAMETERS
 from flashmoe.apps.serve.openai_responses_reply import ResponseEvents, whole
+from flashmoe.apps.serve.openai_stream import check_stream
 from flashmoe.apps.serve.sampling_fields import drawn
 from flashmoe.apps.serve.sealed import unseal
+from flashmoe.apps.serve.tool_choice import allowed
 from flashmoe.apps.serve.transcript import Transcript, arguments_of
 from flashmoe.turn import Form, JsonSchema, Named, ToolChoice, Turn
 
+_PLACES = Places(
+    prompt="input",
+    schema="tools[{}].parameters",
+    form="text.format.schema",
+    thinking="reasoning.effort",
+)
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
 def read(body: Mapping[str, Any]) -> Ask:
     """What a request asks. Raises BadRequest."""
     given = PARAMETERS.read(body)
-    if "stream_options" in given and not given.get("stream", False):
-        raise BadRequest("stream_options is for a stream: set stream too", "stream_options")
+    check_stream(given)
     sampling = drawn(given)
     if "max_output_tokens" in given:
         sampling["max_tokens"] = given["max_output_tokens"]
     if LOGPROBS in given.get("include", ()) or given.get("top_logprobs"):
         sampling["logprobs"] = given.get("top_logprobs", 0)
-    return Ask(
-        turn=_turn(given),
-        model=given["model"],
-        sampling=sampling,
-        stream=given.get("stream", False),
-        include_usage=True,
-        given=given,
-    )
+    return Ask(_turn(given), given, _PLACES, sampling)
 
 
 def _turn(given: Mapping[str, Any]) -> Turn:
@@ -101,17 +101,8 @@ def _tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _choice(choice: str | Mapping[str, Any], tools: tuple[Mapping[str, Any], ...]) -> ToolChoice:
-    if choice in ("auto", "none"):
-        return "none" if choice == "none" else "auto"
-    if not tools:
-        raise BadRequest("tool_choice wants a call, but there are no tools", "tool_choice")
-    if isinstance(choice, str):
-        return "required"
-    if choice["name"] not in (tool["function"]["name"] for tool in tools):
-        raise BadRequest(
-            f"tool_choice.name is {choice['name'][:80]!r}, which no tool has", "tool_choice.name"
-        )
-    return Named(choice["name"])
+    wanted: Any = choice if isinstance(choice, str) else Named(choice["name"])
+    return allowed(wanted, tools)
 
 
 def _form(form: Mapping[str, Any]) -> Form | None:

@@ -19,6 +19,7 @@ from flashmoe.apps.serve.fields import (
     Text,
     Whole,
 )
+from flashmoe.apps.serve.openai_stream import UNPADDED
 from flashmoe.apps.serve.sampling_fields import DRAWN, EXTENSIONS
 
 SEALED = "reasoning.encrypted_content"
@@ -30,6 +31,7 @@ LOGPROBS = "message.output_text.logprobs"
 _SEES_TEXT = "the model reads text alone: leave it out"
 _NOTHING_KEPT = "nothing is kept between requests: give the whole conversation in input"
 _NO_SERVER_TOOLS = "no tool runs in this server: describe one of your own as a function"
+_WAITED_FOR = "all calls are waited for: leave it out"
 _ELSEWHERE = "it belongs to OpenAI's own servers: leave it out"
 
 _NOT_TEXT = dict.fromkeys(("input_image", "input_file", "input_audio"), _SEES_TEXT)
@@ -76,7 +78,7 @@ _CALL = Record(
         "status": _STATUS,
         "caller": Tagged("type", {"direct": Record({})}),
         "namespace": Refused(_NO_SERVER_TOOLS),
-        "async": Only(False, "all calls are waited for: leave it out"),
+        "async": Only(False, _WAITED_FOR),
     },
     ("call_id", "name", "arguments"),
 )
@@ -88,6 +90,7 @@ _OUTPUT = Record(
         "name": Text(),
         "status": _STATUS,
         "caller": Tagged("type", {"direct": Record({})}),
+        "namespace": Refused(_NO_SERVER_TOOLS),
     },
     ("call_id", "output"),
 )
@@ -137,6 +140,9 @@ _TOOL = Tagged(
                 "parameters": Free(),
                 "strict": Flag(),
                 "defer_loading": Only(False, "all tools are in the prompt: leave it out"),
+                "allowed_callers": Items(Text(("direct",))),
+                "async": Only(False, _WAITED_FOR),
+                "output_schema": Refused("the model is not told of it: say it in description"),
             },
             ("name",),
             {"strict": "Calls are held to the schema in any case."},
@@ -181,7 +187,11 @@ _FORMAT = Tagged(
         "json_schema": Record(
             {"name": Text(), "schema": Free(), "description": Text(), "strict": Flag()},
             ("name", "schema"),
-            {"strict": "Answers are held to the schema in any case."},
+            {
+                "name": "Has no effect.",
+                "description": "Has no effect: the schema alone binds the answer.",
+                "strict": "Answers are held to the schema in any case.",
+            },
         ),
     },
 )
@@ -194,9 +204,7 @@ PARAMETERS = Record(
         "instructions": Text(),
         "max_output_tokens": Whole(1),
         "stream": Flag(),
-        "stream_options": Record(
-            {"include_obfuscation": Only(False, "events are not padded here: leave it out")}
-        ),
+        "stream_options": Record(UNPADDED),
         "tools": Items(_TOOL),
         "tool_choice": _CHOICE,
         "parallel_tool_calls": Flag(),
@@ -220,6 +228,7 @@ PARAMETERS = Record(
         "top_logprobs": Whole(0, 20),
         "truncation": Only("disabled", "nothing of a conversation is dropped: shorten it"),
         "background": Only(False, "a reply is waited for: leave it out"),
+        "background_options": Refused("a reply is waited for: leave it out"),
         "store": Flag(),
         "metadata": Free(),
         "user": Text(),

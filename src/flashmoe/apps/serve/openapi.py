@@ -27,7 +27,9 @@ _ERRORS = {
 _LOOKED_AT = {
     "/health": ("Whether the server is up", {"200": "It is", "503": "It is stopping"}),
     "/v1/models": ("The model that is served", {"200": "A list of one"}),
+    "/v1/models/{model}": ("The same by its name", {"200": "It", "404": _ERRORS["404"]}),
 }
+_NAMED = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
 
 
 def document(model: str) -> dict[str, Any]:
@@ -52,7 +54,8 @@ def document(model: str) -> dict[str, Any]:
     }
     for path, (summary, answers) in _LOOKED_AT.items():
         responses = _described({**answers, "401": _ERRORS["401"], "403": _ERRORS["403"]})
-        paths[path] = {"get": {"summary": summary, "responses": responses}}
+        named = {"parameters": [_NAMED]} if "{model}" in path else {}
+        paths[path] = {"get": {"summary": summary, **named, "responses": responses}}
     return {
         "openapi": "3.1.0",
         "info": {"title": f"flashmoe: {model}", "version": __version__},

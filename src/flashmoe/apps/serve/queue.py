@@ -47,10 +47,10 @@ class Fair(Generic[T]):
             if self._closed:
                 raise Full("the server is stopping")
             if self._count() >= self.most:
-                raise Full(f"{self.most} requests are waiting already, which is as many as may")
+                raise Full(f"{_requests(self.most)} waiting already, which is as many as may")
             line = self._waiting.setdefault(source, deque())
             if len(line) >= self._share:
-                raise Full(f"{self._share} requests of this client are waiting already")
+                raise Full(f"{_requests(self._share, ' of this client')} waiting already")
             line.append(thing)
             self._changed.notify()
 
@@ -102,3 +102,7 @@ class Fair(Generic[T]):
             self._waiting.clear()
             self._changed.notify_all()
             return left
+
+
+def _requests(count: int, whose: str = "") -> str:
+    return f"1 request{whose} is" if count == 1 else f"{count} requests{whose} are"

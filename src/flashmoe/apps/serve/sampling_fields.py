@@ -24,7 +24,7 @@ DRAWN: Mapping[str, Kind] = {
 """OpenAI's own."""
 
 EXTENSIONS: Mapping[str, Kind] = {
-    "top_k": Whole(0),
+    "top_k": Whole(-1),
     "min_p": Real(0, 1),
     "repetition_penalty": Real(0, 100, above=True),
 }
@@ -41,6 +41,8 @@ def drawn(given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of the sampling for what is given of :data:`DRAWN` and :data:`EXTENSIONS`, and for
     ``stop``."""
     fields = {name: given[name] for name in _SAME if name in given}
+    if fields.get("top_k") == -1:
+        fields["top_k"] = 0  # the one and the other keep all
     if "stop" in given:
         stop = given["stop"]
         fields["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)

@@ -14,6 +14,7 @@ from flashmoe.apps.serve.ask import Ask, Endpoint, Refusal
 from flashmoe.apps.serve.job import Job
 from flashmoe.apps.serve.limits import Limits, parsed
 from flashmoe.apps.serve.metrics import Metrics
+from flashmoe.apps.serve.opening import opened
 from flashmoe.apps.serve.queue import Fair, Full
 from flashmoe.apps.serve.refusals import stopping
 from flashmoe.apps.serve.worker import Worker
@@ -27,12 +28,14 @@ RETRY_S = 5
 
 @dataclass(frozen=True)
 class Served:
-    """The one model: its name, whether requests may name others (and get this one), and when the
-    store was made, in seconds since 1970."""
+    """The one model: its name, whether requests may name others (and get this one), when the
+    store was made, in seconds since 1970, and whether it thinks where a request does not say; None
+    leaves that to its template."""
 
     name: str
     any_name: bool = False
     created: int = 0
+    thinking: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Service:
         ask = endpoint.read(parsed(body, self.limits.depth))
         self.check_model(ask.model)
         sampling = self.engine.sampling(**ask.sampling)
-        return Prepared(ask, Opening.of(self.engine, ask.turn), sampling)
+        return Prepared(ask, opened(self.engine, ask, self.served.thinking), sampling)
 
     def check_model(self, name: str) -> None:
         """Raises Refusal (404) for a model that is not served."""

@@ -8,11 +8,11 @@ import { watch } from "./map.js";
 import { EXAMPLE_TOOLS, askForKey, change, summary } from "./settings.js";
 import { Thread } from "./thread.js";
 
+// What any model can answer, the small one that comes with the program too.
 const SUGGESTIONS = [
-  { text: "Explain in three sentences what a mixture of experts is." },
-  { text: "Write a table of the planets with their moons." },
-  { text: "What is the weather in Paris on Monday?",
-    settings: { tools: EXAMPLE_TOOLS, thinking: "off" } },
+  { text: "Continue: Emma was sitting one evening with her father, when the door was thrown open." },
+  { text: "What comes next? The letter was long, and not one line of it was about the ball." },
+  { text: "What is the weather in Paris on Monday?", settings: { tools: EXAMPLE_TOOLS } },
 ];
 
 const thread = new Thread(changed, unknown);
@@ -153,8 +153,7 @@ const THEMES = { system: ["both", "Colours of the system"], light: ["sun", "Ligh
 
 function theme(name) {
   const [drawing, label] = THEMES[name];
-  if (name === "system") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = name;
+  document.documentElement.dataset.theme = name;
   by("theme").replaceChildren(icon(drawing));
   by("theme").setAttribute("aria-label", `Theme: ${label}`);
   by("theme").title = label;
@@ -164,7 +163,7 @@ function theme(name) {
 
 by("theme").addEventListener("click", () => {
   const names = Object.keys(THEMES);
-  const now = document.documentElement.dataset.theme ?? "system";
+  const now = document.documentElement.dataset.theme;
   theme(names[(names.indexOf(now) + 1) % names.length]);
 });
 
@@ -181,7 +180,7 @@ function furnish() {
 }
 
 furnish();
-theme(document.documentElement.dataset.theme ?? "system");
+theme(document.documentElement.dataset.theme);
 drawers.start();
 thread.show(conversations.latest() ?? conversations.begin());
 addEventListener("storage", drawList);

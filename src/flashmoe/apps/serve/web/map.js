@@ -26,8 +26,6 @@ export const watch = {
     document.addEventListener("drawers", look);
     document.addEventListener("visibilitychange", look);
     document.addEventListener("theme", () => { field.colours(); legend(); });
-    matchMedia("(prefers-color-scheme: dark)")
-      .addEventListener("change", () => { field.colours(); legend(); });
     by("table").addEventListener("toggle", () => table(true));
     setInterval(still, 500);
     point();

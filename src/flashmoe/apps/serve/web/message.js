@@ -86,9 +86,9 @@ export function drawReply(reply, deeds) {
   };
   const end = (last) => {
     show();
-    const word = ENDINGS[reply.ended];
-    parts.ending.hidden = !word && !reply.failed;
-    parts.ending.textContent = reply.failed ?? word ?? "";
+    const word = reply.failed ?? endingOf(reply);
+    parts.ending.hidden = !word;
+    parts.ending.textContent = word;
     parts.ending.classList.toggle("failed", Boolean(reply.failed));
     parts.deeds.hidden = false;
     parts.deeds.replaceChildren(
@@ -101,10 +101,19 @@ export function drawReply(reply, deeds) {
   return { node, show, end, rest };
 }
 
-const ENDINGS = {
-  length: "Ended at the limit of tokens.",
-  stopped: "Stopped.",
-};
+/** Why a reply ended, where that is not plain from what there is. */
+function endingOf({ ended, content, reasoning, calls }) {
+  if (ended === "stopped") return "Stopped.";
+  const answered = content.trim() || calls.length;
+  if (ended === "length") {
+    return answered ? "Ended at the limit of tokens."
+      : "Ended at the limit of tokens, before there was an answer.";
+  }
+  if (answered) return "";
+  return reasoning.trim()
+    ? "The model stopped thinking without an answer. It may answer with Thinking off, in the settings."
+    : "The model gave no answer.";
+}
 
 function showThinking(thinking, reply, shown) {
   thinking.hidden = !reply.reasoning;

@@ -9,7 +9,18 @@ from flashmoe.engine import Engine
 from flashmoe.errors import CancelledError, ContextError, InputError, TemplateError
 from flashmoe.options import Budget, PrefixCache
 from flashmoe.text.pieces import Call, Content, Reasoning
-from flashmoe.turn import JsonSchema, Named, Opening, Plain, Reply, Turn, Usage
+from flashmoe.text.syntax import Syntax
+from flashmoe.text.template import ChatTemplate
+from flashmoe.turn import (
+    JsonSchema,
+    Named,
+    Opening,
+    Plain,
+    Reply,
+    Turn,
+    Usage,
+    default_thinking,
+)
 
 TOOLS = tuple(json.loads((Path(__file__).parents[1] / "examples" / "tools.json").read_text()))
 ASKED = {"role": "user", "content": "What is the weather in Paris on Monday?"}
@@ -182,3 +193,31 @@ def test_what_the_template_rejects_is_refused_with_its_words(engine):
 def test_a_prompt_without_room_for_a_reply_is_refused(engine):
     with pytest.raises(ContextError, match="the context 1024"):
         Opening.of(engine, Plain("Emma " * 2000))
+
+
+SAID = "{% for m in messages %}{{ m.content }}{% endfor %}"
+CLOSED = "<think></think>"
+
+
+@pytest.mark.parametrize(
+    ("ending", "reasons"),
+    [
+        ("", False),
+        (CLOSED, False),
+        ("<think>", True),
+        (
+            "{% if enable_thinking is defined and not enable_thinking %}" + CLOSED + "{% endif %}",
+            True,
+        ),
+        ("{% if enable_thinking %}<think>{% else %}" + CLOSED + "{% endif %}", False),
+    ],
+)
+def test_whether_a_template_lets_the_model_reason_by_itself(engine, monkeypatch, ending, reasons):
+    markup = engine.tokenizer.markup
+    monkeypatch.setattr(Engine, "template", ChatTemplate(SAID + ending, markup=markup))
+    assert default_thinking(engine) is reasons
+
+
+def test_a_model_without_a_mark_for_reasoning_does_not(engine, monkeypatch):
+    monkeypatch.setattr(Engine, "syntax", Syntax())
+    assert default_thinking(engine) is False

@@ -205,6 +205,18 @@ def _segments(engine: Engine, turn: Turn, **more: Any) -> list[Segment]:
     )
 
 
+def default_thinking(engine: Engine) -> bool:
+    """Whether the model reasons before it answers where ``Turn.thinking`` leaves that open.
+
+    A template says so by opening the reasoning, or by closing it only when it is switched off.
+    """
+    if not engine.syntax.think_close:
+        return False
+    asked = Turn(({"role": "user", "content": "-"},))
+    open_ended, off = (_segments(engine, replace(asked, thinking=value)) for value in (None, False))
+    return engine.syntax.starts_thinking(open_ended) or open_ended != off
+
+
 _MARK = "\ue000"  # a private character: it stands where no text can be mistaken for its place
 
 

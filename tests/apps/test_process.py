@@ -97,7 +97,7 @@ def test_on_a_terminal_the_footer_begins_a_line(store: Path):
         pass
     assert process.wait(timeout=60) == 0
     text, footer = seen.decode().split("\r\n")[:2]
-    assert len(text) >= 5 and footer.startswith("30 prompt tokens, 5 tokens, ")
+    assert len(text) >= 5 and footer.startswith("26 prompt tokens, 5 tokens, ")
 
 
 def test_an_interrupt_while_modules_load_ends_the_process_in_silence():

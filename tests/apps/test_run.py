@@ -61,7 +61,6 @@ def chat(engine: Engine, text: str, **options: Any) -> list[int]:
     messages = [{"role": "user", "content": text}]
     if system := options.pop("system", None):
         messages.insert(0, {"role": "system", "content": system})
-    options.setdefault("enable_thinking", False)
     return engine.tokenizer.encode_segments(engine.template.render(messages, **options))
 
 
@@ -91,7 +90,7 @@ def test_the_last_line_has_the_figures(command: Command, store):
     blank, line = result.err.splitlines()
     assert blank == "", "the reply did not end with a line"
     for part in (
-        "30 prompt tokens, 12 tokens, ",
+        "26 prompt tokens, 12 tokens, ",
         " tok/s, TTFT ",
         " hits, ",
         " misses (",
@@ -103,7 +102,7 @@ def test_the_last_line_has_the_figures(command: Command, store):
 def test_statistics_as_json(command: Command, store):
     found = stats(command("run", store, "Hello", *SHORT, "--no-profile", "--stats", "json"))
     assert list(found) == list(KEYS)
-    assert (found["prompt_tokens"], found["tokens"]) == (30, 12)
+    assert (found["prompt_tokens"], found["tokens"]) == (26, 12)
     assert found["finish_reason"] == "length"
     assert found["experts_per_token"] == 3
     assert found["slots"] == found["planned_slots"] == 32
@@ -130,6 +129,32 @@ def test_markup_that_the_model_writes_is_visible(command: Command, store, engine
     result = command("run", store, "Hello", "--stats", "json")
     assert result.out == "<tool_call>G"
     assert stats(result)["finish_reason"] == "stop"
+
+
+class Window(io.StringIO):
+    """A terminal that keeps what it gets."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_reply_cannot_drive_a_terminal(command: Command, store, monkeypatch):
+    hostile = "\x1b]52;c;cm0=\x07\x9b2J"
+    real = Session.generate
+
+    def generate(self: Session, *given: Any, **more: Any) -> Iterator[Step]:
+        steps = real(self, *given, **more)
+        yield replace(next(steps), text=hostile)
+        yield from steps
+
+    monkeypatch.setattr(Session, "generate", generate)
+    piped = command("run", store, "Hello", *SHORT).out
+    assert piped.startswith(hostile), "a pipe gets it as it is"
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", window := Window())
+        cli.main(["run", str(store), "Hello", *map(str, SHORT)])
+    shown = window.getvalue()
+    assert shown == piped.replace(hostile, "␛]52;c;cm0=␇\\u009b2J") + "\n"
 
 
 def test_a_read_error_ends_the_line_and_is_one_line(command: Command, store, monkeypatch):
@@ -207,23 +232,31 @@ def test_raw_continues_the_prompt(command: Command, store, engine):
     assert result.out == reply(engine, engine.tokenizer.encode("Hello"))
 
 
-def test_reasoning_is_off_by_default(command: Command, store, engine, opened):
+def test_whether_it_reasons_is_for_the_template_to_say(command: Command, store, engine, opened):
     command("run", store, "Hello", *SHORT)
-    assert opened["ids"] == chat(engine, "Hello", enable_thinking=False)
+    assert opened["ids"] == chat(engine, "Hello")
     command("run", store, "Hello", "--no-think", *SHORT)
     assert opened["ids"] == chat(engine, "Hello", enable_thinking=False)
     command("run", store, "Hello", "--think", *SHORT)
     assert opened["ids"] == chat(engine, "Hello", enable_thinking=True)
 
 
-def test_system_and_tools_reach_the_template(command: Command, store, engine, opened, tmp_path):
-    tools = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
-    (tmp_path / "tools.json").write_text(json.dumps(tools))
-    command("run", store, "Hi", "--system", "Be brief", "--tools", tmp_path / "tools.json", *SHORT)
-    assert opened["ids"] == chat(engine, "Hi", system="Be brief", tools=tools)
+DEMO = ("demo", "--ram", "floor", "--io-threads", 2)
+"""Whose tokenizer has every byte, so that calls can be bound."""
+CLOCK = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
 
 
-@pytest.mark.parametrize("content", ["{", '{"type": "function"}', "[1]", "[" * 100_000])
+def test_system_and_tools_reach_the_template(command: Command, opened, tmp_path):
+    (tmp_path / "tools.json").write_text(json.dumps(CLOCK))
+    given = ("--system", "Be brief", "--tools", tmp_path / "tools.json")
+    assert command("run", *DEMO, "Hi", *given, *SHORT).code == 0
+    with Engine.open("demo") as engine:
+        assert opened["ids"] == chat(engine, "Hi", system="Be brief", tools=CLOCK)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", '{"type": "function"}', "[1]", '[{"type": "function"}]', "[" * 100_000]
+)
 def test_tools_that_are_none_are_refused(command: Command, store, tmp_path, content):
     (tmp_path / "tools.json").write_text(content)
     result = command("run", store, "Hi", "--tools", tmp_path / "tools.json")
@@ -363,10 +396,10 @@ def test_rougher_keys_and_values_are_announced_as_lossy(command: Command, store,
 def test_slots_and_context(command: Command, store, opened):
     result = command("run", store, "Hello", *SHORT, "--slots", 5, "--stats", "json")
     assert stats(result)["slots"] == 5
-    result = command("run", store, "Hello", "--context", 35, "--stats", "json")
-    assert opened["budget"].context_tokens == 35
-    assert 30 + stats(result)["tokens"] <= 36 and stats(result)["finish_reason"] == "length"
-    refused = command("run", store, "Hello" * 10, "--context", 35)
+    result = command("run", store, "Hello", "--context", 31, "--stats", "json")
+    assert opened["budget"].context_tokens == 31
+    assert 26 + stats(result)["tokens"] <= 32 and stats(result)["finish_reason"] == "length"
+    refused = command("run", store, "Hello" * 10, "--context", 31)
     assert refused.code == 2 and refused.err.count("\n") == 1
 
 
@@ -377,7 +410,9 @@ def test_a_prefix_cache_is_used_and_reported(command: Command, store, tmp_path, 
     assert " KiB written to the prefix cache" in first.err and "from the prefix" not in first.err
     shared, other = (chat(engine, text, system=system) for text in ("Hello", "Bye"))
     count = next(at for at, (one, two) in enumerate(zip(shared, other, strict=False)) if one != two)
-    assert opened["marks"] == (count,) and count > 128
+    start = 96 + ADDED.index("<|im_start|>")
+    fixed = shared[: opened["marks"][0]]
+    assert len(fixed) > 128 and fixed[-1] == start and other[: len(fixed)] == fixed
     second = command(*talk, "Hello")
     assert second.out == first.out
     assert (
@@ -492,8 +527,8 @@ def test_the_routing_log_replays_to_the_run_s_own_misses(command, store, tmp_pat
     )
     log = routing_log.read(path)
     assert log.header == routing_log.Header(4, 8, 3, (4096,) * 4, slots)
-    assert log.prompt_tokens == 30 and len(log.ids) == 30 + found["tokens"] - 1
-    assert log.passes.max() + 1 == 5 + found["tokens"] - 1, "a prompt of 30 in chunks of 7"
+    assert log.prompt_tokens == 26 and len(log.ids) == 26 + found["tokens"] - 1
+    assert log.passes.max() + 1 == 4 + found["tokens"] - 1, "a prompt of 26 in chunks of 7"
     replayed = routing.replay(log, slots)
     assert (replayed.hits, replayed.cold + replayed.capacity) == (found["hits"], found["misses"])
 
@@ -529,7 +564,7 @@ def test_a_reply_that_ended_is_not_closed_twice(command: Command, store, engine,
 def test_what_belongs_to_the_opening_is_refused_later(command: Command, store, tmp_path):
     kept = tmp_path / "kept"
     command("run", store, "Hello", *SHORT, "--save", kept)
-    result = command("run", store, "x", "--load", kept, "--system", "y")
+    result = command("run", store, "x", "--load", tmp_path / "missing", "--system", "y")
     assert result.code == 2 and "--system" in result.err and result.err.count("\n") == 1
     kept.write_bytes(b"damaged")
     result = command("run", store, "x", "--load", kept)
@@ -579,19 +614,68 @@ def test_a_session_is_saved_to_files_only(command: Command, store: Path, tmp_pat
     assert Path("/dev/null").is_char_device()
 
 
-def test_tools_that_the_template_would_drop_are_refused(command: Command, store, tmp_path):
-    (tmp_path / "tools.json").write_text(json.dumps([{"type": "function", "function": {}}]))
-    plain = tmp_path / "store"
-    shutil.copytree(store, plain)
-    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    (plain / "chat_template.jinja").write_text(template)
-    manifest = Store.open(plain).manifest
+def write_template(template: str, to: Path) -> Path:
+    """The demo with another chat template."""
+    shutil.copytree(Store.open("demo").path, to)
+    (to / "chat_template.jinja").write_text(template)
+    manifest = Store.open(to).manifest
     sums = {**manifest.files, "chat_template.jinja": xxhash.xxh3_64_hexdigest(template.encode())}
-    (plain / "manifest.json").write_text(replace(manifest, files=sums).to_json())
+    (to / "manifest.json").write_text(replace(manifest, files=sums).to_json())
+    return to
+
+
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+
+
+def test_tools_are_explained_to_a_template_that_has_no_word_on_them(
+    command: Command, opened, tmp_path
+):
+    (tmp_path / "tools.json").write_text(json.dumps(CLOCK))
+    plain = write_template(PLAIN, tmp_path / "plain")
     result = command("run", plain, "Hi", "--tools", tmp_path / "tools.json", *SHORT)
-    assert result.code == 2 and "knows no tools" in result.err
+    assert result.code == 0 and opened["grammars"] and opened["guide"] is not None
+    with Engine.open(plain) as engine:
+        told = engine.tokenizer.decode(opened["ids"])
+    assert told.startswith("system: ") and '"name": "clock"' in told and "user: Hi" in told
     assert command("run", plain, "Hi", *SHORT).code == 0
-    assert command("run", plain, "Hi", "--raw", "--think", *SHORT).code == 2
+    assert not opened["grammars"] and opened["guide"] is None
+    for flag in ("--think", "--no-think"):
+        assert command("run", plain, "Hi", "--raw", flag, *SHORT).code == 2
+    assert "no mark for it" in command("run", plain, "Hi", "--think", *SHORT).last
+    kept = tmp_path / "kept"
+    command("run", plain, "Hi", "--save", kept, *SHORT)
+    assert "no mark for" in command("run", plain, "Hi", "--load", kept, "--think", *SHORT).last
+
+
+def test_calls_in_a_form_that_is_not_read_are_free_and_said_to_be(
+    command: Command, opened, tmp_path
+):
+    (tmp_path / "tools.json").write_text(json.dumps(CLOCK))
+    own = "{% for t in tools %}{{ t | tojson }}{% endfor %}" + PLAIN
+    other = write_template(own, tmp_path / "other")
+    result = command("run", other, "Hi", "--tools", tmp_path / "tools.json", *SHORT)
+    assert result.code == 0 and opened["guide"] is None
+    assert result.err.startswith("calls are not bound to the schemas of --tools")
+
+
+def test_calls_are_bound_to_their_schemas(command: Command, tmp_path):
+    """The only city there may be is not the one that was asked for."""
+    city = {"type": "string", "enum": ["Highbury"]}
+    function = {
+        "name": "get_weather",
+        "description": "Weather for a city on a day",
+        "parameters": {"type": "object", "properties": {"city": city}, "required": ["city"]},
+    }
+    (tmp_path / "tools.json").write_text(json.dumps([{"type": "function", "function": function}]))
+    result = command(
+        *("run", *DEMO, "What is the weather in Paris on Monday?", "--no-think"),
+        *("--tools", tmp_path / "tools.json", "--temperature", 0),
+    )
+    assert result.code == 0
+    assert result.out == (
+        "<tool_call>\n<function=get_weather>\n<parameter=city>\nHighbury\n</parameter>\n"
+        "</function>\n</tool_call>"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Interrupts: none is lost where Python cannot raise it."""
+"""Interrupts: none is lost where Python cannot raise it. Terminals: none is steered."""
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import time
@@ -41,3 +42,16 @@ def test_other_errors_there_are_told_as_ever(
 ) -> None:
     Finalized(ValueError("not ours"))
     assert "ValueError: not ours" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_terminal_gets_no_control_characters_and_a_pipe_all(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    tell = terminal.write if name == "stdout" else terminal.note
+    for is_terminal, shown in ((True, "a␛[2J\n"), (False, "a\x1b[2J\n")):
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        monkeypatch.setattr(sys, name, stream)
+        tell("a\x1b[2J" + ("\n" if name == "stdout" else ""))
+        assert stream.getvalue() == shown

@@ -21,7 +21,7 @@ from flashmoe.apps.eval.flags import EPILOG, evaluate
 from flashmoe.apps.footer import KEYS
 from flashmoe.apps.serve.flags import serve
 from flashmoe.errors import FlashMoeError, InputError
-from flashmoe.options import Budget, Runtime, Sampling
+from flashmoe.options import Runtime, Sampling
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 refused (the store, the budget, the machine, a saved session), or "
@@ -170,12 +170,12 @@ def plan(
     context: flags.Context = None,
     slots: flags.Slots = None,
     experts_per_token: flags.ExpertsPerToken = None,
-    kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
+    kv: flags.Kv = flags.KV,
     chunk_tokens: flags.ChunkTokens = Runtime.chunk_tokens,
     io: flags.HowRead = Runtime.io,
     store_dirs: flags.StoreDirs = None,
     prefix_cache: flags.PrefixDirectory = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Show how memory would be divided: floor, recommended size, slots, and what binds."""
     from flashmoe.apps.plan import plan
@@ -196,7 +196,7 @@ def run(
     raw: flags.Raw = False,
     system: flags.System = None,
     tools: flags.Tools = None,
-    think: flags.Think = False,
+    think: flags.Think = None,
     max_tokens: flags.MaxTokens = flags.MAX_TOKENS,
     temperature: flags.Temperature = None,
     top_p: flags.TopP = None,
@@ -212,7 +212,7 @@ def run(
     ram: flags.Ram = None,
     context: flags.Context = None,
     slots: flags.Slots = None,
-    kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
+    kv: flags.Kv = flags.KV,
     prefix_cache: flags.PrefixDirectory = None,
     prefix_cache_size: flags.PrefixSize = None,
     threads: flags.Threads = None,
@@ -231,8 +231,9 @@ def run(
 ) -> int:
     """Reply to a prompt, streamed. Ends with a line of figures on standard error.
 
-    The prompt goes through the store's chat template, with reasoning switched off unless
-    `--think` says otherwise; `--raw` continues it as it stands.
+    The prompt goes through the store's chat template; `--raw` continues it as it stands. What is
+    written is the model's own text, with its marks of reasoning and calls; control characters are
+    shown as signs on a terminal alone. Calls of `--tools` are valid by their schemas.
     """
     given = locals()
     from flashmoe.apps.request import request_of
@@ -253,7 +254,7 @@ def bench(
     gen_tokens: flags.GenTokens = flags.GEN_TOKENS,
     ram: flags.Ram = None,
     experts_per_token: flags.ExpertsPerToken = None,
-    kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
+    kv: flags.Kv = flags.KV,
     cold: flags.Cold = False,
     repeat: flags.Repeat = flags.REPEAT,
     threads: flags.Threads = None,
@@ -319,7 +320,7 @@ def trace(
     plot: Annotated[
         Path | None, typer.Option(help="Draw a heat map (layer by expert) to this PNG.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Analyse a routing log: frequency, coverage, reuse, overlap, and misses of a cache."""
     from flashmoe.apps.trace import trace

@@ -1,6 +1,7 @@
-"""What a run says to the model: a conversation's opening, its next turn, or raw text, as ids.
+"""What a run says to the model: a conversation's opening, its next turn, or raw text.
 
-Owns how the command line's words become token ids; the chat template writes all markup.
+Owns how the command line's words become a turn (``flashmoe.turn``), and the next turn of a timeline
+of which there are the ids alone; the chat template writes all markup.
 """
 
 from __future__ import annotations
@@ -8,33 +9,34 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flashmoe.engine import Engine
 from flashmoe.errors import InputError, TemplateError
 from flashmoe.text.template import Segment
+from flashmoe.turn import Opening, Plain, Turn
 
 _MARK = "\ue000"  # a private character: it stands for a reply where no text can be mistaken
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the user said. ``text`` None goes on where a loaded session ends."""
+    """What the user said. ``text`` None goes on where a loaded session ends; ``thinking`` None
+    leaves the template's own default."""
 
     text: str | None
     raw: bool = False
     system: str | None = None
     tools: list[dict[str, Any]] = field(default_factory=list)
-    thinking: bool = False
+    thinking: bool | None = None
 
     def __post_init__(self) -> None:
         if self.raw and (self.system is not None or self.tools):
             raise InputError("--system and --tools need the chat template: leave out --raw")
-        if self.raw and self.thinking:
-            raise InputError("--think needs the chat template: leave out --raw")
+        if self.raw and self.thinking is not None:
+            raise InputError("--think and --no-think need the chat template: leave out --raw")
 
 
 def read_prompt(prompt: str | None) -> str | None:
@@ -66,7 +68,7 @@ def read_tools(path: Path) -> list[dict[str, Any]]:
         tools = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"the tools in {path} cannot be read: {error}") from error
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+    if not isinstance(tools, list) or not all(map(_is_tool, tools)):
         raise InputError(
             f"{path} is not a JSON list of tools, such as "
             '[{"type": "function", "function": {"name": …, "parameters": …}}]'
@@ -74,62 +76,56 @@ def read_tools(path: Path) -> list[dict[str, Any]]:
     return tools
 
 
-def opening(engine: Engine, prompt: Prompt) -> list[int]:
-    """The ids that begin a conversation, or of the raw text.
+def _is_tool(tool: Any) -> bool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return isinstance(name, str) and bool(name)
+
+
+def opening(engine: Engine, prompt: Prompt) -> Opening:
+    """The turn that begins a conversation, or the raw text.
+
+    Calls of tools are bound to their schemas where their form can be read; where the template
+    writes them in another one they come as the model will.
 
     Raises:
-        InputError: the store has no tokenizer or no chat template.
+        InputError: the store has no tokenizer or no chat template, a tool cannot be enforced.
         TemplateError: the template rejects the conversation.
+        ContextError: the prompt leaves no room for a reply.
     """
     assert prompt.text is not None
     if prompt.raw:
-        return engine.tokenizer.encode(prompt.text)
+        return Opening.of(engine, Plain(prompt.text))
     messages = [{"role": "user", "content": prompt.text}]
     if prompt.system is not None:
         messages.insert(0, {"role": "system", "content": prompt.system})
-    if prompt.tools and not engine.template.takes_tools:
-        raise InputError(
-            f"the chat template of {engine.store.path} knows no tools: leave out --tools, or use "
-            "a model that was trained with them"
-        )
-    segments = engine.template.render(
-        messages, tools=prompt.tools or None, enable_thinking=prompt.thinking
+    turn = Turn(
+        tuple(messages),
+        tools=tuple(prompt.tools),
+        thinking=prompt.thinking,
+        constrained=engine.syntax.calls is not None,
     )
-    return engine.tokenizer.encode_segments(segments)
+    return Opening.of(engine, turn)
 
 
-def fixed_part(engine: Engine, prompt: Prompt, ids: Sequence[int]) -> int:
-    """How many of an opening's ``ids`` any other opening with its system message and tools has.
-
-    0 where there are neither: what is left is a few tokens of markup.
-    """
-    if prompt.system is None and not prompt.tools:
-        return 0
-    assert prompt.text is not None
-    others = (opening(engine, replace(prompt, text=text)) for text in ("a", "b"))
-    shared = zip(ids, *others, strict=False)
-    return sum(1 for _ in takewhile(lambda here: len(set(here)) == 1, shared))
-
-
-def next_turn(engine: Engine, prompt: Prompt, ids: Sequence[int]) -> list[int]:
-    """The ids that follow a saved timeline ``ids`` with another turn; none without text.
+def next_turn(engine: Engine, prompt: Prompt, ids: Sequence[int]) -> Opening:
+    """What follows a saved timeline ``ids`` with another turn; no ids without text.
 
     Raises:
-        InputError: words that belong to the opening.
+        InputError: reasoning is asked for, and the template has no mark for it.
         TemplateError: the template does not write turns one after the other.
     """
-    if prompt.system is not None or prompt.tools:
-        raise InputError(
-            "--system and --tools belong to the opening of a conversation: "
-            "leave them out, or leave out --load"
-        )
-    if not prompt.text:
-        return []
-    if prompt.raw:
-        return engine.tokenizer.encode_segments([Segment(prompt.text, markup=True)])
-    turn = engine.tokenizer.encode_segments(_after_reply(engine, prompt))
-    # A reply that came to its end has the token that closes it already.
-    return turn[1:] if ids and turn and turn[0] == ids[-1] else turn
+    following: list[int] = []
+    if prompt.text and prompt.raw:
+        following = engine.tokenizer.encode_segments([Segment(prompt.text, markup=True)])
+    elif prompt.text:
+        if prompt.thinking and not engine.syntax.think_close:
+            raise InputError("the chat template has no mark for reasoning: leave out --think")
+        following = engine.tokenizer.encode_segments(_after_reply(engine, prompt))
+        # A reply that came to its end has the token that closes it already.
+        if ids and following and following[0] == ids[-1]:
+            del following[0]
+    return Opening(Plain(tuple(following)), tuple(following))
 
 
 def _after_reply(engine: Engine, prompt: Prompt) -> list[Segment]:

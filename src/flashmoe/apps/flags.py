@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from flashmoe.options import DEFAULT_CONTEXT_TOKENS, DEFAULT_DISK_BYTES, Io
+from flashmoe.options import DEFAULT_CONTEXT_TOKENS, DEFAULT_DISK_BYTES, Budget, Io
 
 MAX_TOKENS = 512
 """A reply on the command line ends here unless ``--max-tokens`` says otherwise."""
@@ -30,16 +30,17 @@ PREFIX_SIZE = f"{DEFAULT_DISK_BYTES >> 30}GiB"
 _OWN = "the store's own"
 
 
-def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
+def option(panel: str, help: str, *names: str, **more: Any) -> Any:
+    """A flag under a heading of ``--help``, for those that one command alone has."""
     return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
-_words = partial(_option, "Prompt")
-_sampling = partial(_option, "Sampling")
-_memory = partial(_option, "Memory")
-_work = partial(_option, "How the work is done (never changes the answer)")
-_measured = partial(_option, "What is measured")
-_output = partial(_option, "Output and files")
+_words = partial(option, "Prompt")
+_sampling = partial(option, "Sampling")
+_memory = partial(option, "Memory")
+_work = partial(option, "How the work is done (never changes the answer)")
+_measured = partial(option, "What is measured")
+_output = partial(option, "Output and files")
 
 Store: TypeAlias = Annotated[
     str,
@@ -66,11 +67,12 @@ Tools: TypeAlias = Annotated[
     _words("Tools that the model may call: a JSON list in OpenAI's form.", "--tools"),
 ]
 Think: TypeAlias = Annotated[
-    bool,
+    bool | None,
     _words(
         "Let the model reason before it answers, where its template has a switch for it "
         "(enable_thinking).",
         "--think/--no-think",
+        show_default="the template's own",
     ),
 ]
 
@@ -203,8 +205,10 @@ Slots: TypeAlias = Annotated[
     _memory("Experts kept in memory at once.", "--slots", show_default="what the budget holds"),
 ]
 
+KvKind: TypeAlias = Literal["f32", "f16", "bf16", "int8"]
+KV: KvKind = Budget.kv  # type: ignore[assignment]
 Kv: TypeAlias = Annotated[
-    Literal["f32", "f16", "bf16", "int8"],
+    KvKind,
     _memory(
         "How keys and values are held: as float16 (f16), as computed (f32) in twice the memory, or "
         "LOSSY: with fewer bits (bf16), or in half of it (int8).",
@@ -298,6 +302,7 @@ Save: TypeAlias = Annotated[Path | None, _output("Keep the conversation in this 
 Load: TypeAlias = Annotated[
     Path | None, _output("Go on with a conversation that --save kept.", "--load")
 ]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 Stats: TypeAlias = Annotated[
     Literal["text", "json"], _output("The form of the last line.", "--stats")
 ]

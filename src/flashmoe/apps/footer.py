@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flashmoe.apps.plurals import counted
 from flashmoe.step import Step, Totals
 from flashmoe.stream import memory
 from flashmoe.stream.units import format_bytes
@@ -65,7 +66,7 @@ class Footer:
         totals = self.totals
         parts = [
             self._prompt(),
-            f"{totals.tokens} tokens",
+            counted(totals.tokens, "token"),
             f"{totals.tokens_per_second:.1f} tok/s",
             f"TTFT {totals.ms_first / 1e3:.2f} s",
             *self._found(),
@@ -81,9 +82,9 @@ class Footer:
     def _prompt(self) -> str:
         totals = self.totals
         if not totals.cached_tokens:
-            return f"{totals.prompt_tokens} prompt tokens"
-        cached = f"{totals.cached_tokens} of {totals.prompt_tokens}"
-        return f"{cached} prompt tokens from the prefix cache"
+            return counted(totals.prompt_tokens, "prompt token")
+        prompt = counted(totals.prompt_tokens, "prompt token")
+        return f"{totals.cached_tokens} of {prompt} from the prefix cache"
 
     def _kept(self) -> tuple[str, ...]:
         if self.prefix_bytes_written is None:
@@ -93,8 +94,9 @@ class Footer:
     def _found(self) -> tuple[str, ...]:
         totals = self.totals
         if self.io == "os":
-            return (f"{totals.misses} experts through the page cache",)
-        return (f"{totals.hits} hits", f"{totals.misses} misses ({totals.hit_rate:.1%} hits)")
+            return (f"{counted(totals.misses, 'expert')} through the page cache",)
+        misses = f"{counted(totals.misses, 'miss')} ({totals.hit_rate:.1%} hits)"
+        return (counted(totals.hits, "hit"), misses)
 
     def to_json(self, **more: Any) -> str:
         """One line for a program, with the keys of :data:`KEYS`."""

@@ -67,6 +67,11 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt.text and self.files.load is None:
             raise InputError("the prompt is empty: give a PROMPT, or pipe one into the command")
+        if self.files.load is not None and (self.prompt.system is not None or self.prompt.tools):
+            raise InputError(
+                "--system and --tools belong to the opening of a conversation: leave them out, or "
+                "leave out --load"
+            )
 
 
 def request_of(flags: Mapping[str, Any]) -> Request:

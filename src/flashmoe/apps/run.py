@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flashmoe.apps import progress, timing
-from flashmoe.apps.conversation import fixed_part, next_turn, opening
+from flashmoe.apps.conversation import next_turn, opening
 from flashmoe.apps.drives import drive_lines, drives_of
 from flashmoe.apps.footer import footer_of
 from flashmoe.apps.opening import open_engine
+from flashmoe.apps.plurals import counted
 from flashmoe.apps.request import Request
 from flashmoe.apps.routing_log import Header, RoutingWriter
 from flashmoe.apps.terminal import end_line, note, show_aside, take_interrupts, write
@@ -27,6 +28,7 @@ from flashmoe.quant import Array
 from flashmoe.session import Session
 from flashmoe.snapshot import destination
 from flashmoe.step import Step
+from flashmoe.turn import Opening
 
 INTERRUPTED = 130
 """Exit code of a reply that Ctrl-C ended: 128 and the signal's number."""
@@ -93,25 +95,31 @@ def run(request: Request) -> int:
                 request.kernels,
                 request.prefix_cache,
                 onlookers,
+                grammars=bool(request.prompt.tools),
             )
         )
         reply = _Reply((time.perf_counter() - began) * 1e3)
-        session, ids = _begin(engine, request)
+        session, asked = _begin(engine, request)
         if log is not None:
             log.start(_header(engine))
-        marks = _marks(engine, request, ids)
         try:
             # What reads a JSON object from standard error wants nothing before it
             with progress.prompt_shown(plain=not request.report.json) as told:
                 sampling = engine.sampling(**request.sampling)
-                steps = session.generate(ids, sampling, marks=marks, on_progress=told)
+                steps = session.generate(
+                    asked.ids,
+                    sampling,
+                    marks=asked.marks,
+                    guide=asked.guide,
+                    on_progress=told,
+                )
                 _stream(steps, reply, onlookers)
         except FlashMoeError:
             end_line(reply.text)
             raise
         end_line(reply.text)
         if reply.finish == "interrupt" and not reply.steps:
-            note(_interrupted(engine, session, ids))
+            note(_interrupted(engine, session, len(asked.ids)))
         try:
             if request.files.save is not None:
                 session.save(request.files.save)
@@ -129,27 +137,25 @@ def _header(engine: Engine) -> Header:
     return Header(shape.layers, experts.count, experts.top_k, records, engine.plan.slots)
 
 
-def _begin(engine: Engine, request: Request) -> tuple[Session, list[int]]:
-    """The timeline, and the ids to go on with."""
+def _begin(engine: Engine, request: Request) -> tuple[Session, Opening]:
+    """The timeline, and what it goes on with."""
     session = engine.session()
-    if request.files.load is None:
-        return session, opening(engine, request.prompt)
-    session.load(request.files.load)
-    return session, next_turn(engine, request.prompt, session.ids)
+    if request.files.load is not None:
+        session.load(request.files.load)
+        return session, next_turn(engine, request.prompt, session.ids)
+    if request.prompt.tools and engine.syntax.calls is None:
+        note(
+            "calls are not bound to the schemas of --tools: this chat template writes them in a "
+            "form that is not read here"
+        )
+    return session, opening(engine, request.prompt)
 
 
-def _interrupted(engine: Engine, session: Session, ids: list[int]) -> str:
+def _interrupted(engine: Engine, session: Session, prompt_tokens: int) -> str:
     """What an interrupted prompt has come to."""
-    told = f"interrupted: {len(session.ids)} tokens of the timeline have passed"
-    told += f", of a prompt of {len(ids)}"
+    told = f"interrupted: the timeline has {counted(len(session.ids), 'token')}"
+    told += f", of a prompt of {prompt_tokens}"
     return told if engine.prefixes is None else f"{told}; the prefix cache has them"
-
-
-def _marks(engine: Engine, request: Request, ids: list[int]) -> tuple[int, ...]:
-    """Where other conversations are likely to leave this one's path."""
-    if request.prefix_cache is None or request.files.load is not None:
-        return ()
-    return (fixed_part(engine, request.prompt, ids),)
 
 
 def _stream(steps: Iterator[Step], reply: _Reply, onlookers: _Onlookers) -> None:

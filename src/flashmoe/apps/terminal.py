@@ -2,6 +2,8 @@
 
 Owns writing to both. Whatever is written is flushed, so that a full disk is noticed here and
 named; a reader that went away (BrokenPipeError) passes through, for the host to end quietly.
+A terminal gets no control characters of what a model, a store or a file says (``visible``);
+files and pipes get every text as it is.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from contextlib import contextmanager
 from io import StringIO, TextIOWrapper
 from typing import TYPE_CHECKING
 
+from flashmoe.apps.visible import visible
 from flashmoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,15 +63,15 @@ def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
 
 
 def write(text: str) -> None:
-    """Write text to standard output, as it is."""
+    """Write text to standard output."""
     with _writing("standard output"):
-        sys.stdout.write(text)
+        sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
 
 
 def note(text: str) -> None:
     """Write a line to standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text) if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
 def show(*tables: RenderableType) -> None:

@@ -83,6 +83,7 @@ class Person:
         self.notes: list[str] = []
         self.shown: list[RenderableType] = []
         self.results: list[str] = []
+        self.memories: list[tuple[str, str]] = []
 
     def line(self, status: str, names: Names) -> str | None:
         return self._lines.pop(0) if self._lines else None
@@ -97,6 +98,9 @@ class Person:
 
     def heard(self, pieces: tuple[Piece, ...], *, withheld: bool = False) -> None:
         self.pieces += pieces
+
+    def recalled(self, said: str, replied: str) -> None:
+        self.memories.append((said, replied))
 
     def called(self, call: Call) -> None:
         pass

@@ -22,10 +22,12 @@ NAMES = Names(tools=("calculator", "shell"), sessions=("holiday", "house"))
         ("/system Be brief.\nVery.", Command("system", "Be brief.\nVery.")),
         ("/save  holiday ", Command("save", "holiday")),
         ("//help", Said("/help")),
-        (" /help", Said(" /help")),
-        ("/usr/bin/env is a path", Said("/usr/bin/env is a path")),
-        ("/", Said("/")),
-        ("/2 is a half", Said("/2 is a half")),
+        (" /help", Command("help")),
+        ("\n/save x\n", Command("save", "x")),
+        ("//usr/bin/env is a path", Said("/usr/bin/env is a path")),
+        ("///", Said("//")),
+        ("  // a comment", Said("  // a comment")),
+        ("1/2 is a half", Said("1/2 is a half")),
     ],
 )
 def test_what_a_line_means(line: str, meant: Command | Said) -> None:
@@ -35,8 +37,15 @@ def test_what_a_line_means(line: str, meant: Command | Said) -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("/sytem x", "there is no command /sytem: did you mean /system?"),
-        ("/xyzzy", "there is no command /xyzzy: /help lists them; //xyzzy says it"),
+        ("/sytem x", "there is no command /sytem; did you mean /system? /help lists them."),
+        ("/quti", "there is no command /quti; did you mean /quit?"),
+        (" /Quit", "there is no command /Quit; did you mean /quit?"),
+        ("/system2 x", "there is no command /system2; did you mean /system?"),
+        ("/sys-tem x", "there is no command /sys-tem; did you mean /system?"),
+        ("/usr/bin/env is", "there is no command /usr/bin/env; /help lists them. To say what"),
+        ("/" + "x" * 5000, "x…; /help lists them."),
+        ("/ help", "there is no command /; "),
+        ("/", "double the slash: //"),
         ("/quit now", "/quit takes nothing: leave out 'now'"),
     ],
 )
@@ -46,13 +55,15 @@ def test_what_is_no_command_is_named(line: str, told: str) -> None:
     assert told in str(caught.value)
 
 
-@given(st.text())
+@given(st.text() | st.text(alphabet=" /\nhelpsytm"))
 def test_whatever_is_typed_is_said_commanded_or_refused(line: str) -> None:
     try:
         meant = read(line)
     except InputError:
-        assert line.startswith("/")
+        assert line.strip().startswith("/")
         return
+    if line.strip().startswith("/") and not line.strip().startswith("//"):
+        assert isinstance(meant, Command), "never said: it may be a command that was mistyped"
     assert isinstance(meant, Command) or meant.text == line.removeprefix(
         "/" * line.startswith("//")
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from rich.console import Console
 
 from flashmoe.apps.chat import keeping
 from flashmoe.apps.chat.calculator import CALCULATOR
-from flashmoe.apps.chat.desk import Desk, check_tools, read_system, system_of
+from flashmoe.apps.chat.desk import Desk, check_tools
 from flashmoe.apps.chat.shelf import Kept, Shelf
 from flashmoe.apps.chat.talk import Talk
 from flashmoe.apps.chat.tools import Toolbox
@@ -88,25 +90,21 @@ def test_the_system_prompt_is_shown_set_read_and_removed(office: Office, tmp_pat
     office.desk.take("/system Be brief.\nVery.")
     office.desk.take("/system")
     assert "Be brief.\nVery." in office.shown()
-    assert not any("read anew" in note for note in office.person.notes)
+    assert office.person.notes == ["the system prompt: 15 tokens, beginning “Be brief.”"]
     office.say("Hello")
     assert office.script.asked[0].messages[0] == {"role": "system", "content": "Be brief.\nVery."}
-    (tmp_path / "prompt.txt").write_text("From a file.\n")
-    office.desk.take(f"/system {tmp_path / 'prompt.txt'}")
-    assert office.talk.transcript.system == "From a file."
-    assert "read anew" in office.person.notes[-1]
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("From a file.\nOf two lines.\n")
+    office.desk.take(f"/system {prompt}")
+    assert office.talk.transcript.system == "From a file.\nOf two lines."
+    told, why = office.person.notes[-2:]
+    assert told == f"the system prompt from {prompt}: 26 tokens, beginning “From a file.”"
+    assert "the next turn reads the conversation anew" in why
+    with pytest.raises(InputError, match=r"there is no file propmt\.txt"):
+        office.desk.take("/system propmt.txt")
+    assert office.talk.transcript.system == "From a file.\nOf two lines."
     office.desk.take("/system -")
     assert office.talk.transcript.system is None
-
-
-def test_what_names_no_file_is_the_prompt_itself(tmp_path: Path) -> None:
-    assert system_of("Be brief.") == "Be brief."
-    assert system_of("x" * 5000) == "x" * 5000
-    (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="binary cannot be read"):
-        system_of(str(tmp_path / "binary"))
-    with pytest.raises(InputError, match="cannot be read"):
-        read_system(tmp_path)
 
 
 def test_tools_are_listed_and_switched(office: Office) -> None:
@@ -133,6 +131,10 @@ def test_calls_that_cannot_be_read_are_told_at_once(
 def test_reasoning_is_switched_and_shown(office: Office) -> None:
     office.desk.take("/reasoning")
     assert "without reasoning" in office.shown()
+    assert office.talk.transcript.thinking is None
+    assert "reasoning" in office.desk.status, "this template lets it, unless it is told otherwise"
+    office.desk.take("/think")
+    assert office.talk.transcript.thinking is False and "reasoning" not in office.desk.status
     office.desk.take("/think on")
     office.say("Hello")
     assert office.script.asked[0].thinking is True and "reasoning" in office.desk.status
@@ -149,6 +151,8 @@ def test_a_conversation_gets_a_name_and_is_kept_after_every_turn(office: Office)
     assert shelf is not None
     with pytest.raises(InputError, match="no name yet"):
         office.desk.take("/save")
+    office.desk.take("/sessions")
+    assert office.person.notes == ["no conversation is kept yet: /save NAME keeps this one"]
     office.say("one")
     office.desk.take("/save house")
     office.say("two", "no")
@@ -174,7 +178,10 @@ def test_one_conversation_after_another(office: Office) -> None:
         office.desk.take("/save house")
     office.desk.take("/save garden")
     office.desk.take("/sessions house")
-    assert contents(office) == ["one", "yes"] and "house: 1 turns" in office.person.notes[-1]
+    assert (
+        contents(office) == ["one", "yes"] and "house goes on: 1 turn, " in office.person.notes[-1]
+    )
+    assert office.person.memories == [("one", "yes")]
     office.desk.take("/sessions garden")
     assert contents(office) == ["two", "yes"]
     with pytest.raises(InputError, match="the conversation at hand"):
@@ -265,14 +272,75 @@ def test_tools_of_a_kept_conversation_come_back_if_they_are_there(office: Office
     assert office.box.on == {"calculator"} and office.talk.transcript.tools == ["calculator"]
     assert any("hammer is not there any more" in note for note in office.person.notes)
     assert office.talk.transcript.system == "New." and office.talk.transcript.thinking
+    office.desk.leave()
+    office.desk.open(shelf.open("house"), fresh=Transcript("demo"))
+    assert office.talk.transcript.thinking, "what is not said stays"
+    office.desk.leave()
+    office.desk.open(shelf.open("house"), fresh=Transcript("demo", thinking=False))
+    assert office.talk.transcript.thinking is False
 
 
 def test_stats(office: Office) -> None:
     office.desk.take("/stats")
+    shown = office.shown()
+    assert "none yet: figures come with the first reply" in shown and "tok/s" not in shown
     office.say("one")
     office.desk.take("/stats")
     shown = office.shown()
-    assert "0 replies" in shown and "1 replies" in shown and "2 tokens" in shown
+    assert "1, 1 reply in this process" in shown and "2 tokens" in shown and "tok/s" in shown
+
+
+def test_stats_of_a_conversation_that_goes_on(office: Office) -> None:
+    office.say("one")
+    office.desk.take("/save house")
+    office.desk.take("/clear")
+    office.desk.take("/sessions house")
+    office.desk.take("/stats")
+    assert "1, none of them in this process: figures come with the next reply" in office.shown()
+
+
+def test_a_reply_that_was_stopped_is_marked_when_its_conversation_goes_on(office: Office) -> None:
+    office.script.replies.append([Content("half a "), press, Content("word")])
+    assert office.desk.take("one") == "interrupt"
+    assert "stopped here; /retry asks again" in office.person.notes
+    office.desk.take("/save house")
+    office.desk.take("/clear")
+    office.desk.take("/sessions house")
+    assert office.person.memories == [("one", "half a word")]
+    assert office.person.notes[-2] == "that reply was stopped"
+    office.say("two")
+    office.desk.take("/clear")
+    office.desk.take("/sessions house")
+    assert office.person.memories[-1] == ("two", "yes")
+    assert office.person.notes[-2] != "that reply was stopped"
+
+
+def press() -> None:
+    """Ctrl-C, now."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_another_store_goes_on_and_that_is_said(office: Office) -> None:
+    shelf = office.desk._shelf
+    assert shelf is not None
+    with shelf.open("house") as kept:
+        kept.write(Transcript("/stores/qwen/"))
+    office.desk.open(shelf.open("house"), fresh=Transcript("demo"))
+    assert office.person.notes[0] == "so far qwen has answered in house"
+    assert office.desk.status.startswith("demo · house · ")
+
+
+def test_the_greeting_says_what_there_is_and_how_to_learn_the_rest(office: Office) -> None:
+    told = office.desk.greeting
+    assert told.startswith("demo: a context of ") and "/help lists what can be typed" in told
+
+
+def test_a_store_goes_by_the_name_of_its_directory(
+    office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    office.talk.transcript.store = "."
+    assert office.desk.status.startswith(f"{tmp_path.name} · ")
 
 
 def test_without_a_home_nothing_is_kept(engine: Engine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from typing import Any
 
 import pyte
@@ -121,7 +122,7 @@ def test_reasoning_alone_leaves_its_line() -> None:
     drawn = Drawn(window.console)
     drawn.heard((Reasoning("hm"),))
     drawn.finish()
-    assert window.lines()[0].startswith("∴ reasoned in 1 tokens")
+    assert window.lines()[0].startswith("∴ reasoned in 1 token, ")
 
 
 def test_a_call_that_is_being_written_is_told_of() -> None:
@@ -178,7 +179,10 @@ def test_narrow_windows(columns: int) -> None:
     assert "words" in "".join(window.lines()).replace("\n", "")
 
 
-def test_on_a_dumb_terminal_text_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_dumb_terminal_text_is_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     window = Window(_environ={"TERM": "dumb"})
     assert window.console.is_dumb_terminal
     view = Screen(None, window.console)  # type: ignore[arg-type]

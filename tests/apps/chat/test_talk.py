@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flashmoe.apps.chat import talk as talks
-from flashmoe.apps.chat.talk import NOT_RUN, Talk
+from flashmoe.apps.chat.talk import BROKEN_OFF, NOT_RUN, Talk
 from flashmoe.apps.chat.tools import Tool, Toolbox
 from flashmoe.apps.chat.transcript import Transcript
 from flashmoe.errors import CancelledError, ContextError, InputError, ReadError
@@ -70,7 +70,7 @@ def test_a_turn_is_asked_and_answered() -> None:
     (turn,) = script.asked
     assert [m["content"] for m in turn.messages] == ["Be brief.", "Hi"]
     assert turn.tools == talk.toolbox.definitions and turn.tool_choice == "auto"
-    assert (turn.thinking, turn.thinking_budget) == (False, None)
+    assert turn.thinking is None, "for the template to say"
     assert talk.last_reasoning() == "hm"
     assert talk.spent.total("tokens") == 3
 
@@ -80,6 +80,9 @@ def test_reasoning_has_its_bound() -> None:
     talk.say("Hi", Person())
     assert (script.asked[0].thinking, script.asked[0].thinking_budget) == (True, 9)
     assert talk.last_reasoning() == ""
+    talk, script = talk_of([Content("x")], thinking=False)
+    talk.say("Hi", Person())
+    assert (script.asked[0].thinking, script.asked[0].thinking_budget) == (False, None)
 
 
 def test_calls_are_answered_until_the_model_answers() -> None:
@@ -117,6 +120,7 @@ def test_ctrl_c_ends_the_reply_and_what_has_come_stays() -> None:
     person = Person()
     assert talk.say("Hi", person) == "interrupt"
     assert talk.session.cancelled == 1  # type: ignore[attr-defined]
+    assert person.notes == ["stopped here; /retry asks again", "2 interrupt"]
     assert talk.transcript.messages[1] == {
         "role": "assistant", "content": "half a word", "cut": True
     }  # fmt: skip
@@ -172,8 +176,8 @@ def test_ctrl_c_while_a_tool_runs_ends_the_turn() -> None:
     talk, _ = talk_of([LOOK, LOOK], use=lambda given: press() or "never")  # type: ignore[func-returns-value]
     person = Person()
     assert talk.say("Hi", person) == "interrupt"
-    assert [m["content"] for m in talk.transcript.messages[2:]] == [NOT_RUN, NOT_RUN]
-    assert person.results == [] and NOT_RUN in person.notes
+    assert [m["content"] for m in talk.transcript.messages[2:]] == [BROKEN_OFF, NOT_RUN]
+    assert person.results == [] and f"look is {BROKEN_OFF}" in person.notes
 
 
 @pytest.mark.parametrize(
@@ -208,4 +212,24 @@ def test_a_reply_that_was_cut_says_so() -> None:
     talk, _ = talk_of([Content("and so on")], finish="length")
     person = Person()
     assert talk.say("Hi", person) == "length"
-    assert "--max-tokens is reached" in person.notes[-1]
+    assert "as many tokens as --max-tokens allows" in person.notes[-1]
+
+
+def test_a_context_that_is_full_is_told_from_a_reply_that_is_long_enough() -> None:
+    talk, _ = talk_of([Content("and so on")], finish="length")
+    talk._context = 40
+    talk.session.ids = range(40)  # type: ignore[misc, assignment]
+    person = Person()
+    talk.say("Hi", person)
+    assert "the context of 40 tokens is full; /clear begins anew" in person.notes[-1]
+
+
+@pytest.mark.parametrize("pieces", [(Reasoning("hm"),), (Content(" \n"),)])
+def test_a_reply_without_a_word_is_said_to_be_one(pieces: Any) -> None:
+    talk, _ = talk_of(pieces, [LOOK], [Content("x")])
+    person = Person()
+    talk.say("Hi", person)
+    assert "the reply has no text; /retry asks again" in person.notes
+    person = Person()
+    talk.say("Hi", person)
+    assert not any("no text" in note for note in person.notes)

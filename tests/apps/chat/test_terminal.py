@@ -12,7 +12,7 @@ import pytest
 
 from tests.apps.chat.terminal import Terminal
 
-GREEDY = ("--ram", "floor", "--io-threads", "2", "--temperature", "0")
+GREEDY = ("--ram", "floor", "--io-threads", "2", "--temperature", "0", "--no-think")
 EMMA = "Continue: Emma was sitting one evening"
 
 Start = Callable[..., Terminal]
@@ -34,7 +34,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def test_a_conversation(start: Start) -> None:
     chat = start("--max-tokens", "40")
-    chat.until("demo · not kept · 0 of 4096 tokens")
+    seen = chat.until("demo · not kept · 0 of 4096 tokens")
+    assert "demo: a context of 4096 tokens, within " in seen
     chat.type(f"{EMMA}\r")
     seen = chat.until("TTFT")
     reply = seen[seen.index(EMMA) + len(EMMA) : seen.index(" prompt tokens")]
@@ -46,7 +47,7 @@ def test_a_conversation(start: Start) -> None:
     chat.type("/stats\r")
     assert re.search(r"turns +2, ", chat.until("replies in this process"))
     chat.type("/sytem\r")
-    chat.until("error: there is no command /sytem: did you mean /system?")
+    chat.until("error: there is no command /sytem; did you mean /system? /help lists them.")
     chat.type("/s\x1b[B\t")
     chat.until("/sessions")
     chat.type("\x03")  # empties the line
@@ -57,9 +58,8 @@ def test_a_conversation(start: Start) -> None:
 
 
 def test_ctrl_c_ends_the_reply_and_not_the_program(start: Start, tmp_path: Path) -> None:
-    chat = start(
-        "--session", "house", "--max-tokens", "3000", "--seed", "1", "--temperature", "1.5"
-    )
+    # Who likes a word the better the more often it was said never comes to an end
+    chat = start("--session", "house", "--max-tokens", "3000", "--frequency-penalty", "-2")
     chat.ready()
     chat.type(f"{EMMA}\r")
     chat.until(EMMA)
@@ -67,6 +67,7 @@ def test_ctrl_c_ends_the_reply_and_not_the_program(start: Start, tmp_path: Path)
     while len(chat.text) < start_of_reply + 200:
         chat._read()
     chat.type("\x03")
+    chat.until("stopped here; /retry asks again")
     chat.until("TTFT")
     chat.ready(2)
     chat.type("/quit\r")
@@ -74,6 +75,8 @@ def test_ctrl_c_ends_the_reply_and_not_the_program(start: Start, tmp_path: Path)
     kept = json.loads((tmp_path / "data/flashmoe/sessions/house/conversation.json").read_text())
     assert [message["role"] for message in kept["messages"]] == ["user", "assistant"]
     assert kept["messages"][1]["cut"] is True and len(kept["messages"][1]["content"]) > 100
+    again = start("--session", "house")
+    assert f"> {EMMA}\n" in again.until("that reply was stopped")
 
 
 def test_a_conversation_goes_on_in_another_process_where_it_was(start: Start) -> None:
@@ -88,9 +91,11 @@ def test_a_conversation_goes_on_in_another_process_where_it_was(start: Start) ->
     chat.type("\x04")
     assert chat.end() == 0
     again = start("--session", "house", "--max-tokens", "20", "--no-prefix-cache")
-    seen = again.until("tokens of them in the model")
-    known = int(re.findall(r"house: 1 turns, (\d+) tokens", seen)[0])
+    seen = again.until("tokens of it in the model")
+    assert f"> {'Continue: ' + said}"[:90] in seen
+    known = int(re.findall(r"house goes on: 1 turn, (\d+) tokens", seen)[0])
     assert known > first / 2
+    again.ready(2)  # what was said last stands behind such a sign, too
     again.type("And then?\r")
     second = int(re.findall(r"(\d+) prompt tokens", again.until("TTFT"))[-1])
     assert second < first / 2, "the first turn is not read again"
@@ -152,6 +157,25 @@ def test_the_shell_asks_before_each_command(start: Start, tmp_path: Path) -> Non
     chat.until("It ran.")
     assert (tmp_path / "mark").read_text() == "ran\n"
     assert "[exit code 0]" in chat.text and "␛[31mred" in chat.text
+
+
+def test_ctrl_c_ends_a_command_that_runs_and_the_turn(start: Start, tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[3])
+    slow = SCRIPTED.replace("echo ran >> mark", "sleep 300; echo ran >> mark")
+    chat = start("--tool", "shell", "--session", "house", first=slow, PYTHONPATH=root)
+    chat.ready()
+    chat.type("Run it.\r")
+    chat.until("Run it? [y/N]")
+    chat.type("y\r")
+    chat.until("running; Ctrl-C stops it")
+    chat.type("\x03")
+    chat.until("shell is broken off: stopped by the user before it had ended")
+    chat.ready(2)
+    chat.type("\x04")
+    assert chat.end() == 0 and not (tmp_path / "mark").exists()
+    kept = json.loads((tmp_path / "data/flashmoe/sessions/house/conversation.json").read_text())
+    assert kept["messages"][-1]["role"] == "tool"
+    assert kept["messages"][-1]["content"].startswith("broken off: ")
 
 
 def test_a_narrow_window_without_colours(start: Start) -> None:

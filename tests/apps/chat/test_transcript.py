@@ -55,6 +55,23 @@ def test_a_template_gets_the_system_prompt_first_and_no_notes_of_ours() -> None:
     assert conversation().messages[3]["cut"] is True
 
 
+def test_where_a_conversation_was_left() -> None:
+    talk = conversation()
+    assert talk.last_turn() == ("second", "yes") and not talk.stopped
+    talk.take_back()
+    assert talk.last_turn() == ("first", "let me see\n\ntw") and talk.stopped
+    assert Transcript().last_turn() == ("", "") and not Transcript().stopped
+
+
+@pytest.mark.parametrize("thinking", [None, True, False])
+def test_reasoning_may_be_left_to_the_template(thinking: bool | None) -> None:
+    talk = Transcript("demo", thinking=thinking)
+    assert Transcript.from_json(talk.to_json(), "file") == talk
+    damaged = talk.to_json().replace(f'"thinking": {json.dumps(thinking)}', '"thinking": "yes"')
+    with pytest.raises(SessionError, match="is damaged"):
+        Transcript.from_json(damaged, "file")
+
+
 def test_a_turn_is_taken_back_with_all_its_rounds() -> None:
     talk = conversation()
     assert (talk.turns, talk.opening) == (2, "first")

@@ -1,8 +1,8 @@
 """What a line means: something to say, or a command and its argument.
 
 Owns the commands' names, their help, and what completes a half-typed one; not what they do
-(``desk``). A command is a slash and letters, then white space or the line's end, so that
-``/usr/bin`` is said as it stands; ``//help`` says ``/help``.
+(``desk``). Invariant: what begins with a slash is a command or refused, never said, since it may
+be one that was mistyped; with two slashes it is said, without the first.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from flashmoe.apps.visible import one_line
 from flashmoe.errors import InputError
 
-_COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
+_COMMAND = re.compile(r"/(\S*)(?:\s+(.*))?", re.DOTALL)
+
+NAMED_CHARACTERS = 40
+"""Of what was taken for a command."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,26 @@ def read(line: str) -> Command | Said:
     """
     if line.startswith("//"):
         return Said(line[1:])
-    found = _COMMAND.fullmatch(line.rstrip())
-    if found is None:
+    typed = line.strip()
+    found = _COMMAND.fullmatch(typed)
+    if found is None or typed.startswith("//"):
         return Said(line)
     name, argument = found[1], (found[2] or "").strip()
     if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
-        instead = f"did you mean /{near[0]}?" if near else "/help lists them;"
-        raise InputError(f"there is no command /{name}: {instead} //{name} says it to the model")
+        raise InputError(_unknown(name))
     if argument and not COMMANDS[name].takes:
         raise InputError(f"/{name} takes nothing: leave out {argument!r}")
     return Command(name, argument)
+
+
+def _unknown(name: str) -> str:
+    shown = one_line(name, NAMED_CHARACTERS)
+    near = get_close_matches(name.lower(), COMMANDS, n=1)
+    meant = f"did you mean /{near[0]}? " if near else ""
+    return (
+        f"there is no command /{shown}; {meant}/help lists them. To say what begins with a slash, "
+        f"double the slash: //{shown}"
+    )
 
 
 def help_rows() -> list[tuple[str, str]]:

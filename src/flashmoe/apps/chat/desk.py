@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from flashmoe.apps.chat import commands, keeping
+from flashmoe.apps.chat import commands, figures, keeping
 from flashmoe.apps.chat.commands import Command, Names, Said
 from flashmoe.apps.chat.face import Face
 from flashmoe.apps.chat.shelf import Kept, Shelf
+from flashmoe.apps.chat.system import system_of
 from flashmoe.apps.chat.talk import Talk
 from flashmoe.apps.chat.transcript import Transcript
-from flashmoe.apps.chat.visible import one_line, visible
+from flashmoe.apps.plurals import counted
+from flashmoe.apps.visible import one_line, visible
 from flashmoe.engine import Engine
 from flashmoe.errors import FlashMoeError, InputError
-from flashmoe.stream import memory
-from flashmoe.stream.kept import read_kept
 from flashmoe.stream.units import format_bytes
-
-SYSTEM_BYTES = 1 << 20
-"""Of a system prompt's file."""
+from flashmoe.text.template import Segment
+from flashmoe.turn import default_thinking
 
 OPENING_CHARACTERS = 60
-"""Of what a kept conversation began with, in a list."""
+"""Of what a kept conversation or a system prompt begins with."""
 
 
 class Desk:
@@ -55,15 +55,34 @@ class Desk:
         }
 
     @property
+    def greeting(self) -> str:
+        """What there is, and how to learn of the rest."""
+        plan = self._engine.plan
+        return (
+            f"{_model(self._talk.transcript.store)}: a context of "
+            f"{counted(plan.context_tokens, 'token')}, within {format_bytes(plan.budget_bytes)} "
+            "of memory. /help lists what can be typed."
+        )
+
+    @cached_property
+    def _default_thinking(self) -> bool:
+        return default_thinking(self._engine)
+
+    @property
+    def _thinks(self) -> bool:
+        said = self._talk.transcript.thinking
+        return self._default_thinking if said is None else said
+
+    @property
     def status(self) -> str:
         """A word on where things stand."""
         talk = self._talk
         parts = [
-            Path(talk.transcript.store).name,
+            _model(talk.transcript.store),
             self._kept.name if self._kept else "not kept",
             f"{len(talk.session.ids)} of {self._engine.plan.context_tokens} tokens",
             *sorted(talk.toolbox.on),
-            *(["reasoning"] if talk.transcript.thinking else []),
+            *(["reasoning"] if self._thinks else []),
         ]
         return visible(" · ".join(parts))
 
@@ -104,16 +123,20 @@ class Desk:
             self._talk.begin_anew(fresh)
             self._talk.session.rewind(0)
             return
+        if _model(found.store) != _model(fresh.store):
+            self._face.note(f"so far {_model(found.store)} has answered in {kept.name}")
         found.store = fresh.store
         found.system = found.system if fresh.system is None else fresh.system
-        found.thinking = found.thinking or fresh.thinking
+        found.thinking = found.thinking if fresh.thinking is None else fresh.thinking
         self._talk.begin_anew(found)
         self._switch_tools(found, fresh.tools)
         why = keeping.take_out(self._talk.session, kept)
         if why is not None:
             self._face.note(f"the model's state is not used, everything is read anew: {why}")
-        known = len(self._talk.session.ids)
-        self._face.note(f"{kept.name}: {found.turns} turns, {known} tokens of them in the model")
+        known = counted(len(self._talk.session.ids), "token")
+        turns = counted(found.turns, "turn")
+        self._recall(found)
+        self._face.note(f"{kept.name} goes on: {turns}, {known} of it in the model")
 
     def leave(self) -> None:
         """Keep what is to be kept, and let the conversation go; a state that cannot be kept is
@@ -140,8 +163,9 @@ class Desk:
             table.add_row(Text(command), Text(does))
         self._face.show(table)
         self._face.note(
-            "Enter sends; Alt-Enter or a backslash at the end makes a new line; Ctrl-C stops a "
-            "reply; Ctrl-D leaves."
+            "Enter sends; Alt-Enter or a backslash at the end makes a new line; Tab completes a "
+            "command; Ctrl-C stops a reply; Ctrl-D leaves. Two slashes at the beginning say a text "
+            "that begins with one."
         )
 
     def _system(self, argument: str) -> None:
@@ -150,11 +174,14 @@ class Desk:
             shown = transcript.system
             self._face.show(Text("there is no system prompt" if shown is None else visible(shown)))
             return
-        transcript.system = None if argument == "-" else system_of(argument)
-        told = transcript.system
-        self._face.note(
-            "the system prompt is removed" if told is None else f"system prompt: {told}"
-        )
+        if argument == "-":
+            transcript.system = None
+            self._face.note("the system prompt is removed")
+        else:
+            given = system_of(argument)
+            transcript.system = given.text
+            origin = f" from {given.file}" if given.file else ""
+            self._face.note(f"the system prompt{origin}: {self._sketch(given.text)}")
         self._reads_anew()
 
     def _tools(self, argument: str) -> None:
@@ -179,7 +206,7 @@ class Desk:
         transcript = self._talk.transcript
         if argument not in ("", "on", "off"):
             raise InputError(f"/think {argument}: say on or off")
-        wanted = argument == "on" if argument else not transcript.thinking
+        wanted = argument == "on" if argument else not self._thinks
         if wanted and not self._engine.syntax.think_close:
             raise InputError("the chat template of this model has no mark for reasoning")
         transcript.thinking = wanted
@@ -194,10 +221,14 @@ class Desk:
         if argument:
             self._move_to(argument, shelf)
             return
+        entries = shelf.entries()
+        if not entries:
+            self._face.note("no conversation is kept yet: /save NAME keeps this one")
+            return
         table = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("name", "turns", "used", "state", "begins"):
             table.add_column(column, overflow="fold")
-        for entry in shelf.entries():
+        for entry in entries:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.changed))
             size = format_bytes(entry.state_bytes) if entry.state_bytes else "-"
             turns, begins = "-", "damaged"
@@ -235,31 +266,23 @@ class Desk:
         self._face.note("a new conversation, not kept until /save gives it a name")
 
     def _stats(self, argument: str) -> None:
-        engine, talk = self._engine, self._talk
-        spent = talk.spent
-        decode_s, first_s = spent.total("ms_decode") / 1e3, spent.total("ms_first") / 1e3
-        asked = spent.total("hits") + spent.total("misses")
-        tokens = spent.total("tokens")
-        decoded = tokens - len(spent.replies)
-        read = spent.total("prompt_tokens") - spent.total("cached_tokens")
-        rows = {
-            "turns": f"{talk.transcript.turns}, {len(spent.replies)} replies in this process",
-            "context": f"{len(talk.session.ids)} of {engine.plan.context_tokens} tokens",
-            "prompts": f"{read:.0f} tokens read, {_rate(read, first_s)}, "
-            f"{spent.total('cached_tokens'):.0f} from the prefix cache",
-            "replies": f"{tokens:.0f} tokens, {_rate(decoded, decode_s)}",
-            "experts": f"{spent.total('hits') / asked if asked else 0:.1%} hits, "
-            f"{spent.total('bytes_read') / 1e9:.3g} GB read, "
-            f"{spent.total('ms_read_wait') / 1e3:.1f} s waited for them",
-            "memory": f"peak {format_bytes(memory.peak_resident_bytes())} of "
-            f"{format_bytes(engine.plan.budget_bytes)}, {engine.streamer.slots} slots",
-        }
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-        for name, value in rows.items():
-            table.add_row(Text(name, style="dim"), Text(value))
-        self._face.show(table)
+        self._face.show(figures.stats(self._engine, self._talk))
 
     # --- what they share
+
+    def _sketch(self, text: str) -> str:
+        """A text by its length and beginning."""
+        ids = self._engine.tokenizer.encode_segments([Segment(text, markup=False)])
+        first = one_line(text.strip().partition("\n")[0], OPENING_CHARACTERS)
+        return f"{counted(len(ids), 'token')}, beginning “{first}”"
+
+    def _recall(self, found: Transcript) -> None:
+        """Show where the conversation was left."""
+        if not found.turns:
+            return
+        self._face.recalled(*found.last_turn())
+        if found.stopped:
+            self._face.note("that reply was stopped")
 
     def _move_to(self, name: str, shelf: Shelf) -> None:
         if self._kept is not None and name == self._kept.name:
@@ -301,38 +324,14 @@ class Desk:
 
     def _reads_anew(self) -> None:
         if self._talk.transcript.messages:
-            self._face.note("it stands at the beginning: with the next turn all is read anew")
+            self._face.note(
+                "this stands before all that was said: the next turn reads the conversation anew"
+            )
 
     def _needed_shelf(self) -> Shelf:
         if self._shelf is None:
             raise InputError("there is no place for conversations: set HOME or XDG_DATA_HOME")
         return self._shelf
-
-
-def system_of(text: str) -> str:
-    """A system prompt: what is in the file of that name, if there is one, else the text itself.
-
-    Raises:
-        InputError: the file is no text.
-    """
-    path = Path(text).expanduser() if "\n" not in text else None
-    try:
-        is_file = path is not None and path.is_file()
-    except OSError:  # too long for a name
-        is_file = False
-    return read_system(path) if path is not None and is_file else text
-
-
-def read_system(path: Path) -> str:
-    """The system prompt in a file, without the line break at its end.
-
-    Raises:
-        InputError: it cannot be read as UTF-8, or is too long for one.
-    """
-    try:
-        return read_kept(path, SYSTEM_BYTES).removesuffix("\n")
-    except (OSError, ValueError) as error:
-        raise InputError(f"the system prompt in {path} cannot be read: {error}") from error
 
 
 def check_tools(engine: Engine) -> None:
@@ -348,13 +347,14 @@ def check_tools(engine: Engine) -> None:
         )
 
 
+def _model(store: str) -> str:
+    """What a store goes by."""
+    return store if store == "demo" else Path(store).resolve().name
+
+
 def _taken(kept: Kept) -> bool:
     """Whether something is kept there, be it damaged."""
     try:
         return kept.read() is not None
     except FlashMoeError:
         return True
-
-
-def _rate(tokens: float, seconds: float) -> str:
-    return f"{tokens / seconds if seconds else 0:.1f} tok/s"

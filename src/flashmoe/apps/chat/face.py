@@ -34,6 +34,9 @@ class Face(Protocol):
     def hearing(self) -> AbstractContextManager[Listener]:
         """While a reply comes; when it is left all of it has been shown."""
 
+    def recalled(self, said: str, replied: str) -> None:
+        """The last turn of a conversation that goes on: what was said, and what came of it."""
+
     def called(self, call: Call) -> None:
         """A tool is about to be used."""
 

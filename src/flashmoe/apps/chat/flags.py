@@ -7,23 +7,17 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
-
-import typer
+from typing import Annotated, TypeAlias
 
 from flashmoe.apps import flags
-from flashmoe.options import Budget, Runtime, Sampling
+from flashmoe.options import Runtime, Sampling
 
 MAX_TOKENS = 2048
 """A reply ends here unless ``--max-tokens`` says otherwise: Ctrl-C is at hand, and an answer may
 be long."""
 
 
-def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
-
-
-_words = partial(_option, "Prompt")
+_words = partial(flags.option, "Prompt")
 
 SystemFile: TypeAlias = Annotated[
     Path | None,
@@ -48,7 +42,7 @@ OwnTools: TypeAlias = Annotated[
 ThinkBudget: TypeAlias = Annotated[
     int | None,
     _words(
-        "Close the reasoning after so many tokens.",
+        "Let the model reason, and close the reasoning after so many tokens.",
         "--think-budget",
         metavar="TOKENS",
         min=1,
@@ -73,7 +67,7 @@ def chat(
     system_file: SystemFile = None,
     tool: OwnTools = None,
     tools: TypedTools = None,
-    think: flags.Think = False,
+    think: flags.Think = None,
     think_budget: ThinkBudget = None,
     max_tokens: flags.MaxTokens = MAX_TOKENS,
     temperature: flags.Temperature = None,
@@ -89,7 +83,7 @@ def chat(
     ram: flags.Ram = None,
     context: flags.Context = None,
     slots: flags.Slots = None,
-    kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
+    kv: flags.Kv = flags.KV,
     prefix_cache: flags.KeptPrefixes = None,
     prefix_cache_size: flags.PrefixSize = None,
     no_prefix_cache: flags.NoPrefixCache = False,

@@ -15,8 +15,8 @@ from rich.console import RenderableType
 from flashmoe.apps import progress
 from flashmoe.apps.chat.commands import Names
 from flashmoe.apps.chat.tools import Refusal
-from flashmoe.apps.chat.visible import one_line, visible
 from flashmoe.apps.terminal import note, show_aside, write
+from flashmoe.apps.visible import one_line
 from flashmoe.errors import InputError
 from flashmoe.progress import OnProgress
 from flashmoe.text.pieces import Call, Content, Piece
@@ -59,6 +59,9 @@ class Plain:
     def hearing(self) -> AbstractContextManager[Spoken]:
         return speaking()
 
+    def recalled(self, said: str, replied: str) -> None:
+        """Whoever reads the output has it already, or wants what is new alone."""
+
     def called(self, call: Call) -> None:
         note(one_line(f"{call.name} {call.arguments}", NOTED_CHARACTERS))
 
@@ -77,7 +80,7 @@ class Plain:
             show_aside(part)
 
     def note(self, text: str) -> None:
-        note(visible(text))
+        note(text)
 
     def figures(self, line: str) -> None:
         note(line)
@@ -102,7 +105,7 @@ class Spoken:
         """The last character written."""
 
     def heard(self, pieces: tuple[Piece, ...], *, withheld: bool = False) -> None:
-        text = visible("".join(piece.text for piece in pieces if isinstance(piece, Content)))
+        text = "".join(piece.text for piece in pieces if isinstance(piece, Content))
         if text:
             write(text)
             self.last = text[-1]

@@ -37,7 +37,7 @@ from flashmoe.errors import FlashMoeError, InputError
 from flashmoe.options import Sampling
 from flashmoe.session import Session
 from flashmoe.step import Step
-from flashmoe.turn import Reply, Turn
+from flashmoe.turn import Opening, Reply, Turn
 
 
 def chat(request: ChatRequest) -> int:
@@ -67,7 +67,11 @@ def chat(request: ChatRequest) -> int:
             check_tools(engine)
         fresh = Transcript(request.store, request.system, request.thinking, sorted(toolbox.on))
         talk = _talk(engine, request, toolbox, fresh, (time.perf_counter() - began) * 1e3)
+        # What every turn would be refused for is refused now
+        Opening.of(engine, talk.turn({"role": "user", "content": "-"}))
         desk = Desk(engine, talk, shelf, face)
+        if on_terminal:
+            face.note(desk.greeting)
         if kept is not None:
             desk.open(kept, fresh=fresh)
         try:
@@ -164,6 +168,7 @@ def _talk(
         partial(_figures, engine, load_ms),
         fresh,
         request.thinking_budget,
+        engine.plan.context_tokens,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flashmoe.apps.chat.desk import read_system
+from flashmoe.apps.chat.system import read_system
 from flashmoe.apps.conversation import read_tools
 from flashmoe.apps.request import Limits, limits_of, prefix_of, runtime_of, sampling_of
 from flashmoe.errors import InputError
@@ -24,7 +24,7 @@ class ChatRequest:
     store: str
     session: str | None
     system: str | None
-    thinking: bool
+    thinking: bool | None
     thinking_budget: int | None
     tools: tuple[Mapping[str, Any], ...]
     switched_on: tuple[str, ...]
@@ -46,15 +46,15 @@ def request_of(flags: Mapping[str, Any]) -> ChatRequest:
         if system is not None:
             raise InputError("--system and --system-file say the same: leave one out")
         system = read_system(flags["system_file"])
-    budget = flags["think_budget"]
-    if budget is not None and not flags["think"]:
-        raise InputError("--think-budget bounds what --think lets the model do: give that too")
+    thinking, budget = flags["think"], flags["think_budget"]
+    if budget is not None and thinking is False:
+        raise InputError("--think-budget bounds what --no-think switches off: leave one out")
     tools = flags["tools"]
     return ChatRequest(
         store=flags["store"],
         session=flags["session"],
         system=system,
-        thinking=flags["think"],
+        thinking=thinking if budget is None else True,
         thinking_budget=budget,
         tools=() if tools is None else tuple(read_tools(tools)),
         switched_on=tuple(dict.fromkeys(flags["tool"] or ())),

@@ -25,7 +25,8 @@ from flashmoe.apps.chat.editor import Editor, silent_keys
 from flashmoe.apps.chat.face import Listener
 from flashmoe.apps.chat.markdown import Blocks, shown
 from flashmoe.apps.chat.plain import speaking
-from flashmoe.apps.chat.visible import exact, one_line, visible
+from flashmoe.apps.plurals import counted
+from flashmoe.apps.visible import exact, one_line, visible
 from flashmoe.progress import OnProgress
 from flashmoe.text.pieces import Call, Content, Piece, Reasoning
 
@@ -37,6 +38,9 @@ REASONING_LINES = 6
 
 RESULT_LINES = 8
 """Of a tool's result."""
+
+RECALLED_LINES = 12
+"""Of the last reply of a conversation that goes on: its end."""
 
 _ROOM_LINES = 2  # of the window, that the last block leaves free
 
@@ -69,6 +73,12 @@ class Screen:
             finally:
                 drawn.finish()
 
+    def recalled(self, said: str, replied: str) -> None:
+        width = max(self._console.width - 4, 10)
+        self._console.print(Text(f"> {one_line(said, width)}", style="dim"), highlight=False)
+        if replied.strip():
+            self._console.print(Tail(shown(visible(replied)), RECALLED_LINES))
+
     def called(self, call: Call) -> None:
         told = one_line(f"{call.name} {call.arguments}", max(self._console.width - 4, 10))
         self._console.print(Text(f"→ {told}", style="cyan"), highlight=False)
@@ -76,14 +86,18 @@ class Screen:
     def answered(self, call: Call, result: str) -> None:
         lines = visible(result).splitlines()
         more = len(lines) - RESULT_LINES
-        text = "\n".join(lines[:RESULT_LINES]) + (f"\n… {more} more lines" if more > 0 else "")
+        left = f"\n… {more} more {'line' if more == 1 else 'lines'}" if more > 0 else ""
+        text = "\n".join(lines[:RESULT_LINES]) + left
         self._console.print(Padding(Text(text, style="dim"), (0, 0, 1, 2)), highlight=False)
 
     def confirm(self, command: str) -> bool:
         """Show the command as it will run, and wait for a yes to it."""
         self._console.print(Text("The model wants to run:", style="bold yellow"))
         self._console.print(Padding(Text(exact(command)), (0, 0, 0, 2)), highlight=False)
-        return self._editor.confirm("Run it? [y/N] ")
+        agreed = self._editor.confirm("Run it? [y/N] ")
+        if agreed:
+            self._console.print(Text("running; Ctrl-C stops it", style="dim"), highlight=False)
+        return agreed
 
     def supply(self, call: Call) -> str:
         self.note(f"{call.name} was called: type its result (Alt-Enter for a new line)")
@@ -163,7 +177,8 @@ class Drawn:
         if self._began is None:
             return
         seconds = self._clock() - self._began
-        told = f"∴ reasoned in {self._reasoning_tokens} tokens, {seconds:.1f} s (/reasoning)"
+        tokens = counted(self._reasoning_tokens, "token")
+        told = f"∴ reasoned in {tokens}, {seconds:.1f} s (/reasoning)"
         self._reasoning, self._began = [], None
         self._live.update("")
         self._console.print(Text(told, style="dim"), highlight=False)
@@ -183,7 +198,8 @@ class Drawn:
         rest = shown(self._blocks.rest)
         if not self._withheld_tokens:
             return Tail(rest, room)
-        written = Text(f"… a call is being written, {self._withheld_tokens} tokens", style="dim")
+        tokens = counted(self._withheld_tokens, "token")
+        written = Text(f"… a call is being written, {tokens}", style="dim")
         return Tail(Group(rest, written) if self._blocks.rest.strip() else written, room)
 
 

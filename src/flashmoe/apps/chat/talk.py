@@ -18,18 +18,22 @@ from flashmoe.apps.chat.face import Face, Listener
 from flashmoe.apps.chat.interrupts import Stop, stopping
 from flashmoe.apps.chat.tools import Toolbox
 from flashmoe.apps.chat.transcript import Message, Transcript, reply_of, result_of
+from flashmoe.apps.plurals import counted
 from flashmoe.errors import CancelledError, InputError
 from flashmoe.progress import OnProgress
 from flashmoe.session import Session
 from flashmoe.step import Step, Totals
-from flashmoe.text.pieces import Call, Piece
+from flashmoe.text.pieces import Call, Content, Piece
 from flashmoe.turn import Beat, ToolChoice, Turn
 
 ROUNDS = 8
 """After so many rounds of calls the model has to answer without one."""
 
 NOT_RUN = "not run: stopped by the user"
-"""What a call that was stopped is answered, so that the conversation can go on."""
+"""What a call of a turn that was stopped is answered, so that the conversation can go on."""
+
+BROKEN_OFF = "broken off: stopped by the user before it had ended"
+"""What one is answered that was under way."""
 
 
 class Spoken(Protocol):
@@ -65,6 +69,12 @@ class Heard:
     def calls(self) -> list[Call]:
         return [piece for piece in self.pieces if isinstance(piece, Call)]
 
+    @property
+    def says_anything(self) -> bool:
+        """Whether a person sees more of it than its reasoning."""
+        said = (piece.text for piece in self.pieces if isinstance(piece, Content))
+        return bool(self.calls or "".join(said).strip())
+
 
 @dataclass
 class Spent:
@@ -88,6 +98,7 @@ class Talk:
         figures: Figures,
         transcript: Transcript,
         thinking_budget: int | None = None,
+        context_tokens: int | None = None,
     ) -> None:
         self.session = session
         self.toolbox = toolbox
@@ -98,6 +109,7 @@ class Talk:
         self._begin = begin
         self._figures = figures
         self._budget = thinking_budget
+        self._context = context_tokens
 
     def say(self, text: str, face: Face) -> str:
         """A turn: the user's words, and all rounds of the reply; returns why the last one ended
@@ -148,7 +160,7 @@ class Talk:
             tools=self.toolbox.definitions,
             tool_choice=tool_choice,
             thinking=self.transcript.thinking,
-            thinking_budget=self._budget if self.transcript.thinking else None,
+            thinking_budget=None if self.transcript.thinking is False else self._budget,
         )
 
     def last_reasoning(self) -> str:
@@ -184,6 +196,10 @@ class Talk:
                     raise
             except KeyboardInterrupt:
                 pass  # the second: what has come stays all the same
+        if heard.pieces and heard.finish == "interrupt":
+            face.note("stopped here; /retry asks again")
+        elif heard.steps and heard.finish != "interrupt" and not heard.says_anything:
+            face.note("the reply has no text; /retry asks again")
         if heard.steps:
             self.spent.replies.append(Totals.of(heard.steps))
             face.figures(self._figures(heard.steps, heard.finish))
@@ -227,12 +243,21 @@ class Talk:
                     result = self.toolbox.answer(call)
                     face.answered(call, result)
             except KeyboardInterrupt:
-                stopped, heard.finish = True, "interrupt"
-                face.note(NOT_RUN)
+                stopped, heard.finish, result = True, "interrupt", BROKEN_OFF
+                face.note(f"{call.name} is {BROKEN_OFF}")
             self.transcript.messages.append(result_of(number, call, result))
         if heard.finish == "length":
-            face.note("the reply was cut: --max-tokens is reached, or the context is full")
+            face.note(self._cut_short())
         return bool(heard.calls) and not stopped
+
+    def _cut_short(self) -> str:
+        """Why a reply ended before its end."""
+        if self._context is not None and len(self.session.ids) >= self._context:
+            return (
+                f"the reply was cut: the context of {counted(self._context, 'token')} is full; "
+                "/clear begins anew, and a start with --context plans a longer one"
+            )
+        return "the reply was cut: it has as many tokens as --max-tokens allows"
 
     def _numbers(self, count: int) -> list[str]:
         """Names for the next calls."""

@@ -23,11 +23,12 @@ Message = dict[str, Any]
 @dataclass
 class Transcript:
     """``messages`` have no system message: ``system`` is put before them. ``tools`` are the names
-    of those switched on. ``store`` says what answered, for people."""
+    of those switched on. ``store`` says what answered, for people. ``thinking`` None leaves the
+    template's own default. A message whose reply the user stopped is marked ``cut``."""
 
     store: str = ""
     system: str | None = None
-    thinking: bool = False
+    thinking: bool | None = None
     tools: list[str] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
 
@@ -41,6 +42,22 @@ class Transcript:
         """What the user said first."""
         said = (m["content"] for m in self.messages if m["role"] == "user")
         return str(next(said, ""))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the user ended the last reply."""
+        replies = [message for message in self.messages if message["role"] == "assistant"]
+        return bool(replies and replies[-1].get("cut"))
+
+    def last_turn(self) -> tuple[str, str]:
+        """What the user said last, and what the model has said since; both empty before."""
+        said, replied = "", ""
+        for message in self.messages:
+            if message["role"] == "user":
+                said, replied = str(message["content"]), ""
+            elif message["role"] == "assistant":
+                replied = "\n\n".join(filter(None, [replied, str(message["content"])]))
+        return said, replied
 
     def asked(self) -> tuple[Message, ...]:
         """The messages as a template takes them."""
@@ -74,7 +91,7 @@ class Transcript:
             raise SessionError(f"{where} is no JSON: {error}; remove it to begin anew") from error
         if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
             raise SessionError(f"{where} is no conversation of this version ({FORMAT})")
-        kinds = {"store": str, "thinking": bool, "tools": list, "messages": list}
+        kinds = {"store": str, "thinking": bool | None, "tools": list, "messages": list}
         sound = (
             set(found) == {*kinds, "system"}
             and all(isinstance(found[name], kind) for name, kind in kinds.items())

@@ -6,12 +6,10 @@ Owns names and help; ``command`` does the work, imported when it is called.
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, TypeAlias
-
-import typer
+from typing import Annotated, TypeAlias
 
 from flashmoe.apps import flags
-from flashmoe.options import Budget, Runtime
+from flashmoe.options import Runtime
 
 HOST, PORT = "127.0.0.1", 8080
 REQUEST_S, WRITE_S, IDLE_S, GRACE_S = 3600.0, 30.0, 30.0, 30.0
@@ -19,12 +17,8 @@ QUEUE = 128
 MAX_BODY = "8MiB"
 
 
-def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
-
-
-_where = partial(_option, "Where, and for whom")
-_bound = partial(_option, "Limits of a request")
+_where = partial(flags.option, "Where, and for whom")
+_bound = partial(flags.option, "Limits of a request")
 
 Host: TypeAlias = Annotated[
     str,
@@ -118,7 +112,7 @@ def serve(
     ram: flags.Ram = None,
     context: flags.Context = None,
     slots: flags.Slots = None,
-    kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
+    kv: flags.Kv = flags.KV,
     prefix_cache: flags.KeptPrefixes = None,
     prefix_cache_size: flags.PrefixSize = None,
     no_prefix_cache: flags.NoPrefixCache = False,

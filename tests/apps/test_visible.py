@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashmoe.apps.chat.visible import exact, one_line, visible
+from flashmoe.apps.visible import exact, one_line, visible
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_a_full_queue_is_said_so(engine, slow):
             connection.close()
 
 
-def test_a_client_that_does_not_read_is_cut_off(engine):
+def test_a_client_that_does_not_read_is_cut_off(engine, caplog):
     """What it leaves unread fills the kernel's buffers first: some 400 KB, of 2 KB a token."""
     with running(engine, write_s=0.3) as site:
         connection = socket.socket()
@@ -113,6 +113,7 @@ def test_a_client_that_does_not_read_is_cut_off(engine):
         until(lambda: site.service.worker.is_busy)
         until(lambda: not site.service.worker.is_busy, 60)
         assert b"flashmoe_cancelled_total 1.0" in site.service.metrics.text()
+        assert caplog.text == ""
         connection.close()
 
 

@@ -57,4 +57,5 @@ class Outlet:
         except TimeoutError:
             if abort := self._scope["state"].get("abort"):
                 abort()  # what waits to be sent is not waited for
+                await asyncio.sleep(0)  # until uvicorn knows: else it would answer in our place
             raise Gone from None

@@ -188,9 +188,10 @@ def _served(request: Request, engine: Engine) -> Served:
 
 def _greeting(service: Service, listener: socket.socket) -> str:
     plan, address = service.engine.plan, address_of(listener)
+    requests = format_bytes(service.sizes.total_bytes)
     beside = ", and at every other address of this machine" if is_everywhere(listener) else ""
     return (
         f"serving {service.served.name} at {address}, within {format_bytes(plan.budget_bytes)} "
-        f"({format_bytes(service.sizes.total_bytes)} for requests), up to {plan.context_tokens} tokens; Ctrl-C ends it\n"
+        f"({requests} of it for requests), up to {plan.context_tokens} tokens; Ctrl-C ends it\n"
         f"the page is at {address}/, the API at {address}/v1{beside}"
     )

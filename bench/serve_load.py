@@ -3,10 +3,13 @@
     python bench/serve_load.py --minutes 10 --clients 64            # serves the demo itself
     python bench/serve_load.py --url http://127.0.0.1:8080 --model store
 
-What it checks: every reply belongs to its request (each asks for a word of its own, which the
-answer is bound to begin with); every error has a shape and a status that was to be expected; the
-server is alive at the end, and its resident memory has not grown since the first quarter of the
-time by more than ``--growth``. One JSON line; exit code 1 where anything failed.
+What it checks: every reply belongs to its request (each asks for a word of its own, to which the
+answer is bound) and comes once; nobody who waits is left without an answer; every error has its
+API's shape and a status that was to be expected; the peak of the server's memory stays within its
+budget, and from the time when it is warm to the end what is resident grows by ``--growth`` at the
+most; all that clients had taken is given back; and the server then replies, and ends with 0. A
+table, a verdict, and a JSON object as the last line; exit code 1 where anything failed. A server
+takes a few minutes to get warm: in less it grows.
 """
 
 from __future__ import annotations
@@ -16,173 +19,67 @@ import asyncio
 import json
 import random
 import re
+import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from serve_clients import Client, Report, until_idle
 
-CHAT = "/v1/chat/completions"
-SHAPE = {"message", "type", "param", "code"}
+WARM, LAST = (0.3, 0.45), 0.85
+"""Shares of the time: the resident memory within the one is compared with that behind the other."""
+
+MiB = 1 << 20
 
 
 @dataclass
-class Report:
-    """What came of it."""
+class Memory:
+    """The server's figures, read again and again."""
 
-    seconds: float = 0.0
-    done: Counter[str] = field(default_factory=Counter)
-    statuses: Counter[int] = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)
-    resident_bytes: list[tuple[float, int]] = field(default_factory=list)
+    budget_bytes: int = 0
+    peak_bytes: int = 0
+    resident: list[tuple[float, int]] = field(default_factory=list)
 
-    def fault(self, text: str) -> None:
-        """Note a fault, the first hundred of them."""
-        if len(self.faults) < 100:
-            self.faults.append(text)
+    def look(self, at: float, now: dict[str, float]) -> None:
+        """Note the figures of this moment, in seconds since the start."""
+        self.budget_bytes = int(now['flashmoe_memory_bytes{part="budget"}'])
+        self.peak_bytes = int(now["flashmoe_peak_resident_bytes"])
+        self.resident.append((at, int(now["flashmoe_resident_bytes"])))
 
-    @property
-    def growth_bytes(self) -> int:
-        """Resident memory at the end over the most in the first quarter."""
-        early = [size for at, size in self.resident_bytes if at <= self.seconds / 4]
-        return self.resident_bytes[-1][1] - max(early) if early else 0
+    def growth(self) -> tuple[int, int] | None:
+        """Resident bytes once warm and at the end, medians; None where one was never seen."""
+        whole = max((at for at, _ in self.resident), default=0.0) or 1.0
+        warm = [size for at, size in self.resident if WARM[0] <= at / whole <= WARM[1]]
+        last = [size for at, size in self.resident if at / whole >= LAST]
+        if not warm or not last:
+            return None
+        return int(statistics.median(warm)), int(statistics.median(last))
 
-    def to_json(self) -> dict[str, Any]:
-        """All of it."""
-        sizes = [size for _, size in self.resident_bytes]
-        return {
-            "seconds": round(self.seconds, 1),
-            "done": dict(self.done),
-            "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
-            "faults": self.faults,
-            "resident_bytes_first": sizes[0] if sizes else None,
-            "resident_bytes_last": sizes[-1] if sizes else None,
-            "growth_bytes": self.growth_bytes if sizes else None,
-        }
-
-
-class Client:
-    """One of many; does one thing after the other until the time is over."""
-
-    def __init__(self, http: httpx.AsyncClient, model: str, chance: random.Random, report: Report):
-        self._http = http
-        self._model = model
-        self._chance = chance
-        self._report = report
-
-    async def once(self) -> None:
-        """Something at random."""
-        kinds: list[tuple[Callable[[], Awaitable[None]], int]] = [
-            (self._whole, 30), (self._stream, 40), (self._go_away, 12), (self._read_slowly, 6),
-            (self._nonsense, 6), (self._unknown, 4), (self._oversized, 2),
-        ]  # fmt: skip
-        (kind,) = self._chance.choices([one for one, _ in kinds], [weight for _, weight in kinds])
-        name = kind.__name__.strip("_")
-        try:
-            await kind()
-            self._report.done[name] += 1
-        except httpx.HTTPError as error:
-            self._report.fault(f"{name}: {error!r}")
-
-    def _asked(self, **more: Any) -> tuple[str, dict[str, Any]]:
-        """A word of its own, and a request whose answer begins with it."""
-        word = f"w{self._chance.randrange(10**9):09}"
-        padding = "Emma was sitting one evening. " * self._chance.choice([1, 1, 4, 20])
-        return word, {
-            "model": self._model,
-            "messages": [{"role": "user", "content": padding}],
-            "guided_regex": f"{word}[a-z ]{{0,20}}",
-            "max_tokens": self._chance.randrange(30, 60),
-            "reasoning_effort": "none",
-            **more,
-        }
-
-    def _status(self, status: int, body: bytes, *expected: int) -> bool:
-        """Whether the status was to be expected; where it is an error, whether it has its shape."""
-        self._report.statuses[status] += 1
-        if status not in (*expected, 429):
-            self._report.fault(f"status {status}: {body[:200]!r}")
-            return False
-        if status >= 400:
-            try:
-                shaped = set(json.loads(body)["error"]) == SHAPE
-            except (ValueError, KeyError, TypeError):
-                shaped = False
-            if not shaped:
-                self._report.fault(f"no shape: {status} {body[:200]!r}")
-        return status == 200
-
-    def _belongs(self, word: str, content: str) -> None:
-        if not re.fullmatch(f"{word}[a-z ]{{0,20}}", content):
-            self._report.fault(f"asked for {word}, got {content[:100]!r}")
-
-    async def _whole(self) -> None:
-        word, body = self._asked()
-        answer = await self._http.post(CHAT, json=body)
-        if self._status(answer.status_code, answer.content, 200):
-            self._belongs(word, answer.json()["choices"][0]["message"]["content"])
-
-    async def _stream(self, pause_s: float = 0.0) -> None:
-        word, body = self._asked(stream=True)
-        async with self._http.stream("POST", CHAT, json=body) as answer:
-            if answer.status_code != 200:
-                self._status(answer.status_code, await answer.aread())
-                return
-            self._report.statuses[200] += 1
-            content, ended = "", False
-            async for line in answer.aiter_lines():
-                await asyncio.sleep(pause_s)
-                if line == "data: [DONE]":
-                    ended = True
-                elif line.startswith("data: "):
-                    event = json.loads(line.removeprefix("data: "))
-                    if "error" in event:
-                        self._report.fault(f"an error in a stream: {event}")
-                        return
-                    content += event["choices"][0]["delta"].get("content") or ""
-        if not ended:
-            self._report.fault(f"the stream of {word} has no end")
-        self._belongs(word, content)
-
-    async def _read_slowly(self) -> None:
-        await self._stream(pause_s=self._chance.uniform(0.02, 0.2))
-
-    async def _go_away(self) -> None:
-        _, body = self._asked(stream=self._chance.random() < 0.7)
-        patience = self._chance.choice([0.0, 0.05, 0.3, 2.0])
-        try:
-            async with asyncio.timeout(patience):
-                await self._http.post(CHAT, json=body)
-        except TimeoutError:
-            pass
-
-    async def _nonsense(self) -> None:
-        content = self._chance.choice(
-            [b"", b"{", b"[]", b"\xff\xfe", b'{"model": NaN}', b"[" * 5000, b'{"a":1,"a":2}',
-             self._chance.randbytes(200), b'{"model":"x","messages":"hello"}']
-        )  # fmt: skip
-        headers = {"content-type": "application/json"}
-        answer = await self._http.post(CHAT, content=content, headers=headers)
-        self._status(answer.status_code, answer.content, 400)
-
-    async def _unknown(self) -> None:
-        _, body = self._asked(temprature=1)
-        answer = await self._http.post(CHAT, json=body)
-        self._status(answer.status_code, answer.content, 400)
-
-    async def _oversized(self) -> None:
-        _, body = self._asked(user="x" * (9 << 20))
-        answer = await self._http.post(CHAT, json=body)
-        self._status(answer.status_code, answer.content, 413)
+    def check(self, report: Report, most_bytes: float) -> None:
+        """Faults where memory has grown or passed its budget."""
+        grown = self.growth()
+        if grown is None:
+            report.fault("memory was not seen often enough to tell whether it grows")
+        elif grown[1] - grown[0] > most_bytes:
+            report.fault(f"memory has grown from {grown[0]} to {grown[1]} bytes")
+        if self.peak_bytes > self.budget_bytes:
+            report.fault(f"the peak is {self.peak_bytes} bytes, the budget {self.budget_bytes}")
 
 
-async def load(url: str, model: str, *, clients: int, seconds: float, seed: int = 0) -> Report:
+def figures(text: str) -> dict[str, float]:
+    """What ``/metrics`` says, by name and labels."""
+    lines = (line.rpartition(" ") for line in text.splitlines() if line and line[0] != "#")
+    return {name: float(value) for name, _, value in lines}
+
+
+async def load(
+    url: str, model: str, *, clients: int, seconds: float, seed: int = 0
+) -> tuple[Report, Memory]:
     """Have so many clients at a server for so long."""
-    report, began = Report(), time.monotonic()
+    report, memory, began = Report(), Memory(), time.monotonic()
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits, trust_env=False) as http:
 
@@ -193,31 +90,95 @@ async def load(url: str, model: str, *, clients: int, seconds: float, seed: int 
 
         async def watch() -> None:
             while True:
-                text = (await http.get("/metrics")).text
-                found = re.search(r"^flashmoe_resident_bytes (\S+)$", text, re.M)
-                assert found is not None
-                report.resident_bytes.append((time.monotonic() - began, int(float(found[1]))))
-                await asyncio.sleep(max(seconds / 100, 0.2))
+                now = figures((await http.get("/metrics")).text)
+                memory.look(time.monotonic() - began, now)
+                await asyncio.sleep(max(seconds / 200, 0.1))
 
         watching = asyncio.create_task(watch())
         await asyncio.gather(*(client(number) for number in range(clients)))
-        watching.cancel()
         report.seconds = time.monotonic() - began
+        if watching.done():
+            report.fault(f"the figures could not be read: {watching.exception()!r}")
+        watching.cancel()
+        if not await until_idle(http, figures):
+            report.fault("the server still holds what its clients have left")
+        memory.look(time.monotonic() - began, figures((await http.get("/metrics")).text))
         if (await http.get("/health")).json()["status"] != "ok":
             report.fault("the server is not well")
-    return report
+        before = report.replies
+        await Client(http, model, random.Random(seed), report).whole()
+        if report.replies == before:
+            report.fault("the server does not reply any more")
+    return report, memory
 
 
-def served(flags: list[str]) -> tuple[subprocess.Popen[str], str]:
-    """``flashmoe serve`` as a process, and its address."""
+def table(report: Report, memory: Memory) -> str:
+    """What was done and what came of it, for people."""
+    grown = memory.growth() or (0, 0)
+    rows = [("seconds", f"{report.seconds:.0f}"), ("replies, each its own", str(report.replies))]
+    rows += [(f"  {name.replace('_', ' ')}", str(count)) for name, count in report.done.items()]
+    rows += [(f"status {code}", str(count)) for code, count in sorted(report.statuses.items())]
+    rows += [
+        ("resident, warm", f"{grown[0] / MiB:.1f} MiB"),
+        ("resident, end", f"{grown[1] / MiB:.1f} MiB"),
+        ("growth", f"{(grown[1] - grown[0]) / MiB:+.1f} MiB"),
+        ("peak", f"{memory.peak_bytes / MiB:.1f} MiB"),
+        ("budget", f"{memory.budget_bytes / MiB:.1f} MiB"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value:>12}" for name, value in rows]
+    lines += [f"fault: {fault}" for fault in report.faults]
+    count = len(report.faults)
+    failed = f"FAILED, {count} fault{'s' * (count != 1)}"
+    lines.append(f"verdict: {failed if count else 'passed'}")
+    return "\n".join(lines)
+
+
+def to_json(report: Report, memory: Memory) -> dict[str, Any]:
+    """The same for programs."""
+    grown = memory.growth()
+    return {
+        "passed": not report.faults,
+        "seconds": round(report.seconds, 1),
+        "replies": report.replies,
+        "done": dict(report.done),
+        "statuses": {str(status): count for status, count in sorted(report.statuses.items())},
+        "faults": report.faults,
+        "resident_bytes_warm": grown and grown[0],
+        "resident_bytes_end": grown and grown[1],
+        "peak_bytes": memory.peak_bytes,
+        "budget_bytes": memory.budget_bytes,
+    }
+
+
+def served(flags: list[str]) -> tuple[subprocess.Popen[bytes], str]:
+    """``flashmoe serve`` as a process, and its address; what else it says goes to ours."""
     code = "import sys; from flashmoe.apps import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "serve", *flags, "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
     assert process.stderr is not None
     for line in process.stderr:
-        if found := re.search(r"at (http://\S+?),", line):
+        if found := re.search(r"at (http://[^\s,]+),", line.decode()):
             return process, found[1]
+        sys.stderr.write(line.decode())
     raise SystemExit(f"the server did not start: {process.wait()}")
+
+
+def ended(process: subprocess.Popen[bytes], report: Report) -> None:
+    """End the server; a fault where it does not end well, or has met with an error in between."""
+    process.terminate()
+    try:
+        _, said = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        report.fault("the server did not end within 60 s")
+        return
+    if process.returncode != 0:
+        report.fault(f"the server ended with {process.returncode}")
+    for line in said.decode(errors="replace").splitlines():
+        sys.stderr.write(f"server: {line}\n")
+        if line.startswith(("error: ", "Traceback", "Exception", "ASGI")):
+            report.fault(f"the server said: {line}")
 
 
 def main() -> int:
@@ -232,16 +193,18 @@ def main() -> int:
     given = parser.parse_args()
     process, url = None, given.url
     if url is None:
-        process, url = served(["demo", "--ram", "600MiB"])
+        process, url = served(["demo", "--ram", "600MiB", "--no-profile"])
     run = load(url, given.model, clients=given.clients, seconds=given.minutes * 60, seed=given.seed)
-    report = asyncio.run(run)
+    try:
+        report, memory = asyncio.run(run)
+        memory.check(report, given.growth * MiB)
+    finally:
+        if process is not None and sys.exc_info()[0] is not None:
+            process.kill()
     if process is not None:
-        process.terminate()
-        if (code := process.wait(60)) != 0:
-            report.fault(f"the server ended with {code}")
-    if report.growth_bytes > given.growth * (1 << 20):
-        report.fault(f"memory has grown by {report.growth_bytes} bytes")
-    print(json.dumps(report.to_json()))
+        ended(process, report)
+    print(table(report, memory))
+    print(json.dumps(to_json(report, memory)))
     return 1 if report.faults else 0
 
 

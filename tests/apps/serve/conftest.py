@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -70,6 +70,7 @@ class Site:
     port: int
     service: Service
     listening: Listening
+    told: list[str]
     loop: asyncio.AbstractEventLoop
     thread: threading.Thread
 
@@ -82,11 +83,15 @@ class Site:
 
 
 @contextmanager
-def running(engine: Engine, guard: Guard | None = None, **limits: Any) -> Iterator[Site]:
+def running(
+    engine: Engine, guard: Guard | None = None, proxies: Sequence[str] = (), **limits: Any
+) -> Iterator[Site]:
     """A server on a free port of the loopback address."""
     service = Service(engine, Served("demo"), replace(LIMITS, **limits))
     ready = threading.Event()
-    listening = Listening(build(service, guard or Guard(), pages(service)), service, ready.set)
+    told: list[str] = []
+    door = build(service, guard or Guard(), pages(service))
+    listening = Listening(door, service, ready.set, told.append, proxies)
     loops: list[asyncio.AbstractEventLoop] = []
 
     async def serve() -> None:
@@ -99,7 +104,7 @@ def running(engine: Engine, guard: Guard | None = None, **limits: Any) -> Iterat
         thread.start()
         assert ready.wait(10)
         port = listener.getsockname()[1]
-        site = Site(address_of(listener), port, service, listening, loops[0], thread)
+        site = Site(address_of(listener), port, service, listening, told, loops[0], thread)
         try:
             yield site
         finally:

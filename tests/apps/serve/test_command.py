@@ -6,6 +6,8 @@ import pytest
 
 from flashmoe.apps import cli
 from flashmoe.apps.serve import command
+from flashmoe.apps.serve.limits import Limits
+from flashmoe.apps.serve.room import Sizes
 from flashmoe.engine import Engine
 from tests.apps.conftest import write_speaking_store
 
@@ -26,7 +28,13 @@ def refusal(capsys, monkeypatch, tmp_path):
     ("flags", "words"),
     [
         (("--host", "0.0.0.0"), "there is no API key"),
-        (("--api-key", " "), "the API key is empty"),
+        (("--api-key", " "), "--api-key is there, and empty"),
+        (("--api-key", "ké"), "no header can carry"),
+        (("--cors-origin", "foo"), "'foo' is no origin"),
+        (("--proxy", "nginx"), "--proxy 'nginx' is no address"),
+        (("--max-body", "0"), "--max-body is 0 bytes"),
+        (("--request-timeout", "inf"), "--request-timeout is inf"),
+        (("--connections", "0"), "--connections"),
         (("--no-prefix-cache", "--prefix-cache", "x"), "exclude each other"),
         (("--no-prefix-cache", "--prefix-cache-size", "1GiB"), "exclude each other"),
         (("--max-body", "lots"), "lots"),
@@ -79,7 +87,49 @@ def test_what_shows_in_the_answer_is_said_at_start(monkeypatch, capsys, flags, w
     given = ("--port", "0", "--no-prefix-cache", "--context", "256", "--no-profile")
     assert cli.main(["serve", "demo", *given, *flags]) == 0
     assert words in capsys.readouterr().err
-    assert [budget.host_bytes for budget in budgets] == [command.HOST_BYTES]
+    assert [budget.host_bytes for budget in budgets] == [Sizes.of(Limits(), 256).total_bytes]
+
+
+def test_what_is_set_aside_is_what_the_limits_come_to(monkeypatch, capsys):
+    services = []
+
+    def listen(listener, door, service, ready, tell, proxies):
+        services.append(service)
+        ready()
+
+    monkeypatch.setattr(command, "listen", listen)
+    flags = ("--max-body", "1MiB", "--connections", "40", "--no-prefix-cache", "--no-profile")
+    assert cli.main(["serve", "demo", "--port", "0", *flags]) == 0
+    (service,) = services
+    plan, sizes = service.engine.plan, service.sizes
+    assert sizes == Sizes.of(Limits(connections=40, body_bytes=1 << 20), plan.context_tokens)
+    assert plan.process_bytes > sizes.total_bytes
+    first, second, last = capsys.readouterr().err.splitlines()[-3:]
+    assert first.startswith("serving demo at http://127.0.0.1:") and "the page is at" in second
+    assert last == "stopped"
+
+
+def test_a_server_for_all_addresses_says_so_and_names_one_that_opens(monkeypatch, capsys):
+    monkeypatch.setenv("FLASHMOE_API_KEY", "secret\n")
+    doors = []
+
+    def listen(listener, door, service, ready, tell, proxies):
+        doors.append(door)
+        ready()
+
+    monkeypatch.setattr(command, "listen", listen)
+    given = ("--host", "0.0.0.0", "--port", "0", "--no-prefix-cache", "--no-profile")
+    assert cli.main(["serve", "demo", *given]) == 0
+    told = capsys.readouterr().err
+    assert "http://127.0.0.1:" in told and "0.0.0.0" not in told
+    assert "and at every other address of this machine" in told
+    assert doors[0]._guard.key == "secret"
+
+
+def test_an_empty_variable_is_named(refusal, monkeypatch):
+    monkeypatch.setenv("FLASHMOE_API_KEY", "")
+    code, line = refusal()
+    assert code == 2 and "FLASHMOE_API_KEY is there, and empty" in line
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from flashmoe.apps.serve.ask import Echo, Head
 from flashmoe.apps.serve.channel import Channel
 from flashmoe.apps.serve.echo import echoed
 from flashmoe.apps.serve.job import Job
+from flashmoe.apps.serve.room import Room, Share
 from flashmoe.apps.serve.tokens import TokenLog
 from flashmoe.turn import Opening, Plain
 
@@ -19,7 +20,8 @@ TEXT = "Emma was sitting"
 def echo_of(engine: Engine, text: str | tuple[int, ...], logprobs: int | None) -> Echo:
     opening = Opening.of(engine, Plain(text))
     sampling = engine.sampling(logprobs=logprobs)
-    job = Job(opening, sampling, Head("a", 0, "demo"), Channel(lambda: None, streams=False))
+    channel, share = Channel(lambda: None, streams=False), Share(Room(1 << 20))
+    job = Job(opening, sampling, Head("a", 0, "demo"), channel, share)
     session = engine.session()
     told = echoed(engine, session, job, TokenLog(engine), lambda progress: None)
     assert session.ids == (opening.ids if logprobs is not None else ())

@@ -1,14 +1,14 @@
 """The server's paths, and the door before them.
 
-Owns routing, the order of the checks, the headers that every response has, and that every error
-leaves in the shape of the API that was asked. What is behind a path is its own module's.
+Owns routing, the order of the checks, what is answered while there is no place or no time left,
+and that every error leaves in the shape of the API that was asked. What is behind a path is its
+own module's.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import MutableMapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -17,13 +17,17 @@ from starlette.routing import BaseRoute, Route, Router
 
 from flashmoe.apps.serve.ask import Refusal
 from flashmoe.apps.serve.endpoints import ENDPOINTS, shape_of
-from flashmoe.apps.serve.exchange import Posted, Scope, Send, answer
+from flashmoe.apps.serve.exchange import Posted, answer
 from flashmoe.apps.serve.guard import Guard
 from flashmoe.apps.serve.limits import Gone, Receive
 from flashmoe.apps.serve.metrics import CONTENT_TYPE
 from flashmoe.apps.serve.openapi import document
-from flashmoe.apps.serve.refusals import refusal_of
+from flashmoe.apps.serve.outlet import Outlet, Scope, Send
+from flashmoe.apps.serve.refusals import busy, refusal_of, stopping
 from flashmoe.apps.serve.service import Service
+
+WATCHED = frozenset({"/health", "/metrics"})
+"""What is answered as ever while the server is full, or stops: who watches it should see that."""
 
 _PHRASES = {404: "there is nothing at {path}", 405: "{path} takes {allowed}, not {method}"}
 
@@ -48,7 +52,10 @@ def _plain_routes(service: Service) -> list[BaseRoute]:
             "waiting": len(service.queue),
             "busy": service.worker.is_busy,
         }
-        return JSONResponse(body, 503 if service.is_stopping else 200)
+        if service.is_stopping:
+            headers = {"retry-after": str(stopping().retry_after)}
+            return JSONResponse(body, 503, headers)
+        return JSONResponse(body)
 
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE})
@@ -88,7 +95,7 @@ class Door:
             return
         scope["app"] = self  # so that the router raises what it has no route for
         scope["state"] = {**scope.get("state", {}), "id": secrets.token_hex(12)}
-        out = _Outlet(send, self._headers(scope))
+        out = Outlet(send, scope, self._headers(scope), self._service.limits.write_s)
         try:
             await self._enter(scope, receive, out)
         except Gone:
@@ -113,6 +120,11 @@ class Door:
             await send({"type": "http.response.body", "body": b""})
             return
         self._guard.check(scope["path"], headers)
+        if scope["path"] not in WATCHED:
+            if self._service.is_stopping:
+                raise stopping()
+            if scope["state"].get("crowded"):
+                raise busy("connections that are open")
         await self._inside(scope, receive, send)
 
     def _headers(self, scope: Scope) -> list[tuple[bytes, bytes]]:
@@ -123,22 +135,9 @@ class Door:
             "request-id": scope["state"]["id"],
             **self._guard.cors(given.get("origin"), given.get("host", "")),
         }
+        if self._service.is_stopping or scope["state"].get("crowded"):
+            ours["connection"] = "close"
         return [(name.encode(), value.encode()) for name, value in ours.items()]
-
-
-class _Outlet:
-    """Sends, with headers of every response; knows the status that went out, or 0."""
-
-    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
-        self._send = send
-        self._headers = headers
-        self.status = 0
-
-    async def __call__(self, message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", []), *self._headers]}
-        await self._send(message)
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """From the worker's thread to the event loop: what has come of a reply since it was last asked.
 
 Owns the handing over. The worker never waits for a reader: what a slow one leaves is joined, so
-that it takes no more memory than the reply has text. Who is slow for too long is cut off by
-``exchange``.
+that it takes no more memory than the reply has text, which the worker takes room for
+(``Job.hold``). Who is slow for too long is cut off by ``outlet``.
 """
 
 from __future__ import annotations

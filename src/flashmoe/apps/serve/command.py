@@ -6,6 +6,7 @@ Owns the order of a start: checks, socket, engine, worker, listening; and of the
 from __future__ import annotations
 
 import gc
+import ipaddress
 import logging
 import os
 import socket
@@ -21,37 +22,38 @@ from flashmoe.apps.request import Limits as Memory
 from flashmoe.apps.request import limits_of, prefix_of, runtime_of
 from flashmoe.apps.serve import page
 from flashmoe.apps.serve.app import build
-from flashmoe.apps.serve.guard import LOOPBACK_NAMES, Guard
+from flashmoe.apps.serve.guard import LOOPBACK_NAMES, Guard, checked_key, checked_origin
 from flashmoe.apps.serve.limits import Limits
-from flashmoe.apps.serve.listening import address_of, bound, is_loopback, listen
+from flashmoe.apps.serve.listening import (
+    address_of,
+    bound,
+    is_everywhere,
+    is_loopback,
+    listen,
+)
 from flashmoe.apps.serve.map import EngineView, ExpertMap
+from flashmoe.apps.serve.room import Sizes
 from flashmoe.apps.serve.service import Served, Service
 from flashmoe.apps.terminal import note
 from flashmoe.engine import Engine
 from flashmoe.errors import InputError
-from flashmoe.options import PrefixCache, Runtime
+from flashmoe.options import DEFAULT_CONTEXT_TOKENS, PrefixCache, Runtime
 from flashmoe.store.layout import MANIFEST
 from flashmoe.stream.units import format_bytes, parse_bytes
 
 KEY_VARIABLE = "FLASHMOE_API_KEY"
 
-HOST_BYTES = 32 << 20
-"""What requests and their replies may take beside the engine: bodies, prompts that wait, what was
-not read yet."""
-
 
 @dataclass(frozen=True)
 class Where:
-    """Where the server listens, and whom it answers."""
+    """Where the server listens, and whom it answers. ``proxies`` are addresses and networks of
+    proxies that are believed whom they ask for."""
 
     host: str
     port: int
     key: str | None
     origins: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.key is not None and not self.key.strip():
-            raise InputError("the API key is empty: give one, or leave it out")
+    proxies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ def request_of(flags: Mapping[str, Any]) -> Request:
     Raises:
         InputError: values that are out of range or exclude each other.
     """
-    key = flags["api_key"] if flags["api_key"] is not None else os.environ.get(KEY_VARIABLE)
     limits = Limits(
+        connections=flags["connections"],
         body_bytes=parse_bytes(flags["max_body"]),
         request_s=flags["request_timeout"],
         write_s=flags["write_timeout"],
@@ -87,7 +89,13 @@ def request_of(flags: Mapping[str, Any]) -> Request:
     )
     return Request(
         store=flags["store"],
-        where=Where(flags["host"], flags["port"], key, tuple(flags["cors_origin"] or ())),
+        where=Where(
+            flags["host"],
+            flags["port"],
+            _key(flags["api_key"]),
+            tuple(map(checked_origin, flags["cors_origin"] or ())),
+            tuple(map(_checked_proxy, flags["proxy"] or ())),
+        ),
         name=flags["model_name"],
         any_name=flags["any_model"],
         thinking=flags["think"],
@@ -97,6 +105,23 @@ def request_of(flags: Mapping[str, Any]) -> Request:
         prefix_cache=prefix_of(flags),
         limits=limits,
     )
+
+
+def _key(given: str | None) -> str | None:
+    if given is not None:
+        return checked_key(given, "--api-key")
+    kept = os.environ.get(KEY_VARIABLE)
+    return None if kept is None else checked_key(kept, KEY_VARIABLE)
+
+
+def _checked_proxy(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text.strip()))
+    except ValueError as error:
+        raise InputError(
+            f"--proxy {text!r} is no address and no network ({error}): give one as 127.0.0.1 or "
+            "10.0.0.0/8"
+        ) from None
 
 
 def serve(request: Request) -> int:
@@ -112,7 +137,7 @@ def serve(request: Request) -> int:
             request.kernels,
             request.prefix_cache,
             grammars=True,
-            host_bytes=HOST_BYTES,
+            host_bytes=Sizes.of(request.limits, _context_tokens(request)).total_bytes,
         ) as engine:
             engine.tokenizer  # noqa: B018 - a store without words is refused at once
             service = Service(engine, _served(request, engine), request.limits)
@@ -123,12 +148,20 @@ def serve(request: Request) -> int:
                     build(service, guard, pages(service)),
                     service,
                     lambda: note(_greeting(service, listener)),
+                    note,
+                    request.where.proxies,
                 )
             finally:
                 service.stop()
                 service.worker.cut_short()
                 service.worker.join(60)
+    note("stopped")
     return 0
+
+
+def _context_tokens(request: Request) -> int:
+    """The longest timeline that the plan may come to."""
+    return request.memory.context or DEFAULT_CONTEXT_TOKENS
 
 
 def pages(service: Service) -> list[Route]:
@@ -162,8 +195,11 @@ def _served(request: Request, engine: Engine) -> Served:
 
 
 def _greeting(service: Service, listener: socket.socket) -> str:
-    plan = service.engine.plan
+    plan, address = service.engine.plan, address_of(listener)
+    requests = format_bytes(service.sizes.total_bytes)
+    beside = ", and at every other address of this machine" if is_everywhere(listener) else ""
     return (
-        f"serving {service.served.name} at {address_of(listener)}, within "
-        f"{format_bytes(plan.budget_bytes)}, up to {plan.context_tokens} tokens; Ctrl-C ends it"
+        f"serving {service.served.name} at {address}, within {format_bytes(plan.budget_bytes)} "
+        f"({requests} of it for requests), up to {plan.context_tokens} tokens; Ctrl-C ends it\n"
+        f"the page is at {address}/, the API at {address}/v1{beside}"
     )

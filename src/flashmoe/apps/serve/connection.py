@@ -1,8 +1,13 @@
-"""What uvicorn's HTTP/1.1 leaves open: connections that never ask, never read, or ask nonsense.
+"""What uvicorn's HTTP/1.1 leaves open: connections that are too many, never ask, never read, or
+ask nonsense.
 
-Owns one timer a connection, and the error for what is no HTTP. A connection that sends nothing, or
-only half a head, is closed after ``idle_s``; one that has been answered and does not read the
-answer is cut off after ``write_s``. ``scope["state"]["abort"]`` cuts it off at once.
+Owns one timer a connection, how much is read of it at once, and the error for what is no HTTP. A
+connection that sends nothing, or only half a head, is closed after ``idle_s``; one that has been
+answered and does not read the answer is cut off after ``write_s``. ``scope["state"]["abort"]`` cuts
+it off at once; ``scope["state"]["crowded"]`` says that it is one too many.
+
+Invariant: there are never more connections than ``limits.connections`` and the few that are told
+so, and none holds more than ``room.CONNECTION_BYTES``.
 """
 
 from __future__ import annotations
@@ -15,6 +20,13 @@ from flashmoe.apps.serve import sse
 from flashmoe.apps.serve.ask import BadRequest
 from flashmoe.apps.serve.limits import Limits
 from flashmoe.apps.serve.openai_errors import refused
+from flashmoe.apps.serve.room import SPARE_CONNECTIONS
+
+READ_BYTES = 32 << 10
+"""So much is taken from the kernel at once; asyncio's own is 256 KiB, for each connection."""
+
+WRITE_BYTES = 16 << 10
+"""More is not written while so much waits to be sent."""
 
 
 class Connection(H11Protocol):
@@ -24,8 +36,14 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "abort": transport.abort}
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]
+        transport.set_write_buffer_limits(high=WRITE_BYTES)
+        crowd = len(self.connections) - self.limits.connections
+        self.app_state = {**self.app_state, "abort": transport.abort, "crowded": crowd > 0}
         self._idle: asyncio.TimerHandle | None = None
+        if crowd > SPARE_CONNECTIONS:
+            transport.abort()
+            return
         self._wait_for_a_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -1,20 +1,23 @@
-"""One request to an API, from its body to the last byte of its reply.
+"""One request to an API, from its head to the last byte of its reply.
 
-Owns the order, the comments that keep a stream alive, and what becomes of a client that goes away
-or does not read. Knows no API's form (``ask.Endpoint`` has that) and no model (``service``).
+Owns the order, what a request has of the rooms that all share, and the comments that keep a stream
+alive. Knows no API's form (``ask.Endpoint`` has that), no model (``service``) and no socket: who
+asked is ``caller``'s, what goes out ``outlet``'s.
 
 Invariants: a stream that has begun shows something at the latest one second in, and never stays
-silent for five; whoever goes away, or leaves what was sent unread for too long, has its work
-cancelled within a layer; a reply ends with the API's own end or the API's own error.
+silent for five; the time of a request runs from its head on; whoever goes away, or leaves what was
+sent unread for too long, loses its place at once, and its work within a layer; a reply ends with
+the API's own end or the API's own error.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 from flashmoe.apps.serve import sse
 from flashmoe.apps.serve.ask import (
@@ -27,15 +30,15 @@ from flashmoe.apps.serve.ask import (
     Refusal,
     Spoken,
 )
+from flashmoe.apps.serve.caller import Caller
 from flashmoe.apps.serve.channel import Began, Channel, Item
 from flashmoe.apps.serve.job import Job
-from flashmoe.apps.serve.limits import Gone, Receive, read_body
+from flashmoe.apps.serve.limits import Gone, Receive
+from flashmoe.apps.serve.outlet import Scope, Send
 from flashmoe.apps.serve.refusals import refusal_of, too_late
-from flashmoe.apps.serve.service import Prepared, Service
+from flashmoe.apps.serve.room import Share
+from flashmoe.apps.serve.service import RETRY_S, Prepared, Service
 from flashmoe.progress import Progress
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 FIRST_QUIET_S, QUIET_S = 0.9, 2.0
 """After so long without an event there is a comment: the first, and further ones."""
@@ -43,19 +46,12 @@ FIRST_QUIET_S, QUIET_S = 0.9, 2.0
 LOOK_S = 0.5
 """How often a place in the queue is looked at."""
 
-PREPARING = 2
-"""Prompts that are encoded at once: the processors are for the one that is replied to."""
-
 _JSON = (b"content-type", b"application/json")
 _STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # a proxy should pass on what comes
 ]
-
-
-class _Slow(Exception):
-    """A client has not read what was sent to it."""
 
 
 async def answer(
@@ -75,23 +71,63 @@ class Posted:
     def __init__(self, service: Service, endpoint: Endpoint) -> None:
         self._service = service
         self._endpoint = endpoint
-        self._preparing = asyncio.Semaphore(PREPARING)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises Refusal where nothing has been sent yet, Gone where nobody is there."""
+        arrived, caller = time.monotonic(), Caller(receive)
+        with ExitStack() as until_over:
+            until_over.callback(caller.close)
+            seconds = self._service.limits.request_s
+            try:
+                async with asyncio.timeout(seconds):
+                    prepared = await self._prepared(scope, caller)
+            except TimeoutError:
+                raise too_late(seconds) from None
+            if self._endpoint.counted is not None:
+                await answer(send, 200, self._endpoint.counted(len(prepared.opening.ids)))
+                return
+            turn = until_over.enter_context(Share(self._service.turns))
+            if not turn.grow(prepared.size_bytes):
+                raise Refusal(
+                    429,
+                    "the requests that wait take all the memory that is set aside for them: "
+                    "try again later",
+                    code="queue_full",
+                    retry_after=RETRY_S,
+                )
+            share = Share(self._service.replies, self._service.sizes.reply_bytes)
+            until_over.enter_context(share)
+            job = self._job(prepared, scope, caller, share, arrived)
+            await _Exchange(self._service, self._endpoint, prepared, job, caller, send).run()
+
+    async def _prepared(self, scope: Scope, caller: Caller) -> Prepared:
         headers = dict(scope["headers"])
         _check_type(headers)
         _check_version(headers, self._endpoint)
         length = headers.get(b"content-length", b"")
         announced = int(length) if length.isdigit() else None
-        body = await read_body(receive, announced, self._service.limits)
-        async with self._preparing:
-            prepared = await asyncio.to_thread(self._service.prepare, self._endpoint, body)
-        del body
-        if self._endpoint.counted is not None:
-            await answer(send, 200, self._endpoint.counted(len(prepared.opening.ids)))
-            return
-        await _Exchange(self._service, self._endpoint, prepared, scope, receive, send).run()
+        service = self._service
+        with Share(service.bodies) as share:
+            body = await caller.body(announced, service.limits, share)
+            work = partial(service.prepare, self._endpoint, body)
+            return await caller.result(service.preparing, work)
+
+    def _job(
+        self, prepared: Prepared, scope: Scope, caller: Caller, share: Share, arrived: float
+    ) -> Job:
+        ask, served = prepared.ask, self._service.served
+        name = ask.model if served.any_name else served.name
+        return Job(
+            prepared.opening,
+            prepared.sampling,
+            Head(scope["state"]["id"], int(time.time()), name),
+            Channel(caller.wake, streams=ask.stream),
+            share,
+            source=str((scope.get("client") or ("",))[0]),
+            arrived=arrived,
+            echo=ask.echo,
+            generates=ask.generates,
+        )
 
 
 def _check_type(headers: Mapping[bytes, bytes]) -> None:
@@ -127,37 +163,16 @@ class _Exchange:
         service: Service,
         endpoint: Endpoint,
         prepared: Prepared,
-        scope: Scope,
-        receive: Receive,
+        job: Job,
+        caller: Caller,
         send: Send,
     ) -> None:
         self._service = service
         self._endpoint = endpoint
         self._ask = prepared.ask
-        self._scope = scope
-        self._receive = receive
+        self._job = job
+        self._caller = caller
         self._send = send
-        self._news = asyncio.Event()
-        self._gone = False
-        loop = asyncio.get_running_loop()
-
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended before the reply
-                loop.call_soon_threadsafe(self._news.set)
-
-        name = prepared.ask.model if service.served.any_name else service.served.name
-        head = Head(scope["state"]["id"], int(time.time()), name)
-        channel = Channel(wake, streams=prepared.ask.stream)
-        source = str((scope.get("client") or ("",))[0])
-        self._job = Job(
-            prepared.opening,
-            prepared.sampling,
-            head,
-            channel,
-            source,
-            echo=prepared.ask.echo,
-            generates=prepared.ask.generates,
-        )
 
     async def run(self) -> None:
         """Reply.
@@ -167,38 +182,19 @@ class _Exchange:
             Gone: the client went away.
         """
         service, job = self._service, self._job
-        service.enter(job)
-        watching = asyncio.create_task(self._watch())
         limit = service.limits.request_s
-        timer = asyncio.get_running_loop().call_later(limit, service.withdraw, job, too_late(limit))
+        left = max(job.arrived + limit - time.monotonic(), 0)
+        service.enter(job)
+        timer = asyncio.get_running_loop().call_later(left, service.withdraw, job, too_late(limit))
         try:
             await (self._stream() if self._ask.stream else self._whole())
-        except _Slow:
-            if abort := self._scope["state"].get("abort"):
-                abort()  # what waits to be sent is not waited for
-            raise Gone from None
         finally:
             timer.cancel()
-            watching.cancel()
-            service.withdraw(job, Refusal(499, "the client has closed the connection"))
-
-    async def _watch(self) -> None:
-        """Notice that the client goes away."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._gone = True
-        self._news.set()
+            service.leave(job)
 
     async def _items(self, patience: float | None) -> list[Item]:
         """What has come; after so many seconds, perhaps nothing."""
-        try:
-            async with asyncio.timeout(patience):
-                await self._news.wait()
-        except TimeoutError:
-            pass
-        self._news.clear()
-        if self._gone:
-            raise Gone
+        await self._caller.wait(patience)
         return self._job.channel.take()
 
     async def _whole(self) -> None:
@@ -218,7 +214,7 @@ class _Exchange:
         await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM})
         try:
             await self._told(events)
-        except (Gone, _Slow, asyncio.CancelledError):
+        except (Gone, asyncio.CancelledError):
             raise
         except Exception as error:  # the head is out, so that the error is an event
             await self._write(events.fail(refusal_of(error)))
@@ -259,13 +255,8 @@ class _Exchange:
         data = before + b"".join(map(sse.encoded, events))
         if not data:
             return
-        try:
-            async with asyncio.timeout(self._service.limits.write_s):
-                await self._send({"type": "http.response.body", "body": data, "more_body": True})
-        except TimeoutError:
-            raise _Slow from None
-        if self._gone:
-            raise Gone
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._caller.check()
 
 
 def _events(events: Events, item: Item) -> list[Event]:

@@ -13,8 +13,8 @@ from flashmoe.options import Runtime
 
 HOST, PORT = "127.0.0.1", 8080
 REQUEST_S, WRITE_S, IDLE_S, GRACE_S = 3600.0, 30.0, 30.0, 30.0
-QUEUE = 128
-MAX_BODY = "8MiB"
+QUEUE, CONNECTIONS = 128, 256
+MAX_BODY = "4MiB"
 
 
 _where = partial(flags.option, "Where, and for whom")
@@ -46,6 +46,15 @@ CorsOrigin: TypeAlias = Annotated[
         metavar="ORIGIN",
     ),
 ]
+Proxy: TypeAlias = Annotated[
+    list[str] | None,
+    _where(
+        "Address or network (10.0.0.0/8) of a proxy in front: its X-Forwarded-For says whose a "
+        "request is; may be given again.",
+        "--proxy",
+        metavar="ADDRESS",
+    ),
+]
 ModelName: TypeAlias = Annotated[
     str | None,
     _where(
@@ -69,15 +78,25 @@ Think: TypeAlias = Annotated[
     ),
 ]
 MaxBody: TypeAlias = Annotated[
-    str, _bound("The longest body of a request.", "--max-body", metavar="SIZE")
+    str,
+    _bound(
+        "The longest body of a request. Memory for several is set aside, within the budget.",
+        "--max-body",
+        metavar="SIZE",
+    ),
+]
+Connections: TypeAlias = Annotated[
+    int, _bound("So many connections may be open at once.", "--connections", min=1, max=65536)
 ]
 Queue: TypeAlias = Annotated[
     int,
-    _bound("So many requests may wait, half of them from one address.", "--queue", min=1),
+    _bound(
+        "So many requests may wait, half of them from one address.", "--queue", min=1, max=65536
+    ),
 ]
 RequestTimeout: TypeAlias = Annotated[
     float,
-    _bound("Seconds that a reply may take, its wait included.", "--request-timeout", min=0.01),
+    _bound("Seconds that a request may take, its wait included.", "--request-timeout", min=0.01),
 ]
 WriteTimeout: TypeAlias = Annotated[
     float,
@@ -99,10 +118,12 @@ def serve(
     port: Port = PORT,
     api_key: ApiKey = None,
     cors_origin: CorsOrigin = None,
+    proxy: Proxy = None,
     model_name: ModelName = None,
     any_model: AnyModel = False,
     think: Think = None,
     max_body: MaxBody = MAX_BODY,
+    connections: Connections = CONNECTIONS,
     queue: Queue = QUEUE,
     request_timeout: RequestTimeout = REQUEST_S,
     write_timeout: WriteTimeout = WRITE_S,

@@ -15,16 +15,53 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from flashmoe.apps.serve.ask import Refusal
+from flashmoe.errors import InputError
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN_PATHS = frozenset({"/", "/health", "/favicon.ico"})
 OPEN_FOLDER = "/web/"
 """What needs no key: the page's own files, which hold nothing of anybody."""
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+
+
+def checked_origin(text: str) -> str:
+    """An origin as browsers send it, or ``*``.
+
+    Raises:
+        InputError: it is none.
+    """
+    origin = text.strip().lower()
+    if origin != "*" and not _ORIGIN.fullmatch(origin):
+        raise InputError(
+            f"--cors-origin {text!r} is no origin: give scheme://host or scheme://host:port, as "
+            "https://example.org, without a path; or * for all pages"
+        )
+    return origin
+
+
+def checked_key(text: str, origin: str) -> str:
+    """A key as clients can send it; ``origin`` is where it was given, for messages.
+
+    Raises:
+        InputError: there is none, or no header can carry it.
+    """
+    key = text.strip()
+    if not key:
+        raise InputError(f"{origin} is there, and empty: give it a key, or leave it out")
+    if odd := re.search(r"[^!-~]", key):
+        raise InputError(
+            f"the key in {origin} has {odd[0]!r}, which no header can carry: make it of letters, "
+            "digits and signs of ASCII, without spaces"
+        )
+    return key
 
 
 @dataclass(frozen=True)

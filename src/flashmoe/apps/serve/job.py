@@ -8,12 +8,13 @@ Invariant: after :meth:`Job.cancel` nothing passes for it beyond the layer at ha
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from flashmoe.apps.serve.ask import Head, Refusal
 from flashmoe.apps.serve.channel import Channel
+from flashmoe.apps.serve.refusals import busy
+from flashmoe.apps.serve.room import Share
 from flashmoe.errors import CancelledError
 from flashmoe.options import Sampling
 from flashmoe.progress import Progress
@@ -22,7 +23,8 @@ from flashmoe.turn import Opening
 
 
 class Job:
-    """What to reply to, and where the reply goes."""
+    """What to reply to, and where the reply goes. ``share`` has room for what the reply takes
+    until it is sent; ``arrived`` is when the request came, by the monotonic clock."""
 
     def __init__(
         self,
@@ -30,8 +32,10 @@ class Job:
         sampling: Sampling,
         head: Head,
         channel: Channel,
-        source: str = "",
+        share: Share,
         *,
+        source: str = "",
+        arrived: float = 0.0,
         echo: bool = False,
         generates: bool = True,
     ) -> None:
@@ -39,10 +43,11 @@ class Job:
         self.sampling = sampling
         self.head = head
         self.channel = channel
+        self.share = share
         self.source = source
         self.echo = echo
         self.generates = generates
-        self.arrived = time.monotonic()
+        self.arrived = arrived
         self._lock = threading.Lock()
         self._session: Session | None = None
         self._cancelled: Refusal | None = None
@@ -64,6 +69,11 @@ class Job:
         """Raises CancelledError where it was cancelled."""
         if self._cancelled is not None:
             raise CancelledError(str(self._cancelled))
+
+    def hold(self, size: int) -> None:
+        """Take room for so many bytes of the reply. Raises Refusal where there is none."""
+        if not self.share.grow(size):
+            raise busy("replies that have not been read yet")
 
     def told(self, progress: Progress) -> None:
         """What the session calls while the prompt passes."""

@@ -1,7 +1,8 @@
 """What a request may be: how large, how deep, how slow.
 
 Owns the bounds, and the reading of a body within them. Invariant: a body that is returned is one
-JSON object of real numbers whose keys are unique, no longer and no deeper than the bounds.
+JSON object of real numbers whose keys are unique, no longer and no deeper than the bounds, and
+what it became takes no more memory than there is for it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from flashmoe.apps.serve.ask import BadRequest, Refusal
+from flashmoe.apps.serve.refusals import busy
+from flashmoe.apps.serve.room import Share
+from flashmoe.errors import InputError
 from flashmoe.stream.units import format_bytes
 
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -27,14 +33,19 @@ class Gone(Exception):
 class Limits:
     """Bounds of one server. Times are in seconds.
 
-    ``body_bytes`` and ``depth`` (levels of JSON) bound a body, ``body_s`` how long it may take to
-    come; ``idle_s`` is how long a connection may take to send a request's head, or stay without a
-    request; ``request_s`` bounds a whole reply, its wait included; ``write_s`` is how long a
-    client may leave what was sent to it unread; ``grace_s`` is what a reply under way gets when
-    the server stops. At most ``waiting`` requests wait.
+    At most ``connections`` are open at once; ``body_bytes`` and ``depth`` (levels of JSON) bound a
+    body, ``body_s`` how long it may take to come; ``idle_s`` is how long a connection may take to
+    send a request's head, or stay without a request; ``request_s`` bounds a whole request, from
+    its head to the end of its reply; ``write_s`` is how long a client may leave what was sent to
+    it unread; ``grace_s`` is what a reply under way gets when the server stops. At most
+    ``waiting`` requests wait.
+
+    Raises:
+        InputError: a time that is none, or a body that nothing fits into.
     """
 
-    body_bytes: int = 8 << 20
+    connections: int = 256
+    body_bytes: int = 4 << 20
     depth: int = 64
     body_s: float = 30.0
     idle_s: float = 30.0
@@ -43,61 +54,102 @@ class Limits:
     grace_s: float = 30.0
     waiting: int = 128
 
+    def __post_init__(self) -> None:
+        for flag, seconds in (
+            ("--request-timeout", self.request_s),
+            ("--write-timeout", self.write_s),
+            ("--idle-timeout", self.idle_s),
+            ("--grace", self.grace_s),
+        ):
+            if not 0 <= seconds <= LONGEST_S:
+                raise InputError(f"{flag} is {seconds:g}: give seconds, up to {LONGEST_S} (a week)")
+        if self.body_bytes < LEAST_BODY_BYTES:
+            raise InputError(
+                f"--max-body is {format_bytes(self.body_bytes)}, into which no request fits: give "
+                f"{format_bytes(LEAST_BODY_BYTES)} or more"
+            )
+
+
+LONGEST_S = 7 * 24 * 3600
+
+LEAST_BODY_BYTES = 1 << 10
 
 DISCARDED_BYTES = 64 << 20
-"""So much of a body that is too long is still taken, and thrown away: a client that is cut off
+"""So much of a body that is refused is still taken, and thrown away: a client that is cut off
 while it sends does not read why."""
 
 
-async def read_body(receive: Receive, announced: int | None, limits: Limits) -> bytes:
-    """The whole body.
+async def read_body(
+    receive: Receive, announced: int | None, limits: Limits, share: Share
+) -> bytearray:
+    """The whole body, which ``share`` has room for.
 
     Raises:
-        Refusal: it is too long (413) or takes too long (408).
+        Refusal: it is too long (413), takes too long (408), or there is no room for it (503).
         Gone: the client went away.
     """
-    parts: list[bytes] = []
-    size, too_long = 0, announced is not None and announced > limits.body_bytes
+    body, size, why = bytearray(), 0, _unfit(announced or 0, limits)
+    seconds = min(limits.body_s, limits.request_s)
     try:
-        async with asyncio.timeout(limits.body_s):
+        async with asyncio.timeout(seconds):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise Gone
                 part = message.get("body", b"")
                 size += len(part)
-                too_long = too_long or size > limits.body_bytes
-                if too_long:
-                    parts.clear()
+                why = why or _unfit(size, limits)
+                if why is None and not share.grow(len(part)):
+                    why = busy("the requests that are being read")
+                if why is None:
+                    body += part
                 else:
-                    parts.append(part)
+                    body.clear()
                 if not message.get("more_body") or size > DISCARDED_BYTES:
                     break
     except TimeoutError:
-        if not too_long:
-            raise Refusal(
-                408, f"the body has not come within {limits.body_s:g} seconds", code="timeout"
-            ) from None
-    if too_long:
-        raise Refusal(
-            413,
-            f"the body is longer than {format_bytes(limits.body_bytes)}: send less of the "
-            "conversation (--max-body allows more)",
-            code="request_too_large",
+        why = why or Refusal(
+            408, f"the body has not come within {seconds:g} seconds", code="timeout"
         )
-    return b"".join(parts)
+    if why is not None:
+        raise why
+    return body
 
 
-def parsed(body: bytes, depth: int) -> dict[str, Any]:
-    """The JSON object that a body is.
+def _unfit(size: int, limits: Limits) -> Refusal | None:
+    if size <= limits.body_bytes:
+        return None
+    return Refusal(
+        413,
+        f"the body is longer than {format_bytes(limits.body_bytes)}: send less of the "
+        "conversation (--max-body allows more)",
+        code="request_too_large",
+    )
+
+
+# One without an end goes on to the end of the text: else each quote in it would be tried anew.
+_STRINGS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+
+
+def parsed(body: bytes | bytearray, depth: int, most_bytes: int) -> tuple[dict[str, Any], int]:
+    """The JSON object that a body is, and how much memory it takes at the most, in bytes.
 
     Raises:
         BadRequest: it is something else, or nested deeper than ``depth``.
+        Refusal: it would take more memory than ``most_bytes`` (413).
     """
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
         raise BadRequest(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+    size = _size(text)
+    if size > most_bytes:
+        raise Refusal(
+            413,
+            f"the body takes {format_bytes(size)} of memory once it is read, and there are "
+            f"{format_bytes(most_bytes)}: send fewer values, or less text (--max-body allows more)",
+            code="request_too_large",
+        )
     try:
         value = json.loads(
             text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_unique
@@ -109,7 +161,22 @@ def parsed(body: bytes, depth: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadRequest("the body is not a JSON object", code="invalid_json")
     _check_depth(value, depth)
-    return value
+    return value, size
+
+
+_OBJECT_BYTES, _VALUE_BYTES = 256, 112
+"""What Python takes for a list or an object of JSON, and for any other value or name besides its
+letters, with its place in what holds it."""
+
+
+def _size(text: str) -> int:
+    """An upper bound of what the text and the values in it take, found without making them."""
+    letters = 2 * sys.getsizeof(text)  # once here, once in strings of their own
+    if "\\u" in text:  # which may make four bytes of every letter, and as it grows two more
+        letters += 6 * len(text)
+    frame = _STRINGS.sub("", text)
+    objects = frame.count("[") + frame.count("{")
+    return letters + _OBJECT_BYTES * objects + _VALUE_BYTES * (frame.count(",") + frame.count(":"))
 
 
 def _no_number(name: str) -> float:

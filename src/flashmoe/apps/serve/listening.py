@@ -1,19 +1,20 @@
 """The listening socket, and the way a server ends.
 
-Owns where it listens and what a signal does. The first SIGTERM or SIGINT: no connection is taken
-any more, what waits is refused, what is under way has ``grace_s`` and is then cancelled, and the
-process ends with 0. A second one takes the grace away, and one that comes after all connections
-are closed ends the process at once.
+Owns where it listens and what a signal does. The first SIGTERM or SIGINT: what waits and what comes
+is refused, in words, and ``/health`` says 503; what is under way has ``grace_s`` and is then
+cancelled; then the socket closes and the process ends with 0. A second one takes the grace away,
+and one that comes after all connections are closed ends the process at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import uvicorn
@@ -31,8 +32,15 @@ SEND_BYTES = 128 << 10
 """What the kernel keeps for a client that does not read: left to itself it would take megabytes,
 and a client would count as reading for as long."""
 
-LAST_WORDS_S = 5.0
-"""What is left, once all work has been cancelled, for its clients to be told."""
+LAST_WORDS_S, HURRIED_WORDS_S = 5.0, 1.0
+"""What is left, once all work has been cancelled, for its clients to be told; and that after a
+second signal."""
+
+LOOK_S = 0.05
+"""How often it is looked whether the last reply is out."""
+
+ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Addresses that stand for all of this machine's, and one that can be opened."""
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -48,10 +56,28 @@ def bound(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)  # of its connections
         return listener
     except (OSError, UnicodeError, OverflowError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise InputError(
-            f"cannot listen at {host} port {port}: {why}; give another --host or --port"
-        ) from error
+        raise InputError(f"cannot listen at {host} port {port}: {_mend(error, host)}") from error
+
+
+def _mend(error: Exception, host: str) -> str:
+    """Why an address cannot be had, and what to do."""
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return f"no address is known for {host}; give an address of this machine as --host"
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EADDRINUSE:
+        return "another program listens there; end it, or give another --port (0 takes a free one)"
+    if number == errno.EADDRNOTAVAIL:
+        return (
+            "that is no address of this machine; give --host 127.0.0.1 (this machine alone), "
+            "0.0.0.0 (every address of it) or one of its own"
+        )
+    if number in (errno.EACCES, errno.EPERM):
+        return (
+            "the system does not allow it to this user, as for most ports below 1024; give "
+            "--port 1024 or above"
+        )
+    why = error.strerror if isinstance(error, OSError) else error
+    return f"{why}; give another --host or --port"
 
 
 def is_loopback(listener: socket.socket) -> bool:
@@ -59,26 +85,48 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
+def is_everywhere(listener: socket.socket) -> bool:
+    """Whether it listens at every address of this machine."""
+    return listener.getsockname()[0] in ANYWHERE
+
+
 def address_of(listener: socket.socket) -> str:
-    """``http://…``, to be asked for on this machine."""
+    """``http://…``, to be opened on this machine."""
     host, port = listener.getsockname()[:2]
+    host = ANYWHERE.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def listen(
-    listener: socket.socket, door: Door, service: Service, ready: Callable[[], None]
+    listener: socket.socket,
+    door: Door,
+    service: Service,
+    ready: Callable[[], None],
+    tell: Callable[[str], None],
+    proxies: Sequence[str] = (),
 ) -> None:
-    """Serve until a signal ends it; ``ready`` is called once connections are taken."""
-    Listening(door, service, ready).run(sockets=[listener])
+    """Serve until a signal ends it; ``ready`` is called once connections are taken, and ``tell``
+    with what becomes of a signal. ``proxies`` are addresses of proxies, whose X-Forwarded-For says
+    who asks."""
+    Listening(door, service, ready, tell, proxies).run(sockets=[listener])
 
 
 class Listening(uvicorn.Server):
     """uvicorn with our ending; :meth:`run` or :meth:`serve` takes the sockets."""
 
-    def __init__(self, door: Door, service: Service, ready: Callable[[], None]) -> None:
-        super().__init__(_config(door, service.limits))
+    def __init__(
+        self,
+        door: Door,
+        service: Service,
+        ready: Callable[[], None],
+        tell: Callable[[str], None],
+        proxies: Sequence[str] = (),
+    ) -> None:
+        super().__init__(_config(door, service.limits, proxies))
         self._service = service
         self._ready = ready
+        self._tell = tell
+        self._ending: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -104,16 +152,29 @@ class Listening(uvicorn.Server):
     def end(self) -> None:
         """Begin to end, or end at once where that has begun; in the loop's thread."""
         service = self._service
-        if self.should_exit:
+        if self._ending is not None:
+            self.config.timeout_graceful_shutdown = int(HURRIED_WORDS_S)
             service.worker.cut_short()
+            self.should_exit = True
             return
-        self.should_exit = True
+        left = service.open_replies - len(service.queue)
         service.stop()
-        loop = asyncio.get_running_loop()
-        loop.call_later(service.limits.grace_s, service.worker.cut_short)
+        if left:
+            replies = "1 reply" if left == 1 else f"{left} replies"
+            self._tell(f"stopping: waiting for {replies} (Ctrl-C again stops at once)")
+        self._ending = asyncio.get_running_loop().create_task(self._end())
+
+    async def _end(self) -> None:
+        """Let what is under way come to its end, then have the socket closed."""
+        service, loop = self._service, asyncio.get_running_loop()
+        until = loop.time() + service.limits.grace_s
+        while service.open_replies and loop.time() < until:
+            await asyncio.sleep(LOOK_S)
+        service.worker.cut_short()
+        self.should_exit = True
 
 
-def _config(door: Door, limits: Limits) -> uvicorn.Config:
+def _config(door: Door, limits: Limits, proxies: Sequence[str]) -> uvicorn.Config:
     return uvicorn.Config(
         door,
         http=protocol(limits),
@@ -122,9 +183,10 @@ def _config(door: Door, limits: Limits) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         access_log=False,
-        proxy_headers=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=list(proxies),
         server_header=False,
         timeout_keep_alive=max(int(limits.idle_s), 1),
-        timeout_graceful_shutdown=int(limits.grace_s + LAST_WORDS_S),
+        timeout_graceful_shutdown=int(LAST_WORDS_S),
         h11_max_incomplete_event_size=HEAD_BYTES,
     )

@@ -25,9 +25,10 @@ from typing import Any, Protocol
 import numpy as np
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from flashmoe.apps.serve.ask import Refusal
+from flashmoe.apps.serve.limits import Gone
 from flashmoe.engine import Engine
 from flashmoe.quant import Array
 from flashmoe.stream.picture import ExpertState
@@ -43,9 +44,6 @@ RETRY_S = 10
 
 STILL_S = 5.0
 """A comment after so long without an event, so that a connection which is gone is noticed."""
-
-PATIENCE_S = 10.0
-"""How long an event may take to be sent before whoever does not read is let go."""
 
 
 @dataclass(frozen=True)
@@ -146,18 +144,14 @@ class ExpertMap:
             message = f"{self._most} others watch the map already: close one of them"
             raise Refusal(503, message, code="map_full", retry_after=RETRY_S)
 
-        async def patiently(message: Message) -> None:
-            await asyncio.wait_for(send(message), PATIENCE_S)
-
         self._listening += 1
         events = self.events()
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         try:
             stream = StreamingResponse(events, headers=headers, media_type="text/event-stream")
-            await stream(scope, receive, patiently)
-        except* TimeoutError:  # whoever does not read has gone, or might as well have
-            if abort := scope.get("state", {}).get("abort"):
-                abort()
+            await stream(scope, receive, send)
+        except* Gone:  # who does not read
+            pass
         finally:
             self._listening -= 1
             await events.aclose()

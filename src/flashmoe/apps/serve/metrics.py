@@ -1,25 +1,29 @@
 """What is told at ``/metrics``, for Prometheus.
 
-Owns names and meaning of the figures: of replies as they are counted here, and of the engine as
-it stands when it is asked. Each server has a registry of its own.
+Owns names and meaning of the figures: of replies as they are counted here, of the engine and of
+what requests hold as they stand when it is asked, and the customary ones of a process. Each server
+has a registry of its own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from flashmoe import __version__
+from flashmoe.apps.serve.room import Room
 from flashmoe.engine import Engine
 from flashmoe.step import Step
 from flashmoe.stream import memory
@@ -34,9 +38,20 @@ _TOKEN_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
 class Metrics:
-    """The counts of one server. Safe for several threads."""
+    """The counts of one server, which serves ``model``. Safe for several threads.
 
-    def __init__(self, engine: Engine, waiting: Reading, busy: Reading) -> None:
+    ``waiting`` and ``busy`` are asked for how many requests wait, and whether one is replied to;
+    ``rooms`` are those that requests share, by name.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: str,
+        waiting: Reading,
+        busy: Reading,
+        rooms: Mapping[str, Room],
+    ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # of no use to anybody
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
@@ -70,7 +85,8 @@ class Metrics:
         )
         for kind in ("prompt", "cached", "generated"):
             self._tokens.labels(kind)
-        registry.register(_EngineFigures(engine, waiting, busy))
+        registry.register(_EngineFigures(engine, model, waiting, busy, rooms))
+        ProcessCollector(registry=registry)
 
     def request(self, endpoint: str, status: int) -> None:
         """A request has been answered."""
@@ -101,10 +117,19 @@ class Metrics:
 class _EngineFigures(Collector):
     """The engine's own counters and sizes, read when they are asked for."""
 
-    def __init__(self, engine: Engine, waiting: Reading, busy: Reading) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        model: str,
+        waiting: Reading,
+        busy: Reading,
+        rooms: Mapping[str, Room],
+    ) -> None:
         self._engine = engine
+        self._model = model
         self._waiting = waiting
         self._busy = busy
+        self._rooms = rooms
 
     def describe(self) -> list[Metric]:
         return []  # so that registering does not ask the engine
@@ -136,6 +161,30 @@ class _EngineFigures(Collector):
         ):  # fmt: skip
             yield GaugeMetricFamily(f"flashmoe_{name}", text, value=gauge)
         yield self._memory()
+        yield from self._requests()
+        about = GaugeMetricFamily(
+            "flashmoe_build_info", "1; what is served, by what.", labels=["version", "model"]
+        )
+        about.add_metric([__version__, self._model], 1)
+        yield about
+
+    def _requests(self) -> Iterator[Metric]:
+        held = GaugeMetricFamily(
+            "flashmoe_request_bytes",
+            "Memory that requests hold: bodies that come, turns that wait or are replied to, "
+            "replies that are not read yet.",
+            labels=["part"],
+        )
+        most = GaugeMetricFamily(
+            "flashmoe_request_limit_bytes",
+            "What there is for it; a request that finds no room is refused.",
+            labels=["part"],
+        )
+        for part, room in self._rooms.items():
+            held.add_metric([part], room.used_bytes)
+            most.add_metric([part], room.most_bytes)
+        yield held
+        yield most
 
     def _memory(self) -> Metric:
         plan = self._engine.plan

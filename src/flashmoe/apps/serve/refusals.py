@@ -34,6 +34,16 @@ def stopping() -> Refusal:
     return Refusal(503, "the server is stopping", code="server_stopping", retry_after=10)
 
 
+def busy(what: str) -> Refusal:
+    """There is no room for more of this."""
+    return Refusal(
+        503,
+        f"{what} take all the memory that is set aside for them: try again later",
+        code="server_busy",
+        retry_after=5,
+    )
+
+
 def too_late(seconds: float) -> Refusal:
     """A request has taken as long as one may."""
     return Refusal(

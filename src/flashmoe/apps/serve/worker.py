@@ -13,13 +13,14 @@ import gc
 import threading
 from dataclasses import replace
 
-from flashmoe.apps.serve.ask import Outcome, Spoken, Token, joined
-from flashmoe.apps.serve.channel import Began
+from flashmoe.apps.serve.ask import Echo, Outcome, Refusal, Spoken, Token, joined
+from flashmoe.apps.serve.channel import APART, Began
 from flashmoe.apps.serve.echo import echoed
 from flashmoe.apps.serve.job import Job
 from flashmoe.apps.serve.metrics import Metrics
 from flashmoe.apps.serve.queue import Fair
 from flashmoe.apps.serve.refusals import refusal_of, stopping
+from flashmoe.apps.serve.room import TOKEN_BYTES, spoken_bytes
 from flashmoe.apps.serve.tokens import TokenLog
 from flashmoe.engine import Engine
 from flashmoe.errors import CancelledError, FlashMoeError
@@ -90,7 +91,7 @@ class Worker:
             self._metrics.cancelled()
             job.channel.put(job.cancelled)
         except BaseException as error:
-            if not isinstance(error, FlashMoeError):
+            if not isinstance(error, FlashMoeError | Refusal):
                 self._session = None  # whatever is wrong with it
             job.channel.put(refusal_of(error))
         else:
@@ -100,7 +101,7 @@ class Worker:
         telling = _Telling(job)
         with job.running(session):
             log = TokenLog(self._engine)
-            echo = echoed(self._engine, session, job, log, telling.progress) if job.echo else None
+            echo = self._echo(job, session, log, telling) if job.echo else None
             if not job.generates:
                 usage = Usage(len(job.opening.ids), 0, 0, 0)
                 self._metrics.reply(usage)
@@ -116,7 +117,10 @@ class Worker:
                     made = log.push(beat.step, beat.pieces)
                     job.channel.withholding = reply.withholding
                     if beat.pieces:
+                        job.hold(spoken_bytes(beat.pieces, made))
                         pieces += beat.pieces
+                        if len(pieces) > APART:
+                            pieces = list(joined(pieces))
                         tokens += made
                         job.channel.put(Spoken(beat.pieces, made))
             finally:
@@ -129,6 +133,11 @@ class Worker:
         return Outcome(
             joined(pieces), reply.finish_reason, reply.stop_sequence, usage, tuple(tokens), echo
         )
+
+    def _echo(self, job: Job, session: Session, log: TokenLog, telling: _Telling) -> Echo:
+        if job.sampling.logprobs is not None:
+            job.hold(TOKEN_BYTES * len(job.opening.ids) * (1 + job.sampling.logprobs))
+        return echoed(self._engine, session, job, log, telling.progress)
 
 
 class _Telling:

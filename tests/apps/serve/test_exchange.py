@@ -86,8 +86,10 @@ def test_who_waits_is_told_its_place_and_its_prompts_progress(engine, slow):
 
 def test_a_full_queue_is_said_so(engine, slow):
     with running(engine, waiting=2) as site, site.client() as client:
-        held = [posted(site.port, asking(stream=True, max_tokens=50)) for _ in range(2)]
-        until(lambda: site.service.worker.is_busy and len(site.service.queue) == 1)
+        held = [posted(site.port, asking(stream=True, max_tokens=50))]
+        until(lambda: site.service.worker.is_busy)
+        held.append(posted(site.port, asking(stream=True, max_tokens=50)))
+        until(lambda: len(site.service.queue) == 1)
         answer = client.post(CHAT, json=asking())
         assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 0
         assert answer.json()["error"]["code"] == "queue_full"
@@ -285,8 +287,10 @@ def test_a_long_reply_nobody_reads_is_held_and_let_go(engine):
 def test_a_proxy_says_whose_a_request_is(engine, slow):
     """Half of the queue is one client's; behind a proxy that is believed they are told apart."""
     with running(engine, proxies=["127.0.0.1"], waiting=2) as site, site.client() as client:
-        held = [posted(site.port, asking(stream=True, max_tokens=100)) for _ in range(2)]
-        until(lambda: site.service.worker.is_busy and len(site.service.queue) == 1)
+        held = [posted(site.port, asking(stream=True, max_tokens=100))]
+        until(lambda: site.service.worker.is_busy)
+        held.append(posted(site.port, asking(stream=True, max_tokens=100)))
+        until(lambda: len(site.service.queue) == 1)
         assert client.post(CHAT, json=asking()).status_code == 429
         other = {"x-forwarded-for": "203.0.113.7"}
         with client.stream("POST", CHAT, json=asking(stream=True), headers=other) as answer:

@@ -260,11 +260,14 @@ class Client:
         reader, writer = await asyncio.open_connection(url.host, url.port)
         try:
             writer.write(data)
-            with contextlib.suppress(ConnectionError):
-                answer = await reader.read(1 << 16)
-                if answer:
-                    head, _, body = answer.partition(b"\r\n\r\n")
-                    self._report.status(int(head.split()[1]), body, 400, 403, 404)
+            head = b""
+            # Cut off without an answer is an answer to what is no request.
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                head = await reader.readuntil(b"\r\n\r\n")
+            if head:
+                length = re.search(rb"(?i)^content-length: *(\d+)", head, re.MULTILINE)
+                body = await reader.readexactly(int(length[1])) if length else b""
+                self._report.status(int(head.split()[1]), body, 400, 403, 404)
         finally:
             writer.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -106,20 +108,25 @@ def test_thinking_whose_tags_are_text(untagged):
     assert free.mask() is None
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_white_space_comes_to_an_end(grammars, byte_level, seed):
+@pytest.mark.parametrize("form", ["schema", "call"])
+def test_white_space_takes_no_tokens(byte_level, form):
     """The worst a model can do: nothing but white space wherever some is admitted."""
-    guide = grammars.guide(form=JsonSchema(listed({"a": {"type": "null"}, "b": {"type": "null"}})))
-    blank = np.array([not (byte_level.decode([id]).strip()) for id in range(byte_level.vocab_size)])
-    for _ in range(400):
-        mask = guide.mask()
+    schema = listed({"a": {"type": "null"}, "b": {"type": "array", "maxItems": 0}})
+    asked = {"form": JsonSchema(schema)}
+    if form == "call":
+        asked = {"tools": [tool("f", schema)], "tool_choice": "required", "parallel_calls": False}
+    guide = grammars_of(byte_level, "json").guide(**asked)
+    blank = np.array([not byte_level.decode([id]).strip() for id in range(byte_level.vocab_size)])
+    ids = []
+    while (mask := guide.mask()) is not None and not mask[list(byte_level.stop_ids)].any():
         blanks = np.flatnonzero(mask & blank)
-        found = blanks if blanks.size else np.flatnonzero(mask)
-        id = int(found[seed % found.size])
-        if id in byte_level.stop_ids:
-            return
-        guide.accept(id)
-    pytest.fail("the answer did not come to an end")
+        ids.append(int(blanks[0] if blanks.size else np.argmax(mask)))
+        guide.accept(ids[-1])
+        assert len(ids) < 200, "the answer did not come to an end"
+    value = json.dumps({"a": None, "b": []})
+    if form == "call":
+        value = f'<tool_call>\n{{"name": "f", "arguments": {value}}}\n</tool_call>'
+    assert byte_level.decode(ids) == value
 
 
 def test_a_guide_serves_one_reply(grammars):

@@ -75,7 +75,8 @@ def normal(text: str) -> str:
 
 MARKUP = st.lists(
     st.sampled_from([*TAGS, END, "<|im_start|>system", "<function=f>", "<parameter=a>",
-                     "</function>", "</parameter>", "\n", " ", '"', "\\", "}", "</tool", "é", "日本", "x"])
+                     "</function>", "</parameter>", "\n", " ", '"', "\\", "}", "</tool", "é",
+                     "日本", "x"])
 ).map("".join)  # fmt: skip
 TEXT = (st.text() | MARKUP).map(normal)
 NAME = st.text(st.sampled_from("abcXYZ019_-.é日"), min_size=1).map(normal)

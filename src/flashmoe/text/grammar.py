@@ -40,6 +40,7 @@ from flashmoe.text.guide import (
 )
 from flashmoe.text.lark import Lark, json_value, literal, mark, without
 from flashmoe.text.patterns import whole
+from flashmoe.text.reasons import plain
 from flashmoe.text.schemas import Schema, prepared
 from flashmoe.text.syntax import Syntax
 from flashmoe.text.tokenizer import Tokenizer
@@ -205,7 +206,7 @@ class Grammars:
         parts = []
         if asked.form is not None and not asked.forced:
             parts.append(
-                lark.terminal(whole(asked.form.pattern, _PATTERN))
+                lark.terminal(self._spellable(whole(asked.form.pattern, _PATTERN)))
                 if isinstance(asked.form, Regex)
                 else lark.rule(json_value(asked.form))
             )
@@ -216,6 +217,11 @@ class Grammars:
             again = f" ({literal(chr(10))} {opening} {call})*" if asked.several else ""
             parts.append(lark.rule(f"{opening} {call}{again}"))
         return lark.grammar(" | ".join(parts))
+
+    def _spellable(self, terminal: str) -> str:
+        """A terminal's body without texts that the vocabulary has no tokens for."""
+        lacking = self._vocabulary.lacking
+        return terminal if lacking is None else f"{terminal} & /[^{lacking}]*/"
 
     def _spelled(self, lark: Lark, asked: _Asked) -> str:
         """A free answer in which the mark that opens a call is text."""
@@ -315,18 +321,20 @@ class Grammars:
 
     def _matcher(self, grammar: str, asked: _Asked | None = None) -> llguidance.LLMatcher:
         """The grammar, compiled and not begun."""
-        backend = self._vocabulary.backend
+        vocabulary = self._vocabulary
         with self._lock:
             if (known := self._compiled.get(grammar)) is not None:
                 self._compiled.move_to_end(grammar)
                 return known
         for name, schema in asked.schemas if asked else ():
-            _check(name, schema)
-        found = llguidance.LLMatcher(backend, grammar, log_level=0, limits=_LIMITS)
-        if found.is_error():
-            reason = _one_line(found.get_error())
-            what = _PATTERN if asked and isinstance(asked.form, Regex) else "the answer's grammar"
-            raise InputError(f"{what} cannot be enforced: {reason}")
+            _check(name, schema, vocabulary)
+        found = llguidance.LLMatcher(vocabulary.backend, grammar, log_level=0, limits=_LIMITS)
+        begun = found.deep_copy()
+        if not begun.is_error():  # the first mask shows what compiling does not
+            begun.compute_bitmask()
+        if begun.is_error():
+            what = _PATTERN if asked and isinstance(asked.form, Regex) else "what is asked for"
+            raise InputError(f"{what}: {plain(begun.get_error())}")
         with self._lock:
             self._compiled[grammar] = found
             while len(self._compiled) > _KEPT:
@@ -334,9 +342,15 @@ class Grammars:
         return found
 
 
-def _check(name: str, schema: Schema) -> None:
+def _check(name: str, schema: Schema, vocabulary: Vocabulary) -> None:
     """Raises InputError, with the place, for a schema that llguidance cannot enforce. It refuses
     what no value fits as well."""
+    for text in schemas.spelled(schema):
+        if (letter := vocabulary.unspelled(text)) is not None:
+            raise InputError(
+                f"{name}: the model's vocabulary has no token for {letter!r}, so that it could not "
+                f"write {text[:80]!r}: leave that out"
+            )
 
     def reason(part: Schema) -> str:
         grammar = Lark().grammar(json_value(part))
@@ -345,11 +359,7 @@ def _check(name: str, schema: Schema) -> None:
     if found := reason(schema):
         place = schemas.culprit(schema, lambda part: bool(reason(part)))
         inner = found if place == "#" else reason(schemas.within(schema, place[1:]))
-        raise InputError(f"{name}, at {place}: {_one_line(inner)}")
-
-
-def _one_line(reason: str) -> str:
-    return " ".join(reason.split())[:300]
+        raise InputError(f"{name}, at {place}: {plain(inner)}")
 
 
 class _Watch:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe.errors import ClosedError, InputError
+from flashmoe.text.reasons import plain
 
 Mask = NDArray[np.bool_]
 """(vocabulary,): whether each token may come next."""
@@ -159,7 +160,7 @@ class Bound:
         bits = np.unpackbits(words.view(np.uint8), count=self._size, bitorder="little")
         found = bits.view(np.bool_)
         if not found.any():
-            raise InputError(f"{self.name}: the grammar leaves no token that may come next")
+            raise InputError(f"{self.name} cannot go on: no token that may come next is left")
         return found
 
     def accept(self, id: int) -> Stage:
@@ -171,8 +172,8 @@ class Bound:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = " ".join(self._matcher.get_error().split())[:300]
-            raise InputError(f"{self.name}: the grammar cannot go on ({reason})")
+            reason = plain(self._matcher.get_error())
+            raise InputError(f"{self.name} cannot go on: {reason}")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from flashmoe.text import Tokenizer
 from flashmoe.text.forms import JsonSchema, Regex
 from flashmoe.text.grammar import Grammars
 from flashmoe.text.guide import Guide
+from flashmoe.text.vocabulary import Vocabulary
 from tests.text.bound import drawn, grammars_of, listed, tool
 
 CLOCK = tool("clock")
@@ -50,6 +51,26 @@ def test_a_budget_closes_thinking_as_the_template_would(grammars, byte_level):
     assert guide.mask() is None
     none = grammars.guide(thinking=True, thinking_budget=0)
     assert given(none, byte_level) == "\n</think>\n\n"
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "untagged", "sentence_piece"])
+def test_a_budget_ends_between_two_characters(kind, request):
+    """Bytes that are tokens: the budget is spent in the middle of one."""
+    tokenizer = request.getfixturevalue(kind)
+    grammars = grammars_of(tokenizer)
+    single = Vocabulary(tokenizer, tokenizer.stop_ids, tokenizer.vocab_size)._single
+    for asked in ({}, {"form": Regex("ab")}):
+        guide = grammars.guide(thinking=True, thinking_budget=2, **asked)
+        for id in single("a日😀".encode()[:4]):
+            mask = guide.mask()
+            assert mask is None or mask.sum() > 1
+            guide.accept(id)
+        assert given(guide, tokenizer).startswith("\n</think>\n\n")
+    spent = grammars.guide(thinking=True, thinking_budget=1)
+    for id in single(b"\xf0" * 4):  # which is no character, however it goes on
+        assert spent.mask() is None
+        spent.accept(id)
+    assert given(spent, tokenizer) == "\n</think>\n\n"
 
 
 def test_thinking_that_ends_in_time_is_let_alone(grammars, byte_level):

@@ -12,6 +12,7 @@ vocabularies that do not have it, text; then all of the answer is read by a gram
 
 from __future__ import annotations
 
+import codecs
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ import llguidance
 from flashmoe.errors import InputError, StoreError
 from flashmoe.text import schemas
 from flashmoe.text.call_grammar import Tool, call_rules, tools_of
-from flashmoe.text.detokenizer import Detokenizer
+from flashmoe.text.detokenizer import Detokenizer, assembler
 from flashmoe.text.forms import Form, JsonSchema, Named, Regex, ToolChoice
 from flashmoe.text.guide import (
     Bound,
@@ -265,7 +266,8 @@ class Grammars:
 
         def begin() -> Stage:
             watch = None if close.id is not None else _Watch(self._tokenizer, close.text)
-            thought = Thought(allowed, ends, budget, closing, watch, after)
+            whole = _Characters(self._tokenizer)
+            thought = Thought(allowed, ends, budget, closing, watch, after, whole)
             return Thinking(thought, inner=guard() if guard else None).begun()
 
         return begin
@@ -371,3 +373,15 @@ class _Watch:
     def __call__(self, id: int) -> bool:
         self._words.push(id)
         return self._words.stopped is not None
+
+
+class _Characters:
+    """Whether what has been written ends between two characters."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._spelled = tokenizer, assembler(tokenizer.decoder).spelled
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def __call__(self, id: int) -> bool:
+        self._bytes.decode(self._spelled(self._tokenizer.token(id) or ""))
+        return not self._bytes.getstate()[0]

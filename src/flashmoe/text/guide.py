@@ -176,13 +176,18 @@ class Bound:
             raise InputError(f"{self.name} cannot go on: {reason}")
 
 
+OVERTIME = 3
+"""Tokens that a character takes after its first, at most; bytes that go on are none."""
+
+
 @dataclass(frozen=True)
 class Thought:
     """How thinking may go and end.
 
     ``ends`` are tokens that end it, with what begins then; ``closed`` tells the same of a token
-    where the tag is text. After ``budget`` tokens (None: never) ``closing`` is given instead.
-    ``allowed`` are the tokens of thinking.
+    where the tag is text. After ``budget`` tokens (None: never) ``closing`` is given instead, or
+    up to :data:`OVERTIME` later: not before ``whole`` says that the tokens so far end between two
+    characters. ``allowed`` are the tokens of thinking.
     """
 
     allowed: Mask | None
@@ -191,6 +196,7 @@ class Thought:
     closing: Forced
     closed: Callable[[int], bool] | None
     after: Callable[[], Stage]
+    whole: Callable[[int], bool]
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,7 @@ class Thinking:
     thought: Thought
     tokens: int = 0
     inner: Bound | None = None
+    whole: bool = True
 
     @property
     def ready(self) -> bool:
@@ -220,12 +227,14 @@ class Thinking:
                 return after
         elif thought.closed is not None and thought.closed(id):
             return thought.after()
-        return replace(self, tokens=self.tokens + 1).begun()
+        return replace(self, tokens=self.tokens + 1, whole=thought.whole(id)).begun()
 
     def begun(self) -> Stage:
         """This stage, or the end of it where the budget is spent."""
-        spent = self.thought.budget is not None and self.tokens >= self.thought.budget
-        return self.thought.closing if spent else self
+        if self.thought.budget is None:
+            return self
+        over = self.tokens - self.thought.budget
+        return self.thought.closing if over >= (0 if self.whole else OVERTIME) else self
 
 
 def only(ids: tuple[int, ...], size: int) -> Mask:

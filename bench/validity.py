@@ -212,6 +212,7 @@ def a_call(seed: int, *, bound: bool) -> tuple[Turn, Callable[..., bool], Callab
         tools,
         tool_choice="required" if bound else "auto",
         parallel_calls=False,
+        thinking=False,
         constrained=bound,
     )
 
@@ -243,7 +244,8 @@ def an_answer(seed: int, *, bound: bool) -> tuple[Turn, Callable[..., bool], Cal
         except ValueError:
             return False
 
-    return Turn(messages, form=JsonSchema(schema) if bound else None), no_object, valid
+    form = JsonSchema(schema) if bound else None
+    return Turn(messages, thinking=False, form=form), no_object, valid
 
 
 KINDS = {"tool calls": a_call, "answers": an_answer}

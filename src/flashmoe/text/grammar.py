@@ -215,7 +215,8 @@ class Grammars:
             assert self._syntax.call_open is not None
             opening = mark(self._syntax.call_open)
             call = call_rules(lark, asked.offered, self._syntax)
-            again = f" ({literal(chr(10))} {opening} {call})*" if asked.several else ""
+            gap = f"{literal(self._syntax.gaps.between)} " if self._syntax.gaps.between else ""
+            again = f" ({gap}{opening} {call})*" if asked.several else ""
             parts.append(lark.rule(f"{opening} {call}{again}"))
         return lark.grammar(" | ".join(parts))
 

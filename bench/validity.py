@@ -143,9 +143,10 @@ def main() -> None:
         print("| store | requests | valid, bound | valid, free | cut, bound | cut, free |")
         print("|---|---|---|---|---|---|")
         for (store, kind), found in asked.items():
-            line.setdefault(store, {})[kind] = sides = found.result()
+            name = Path(store).name  # what is kept has no path
+            line.setdefault(name, {})[kind] = sides = found.result()
             cells = (f"{sides[side][key]}" for key in COUNTS[:2] for side in SIDES)
-            print(f"| {store} | {given.requests} {kind} | {' | '.join(cells)} |", flush=True)
+            print(f"| {name} | {given.requests} {kind} | {' | '.join(cells)} |", flush=True)
     line = {"requests": given.requests, "stores": line, "seconds": time.perf_counter() - began}
     print(json.dumps(line))
     results.save_if_asked(given, "validity", line, {"max_tokens": given.max_tokens})

@@ -1,12 +1,16 @@
-"""How often replies are valid, bound and not: tool calls and JSON by bits and experts a token.
+"""How often replies are valid, bound and not: tool calls and JSON at temperature 1, by store.
 
-    .venv/bin/python bench/validity.py smollm STORE … [--requests 200]
-    .venv/bin/python bench/validity.py austen CASES STORE … [--experts-per-token 2] [--requests 60]
-    .venv/bin/python bench/validity.py unpack SmolLM2.gguf DIRECTORY
+    .venv/bin/python bench/validity.py unpack SmolLM2.gguf CHECKPOINT
+    .venv/bin/flashmoe convert CHECKPOINT store-3 --bits 3 --group 32
+    .venv/bin/python bench/validity.py ask store-4 store-3 store-2 [--requests 200] [--save]
 
-`smollm`: tool calls and answers by a schema at temperature 1, each with a seed of its own; valid is
-what jsonschema accepts. `austen`: the held-out requests of models/austen-moe, greedy; right is the
-same tool with the same arguments. Requests are made here, from lists, so that no file is needed.
+`ask` makes its requests from lists, so that no file is needed, each with a seed of its own, the
+same on both sides, and each behind one that was answered well, for the free side's sake. Bound and
+free differ in nothing but the grammar. Valid is what came to its end within `--max-tokens`, is
+calls or one JSON value and nothing else, and what jsonschema accepts. A reply that is hopeless,
+whatever may follow, is ended there. Schemas bound every text and number, so that a bound reply has
+an end however a model draws; the table says how many were cut. Each store is asked in processes of
+one thread, one a core: no answer depends on either.
 `unpack` writes a llama GGUF file as plain safetensors, from which `flashmoe convert --bits` makes
 stores of other widths (a quantised GGUF file is otherwise kept as it is).
 """
@@ -16,40 +20,39 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
+import results
 from safetensors.numpy import save_file
 
-from flashmoe import Budget, Engine, Runtime, Sampling
+from flashmoe import Budget, Engine, PrefixCache, Runtime
 from flashmoe.quant import dequantize
 from flashmoe.store.checkpoint import Checkpoint, open_checkpoint
-from flashmoe.text import Call, Content, ReplyParser, Syntax
-from flashmoe.text.forms import JsonSchema
+from flashmoe.text import Call, Content
+from flashmoe.turn import JsonSchema, Reply, Turn
 
-MOST_TOKENS = 400
-SYSTEM = """You can call these functions:
-<tools>
-{tools}
-</tools>
-Answer with the name and the arguments of a function within <tool_call></tool_call>:
-<tool_call>
-{{"name": <name>, "arguments": <arguments>}}
-</tool_call>"""
+SIDES = ("bound", "free")
+COUNTS = ("valid", "cut", "tokens")
 
-TEXT = {"type": "string", "maxLength": 60}
+TEXT = {"type": "string", "maxLength": 40}
+NUMBER = {"type": "integer", "minimum": -10000, "maximum": 10000}
 TOOLS: dict[str, dict[str, Any]] = {
     "get_weather": {"city": TEXT, "day": {"enum": ["today", "tomorrow"]}},
     "set_alarm": {"hour": {"type": "integer", "minimum": 0, "maximum": 23}, "label": TEXT},
-    "send_letter": {"to": TEXT, "body": {"type": "string", "maxLength": 200}},
-    "add": {"a": {"type": "number"}, "b": {"type": "number"}},
+    "send_letter": {"to": TEXT, "body": {"type": "string", "maxLength": 80}},
+    "add": {"a": NUMBER, "b": NUMBER},
     "book": {
         "name": TEXT,
         "seats": {"type": "integer", "minimum": 1, "maximum": 12},
-        "wishes": {"type": "array", "items": TEXT, "maxItems": 3},
+        "wishes": {"type": "array", "items": TEXT, "maxItems": 2},
     },
 }
 ASKED = (
@@ -59,6 +62,12 @@ ASKED = (
     "How much is {hour} plus {number}?",
     "A table for {number} in the name of {person}, near the window.",
 )
+CALLED = (
+    "Write to Harriet that the cake is ready.",
+    {"name": "send_letter", "arguments": {"to": "Harriet", "body": "The cake is ready."}},
+    "The letter is on its way.",
+)
+"""What was asked before, the call, and what came of it."""
 FORMS: dict[str, dict[str, Any]] = {
     "Describe {person}, who sells {thing}s in {place}.": {
         "name": TEXT,
@@ -67,11 +76,11 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "Is a {thing} heavier than {number} stones?": {
         "answer": {"type": "boolean"},
-        "reason": {"type": "string", "maxLength": 160},
+        "reason": {"type": "string", "maxLength": 80},
     },
     "Name some things to do in {place}.": {
         "place": TEXT,
-        "things": {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 4},
+        "things": {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 3},
     },
     "Where is {place}, and how warm is it {day}?": {
         "where": {
@@ -83,6 +92,20 @@ FORMS: dict[str, dict[str, Any]] = {
         "day": {"type": "string", "format": "date"},
     },
 }
+ANSWERED: tuple[tuple[str, dict[str, Any]], ...] = (
+    (
+        "Describe Mr Weston, who sells horses in York.",
+        {"name": "Mr Weston", "age": 52, "trade": "horses"},
+    ),
+    ("Is a horse heavier than 10 stones?", {"answer": True, "reason": "A horse weighs more."}),
+    ("Name some things to do in York.", {"place": "York", "things": ["Walk on the walls"]}),
+    (
+        "Where is York, and how warm is it today?",
+        {"where": {"country": "England", "continent": "Europe"}, "celsius": 14,
+         "day": "2024-05-01"},
+    ),
+)  # fmt: skip
+"""What was asked of each form before, and the answer."""
 WORDS = {
     "place": ("Paris", "Highbury", "Lima", "Osaka", "Bath"),
     "day": ("today", "tomorrow"),
@@ -96,13 +119,12 @@ WORDS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    smollm = commands.add_parser("smollm")
-    austen = commands.add_parser("austen")
-    austen.add_argument("cases", type=Path)
-    for command in (smollm, austen):
-        command.add_argument("stores", nargs="+")
-        command.add_argument("--requests", type=int, default=200 if command is smollm else 60)
-        command.add_argument("--experts-per-token", type=int)
+    ask = commands.add_parser("ask")
+    ask.add_argument("stores", nargs="+")
+    ask.add_argument("--requests", type=int, default=200, help="of each kind")
+    ask.add_argument("--max-tokens", type=int, default=400)
+    ask.add_argument("--jobs", type=int, default=os.cpu_count())
+    results.add_arguments(ask)
     unpack = commands.add_parser("unpack")
     unpack.add_argument("source", type=Path)
     unpack.add_argument("directory", type=Path)
@@ -110,21 +132,136 @@ def main() -> None:
     if given.command == "unpack":
         unpacked(given.source, given.directory)
         return
-    for store in given.stores:
-        with Engine.open(
-            store,
-            budget=Budget(ram_bytes=1 << 30, context_tokens=2048),
-            runtime=Runtime(profile=False),
-            experts_per_token=given.experts_per_token,
-            grammars=True,
-        ) as engine:
-            line: dict[str, Any] = {"store": str(store), "experts": engine.shape.experts.top_k}
-            if given.command == "smollm":
-                line["calls"] = calls(engine, given.requests)
-                line["schemas"] = answers(engine, given.requests)
-            else:
-                line["held out"] = held_out(engine, given.cases, given.requests)
-            print(json.dumps(line), flush=True)
+    began, line = time.perf_counter(), dict[str, Any]()
+    # Threads of a forked process would be lost.
+    workers = ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn"))
+    with workers:
+        asked = {
+            (store, kind): workers.submit(figures, store, kind, given.requests, given.max_tokens)
+            for store, kind in itertools.product(given.stores, KINDS)
+        }
+        print("| store | requests | valid, bound | valid, free | cut, bound | cut, free |")
+        print("|---|---|---|---|---|---|")
+        for (store, kind), found in asked.items():
+            name = Path(store).name  # what is kept has no path
+            line.setdefault(name, {})[kind] = sides = found.result()
+            cells = (f"{sides[side][key]}" for key in COUNTS[:2] for side in SIDES)
+            print(f"| {name} | {given.requests} {kind} | {' | '.join(cells)} |", flush=True)
+    line = {"requests": given.requests, "stores": line, "seconds": time.perf_counter() - began}
+    print(json.dumps(line))
+    results.save_if_asked(given, "validity", line, {"max_tokens": given.max_tokens})
+
+
+def figures(store: str, kind: str, requests: int, most: int) -> dict[str, dict[str, int]]:
+    """The counts of each side of so many requests."""
+    counts = {side: dict.fromkeys(COUNTS, 0) for side in SIDES}
+    with Engine.open(
+        store,
+        budget=Budget(ram_bytes=1 << 30, context_tokens=2048),
+        runtime=Runtime(profile=False, threads=1),
+        prefix_cache=PrefixCache(memory_bytes=256 << 20),
+        grammars=True,
+    ) as engine:
+        for seed in range(requests):
+            for side in SIDES:
+                turn, hopeless, valid = KINDS[kind](seed, bound=side == "bound")
+                text, calls, finish, tokens = replied(engine, turn, seed, most, hopeless)
+                counts[side]["cut"] += finish == "length"
+                counts[side]["tokens"] += tokens
+                counts[side]["valid"] += finish in ("stop", "tool_calls") and valid(text, calls)
+    return counts
+
+
+def replied(
+    engine: Engine, turn: Turn, seed: int, most: int, hopeless: Callable[[str], bool]
+) -> tuple[str, list[Call], str | None, int]:
+    """A reply's text and calls, why it ended (None: it was hopeless) and its tokens."""
+    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    sampling = engine.sampling(**plain, seed=seed, max_tokens=most)
+    reply = Reply(engine, engine.session(), turn, sampling)
+    text, calls = "", list[Call]()
+    for beat in reply:
+        for piece in beat.pieces:
+            text += piece.text if isinstance(piece, Content) else ""
+            calls += [piece] if isinstance(piece, Call) else []
+        if hopeless(text):
+            reply.close()
+            break
+    return text, calls, reply.finish_reason, reply.usage.completion_tokens
+
+
+def a_call(seed: int, *, bound: bool) -> tuple[Turn, Callable[..., bool], Callable[..., bool]]:
+    """A call that is demanded, and nothing but that."""
+    schemas = {name: listed(properties) for name, properties in TOOLS.items()}
+    tools = tuple(
+        {"type": "function", "function": {"name": name, "parameters": schema}}
+        for name, schema in schemas.items()
+    )
+    question, called, came = CALLED
+    messages = (
+        {"role": "user", "content": question},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": called}],
+        },
+        {"role": "tool", "content": came},
+        {"role": "user", "content": filled(ASKED[seed % len(ASKED)], seed)},
+    )
+    turn = Turn(
+        messages,
+        tools,
+        tool_choice="required" if bound else "auto",
+        parallel_calls=False,
+        thinking=False,
+        constrained=bound,
+    )
+
+    def valid(text: str, calls: list[Call]) -> bool:
+        (call,) = calls or [None]
+        if text.strip() or call is None or call.name not in schemas:
+            return False
+        return fits(json.loads(call.arguments), schemas[call.name])
+
+    return turn, lambda text: bool(text.strip()), valid
+
+
+def an_answer(seed: int, *, bound: bool) -> tuple[Turn, Callable[..., bool], Callable[..., bool]]:
+    """An answer by a schema that the prompt names too."""
+    question, properties = list(FORMS.items())[seed % len(FORMS)]
+    asked, answered = ANSWERED[seed % len(FORMS)]
+    schema = listed(properties)
+    system = f"Answer with JSON alone, by this schema: {json.dumps(schema)}"
+    messages = (
+        {"role": "system", "content": system},
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": json.dumps(answered)},
+        {"role": "user", "content": filled(question, seed)},
+    )
+
+    def valid(text: str, calls: list[Call]) -> bool:
+        try:
+            return fits(json.loads(text), schema)
+        except ValueError:
+            return False
+
+    form = JsonSchema(schema) if bound else None
+    return Turn(messages, thinking=False, form=form), no_object, valid
+
+
+KINDS = {"tool calls": a_call, "answers": an_answer}
+
+
+def no_object(text: str) -> bool:
+    """Whether nothing that follows makes an object of it."""
+    begun = text.lstrip()
+    if not begun.startswith("{"):
+        return bool(begun)
+    try:
+        _, end = json.JSONDecoder().raw_decode(begun)
+    except ValueError:
+        return False
+    return bool(begun[end:].strip())
 
 
 def listed(properties: dict[str, Any]) -> dict[str, Any]:
@@ -142,21 +279,6 @@ def filled(template: str, seed: int) -> str:
     return template.format(**{name: drawn.choice(words) for name, words in WORDS.items()})
 
 
-def reply(engine: Engine, ids: Sequence[int], sampling: Sampling, guide: Any) -> list[int]:
-    """The ids of a reply, its stop token excepted."""
-    steps = engine.session().generate(ids, sampling, guide=guide)
-    return [step.id for step in steps if step.id not in engine.stop_ids]
-
-
-def read_calls(engine: Engine, syntax: Syntax, tools: Any, ids: list[int]) -> list[Call] | None:
-    """The calls of a reply that says nothing else."""
-    parser = ReplyParser(engine.tokenizer, syntax, tools, thinking=False)
-    pieces = [piece for id in ids for piece in parser.push(id)] + parser.finish()
-    found = [piece for piece in pieces if isinstance(piece, Call)]
-    others = [piece for piece in pieces if isinstance(piece, Content) and piece.text.strip()]
-    return found if found and not others else None
-
-
 def fits(value: object, schema: Any) -> bool:
     try:
         jsonschema.validate(
@@ -165,81 +287,6 @@ def fits(value: object, schema: Any) -> bool:
     except jsonschema.ValidationError:
         return False
     return True
-
-
-def asked(engine: Engine, system: str, user: str) -> list[int]:
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-    return engine.tokenizer.encode_segments(engine.template.render(messages))
-
-
-def drawn(engine: Engine, seed: int) -> Sampling:
-    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
-    return engine.sampling(**plain, seed=seed, max_tokens=MOST_TOKENS)
-
-
-def calls(engine: Engine, requests: int) -> dict[str, Any]:
-    """Tool calls that are demanded, at temperature 1."""
-    schemas = {name: listed(properties) for name, properties in TOOLS.items()}
-    tools = [
-        {"type": "function", "function": {"name": name, "parameters": schema}}
-        for name, schema in schemas.items()
-    ]
-    system = SYSTEM.format(tools="\n".join(map(json.dumps, tools)))
-    valid = {"bound": 0, "free": 0}
-    tokens = {"bound": 0, "free": 0}
-    for seed, question in zip(range(requests), itertools.cycle(ASKED), strict=False):
-        ids = asked(engine, system, filled(question, seed))
-        for kind in valid:
-            choice: Any = {"tool_choice": "required", "parallel_calls": False}
-            guide = engine.grammars.guide(tools=tools, **choice) if kind == "bound" else None
-            made = reply(engine, ids, drawn(engine, seed), guide)
-            found = read_calls(engine, engine.syntax, tools, made)
-            tokens[kind] += len(made)
-            valid[kind] += found is not None and all(
-                call.name in schemas and fits(json.loads(call.arguments), schemas[call.name])
-                for call in found
-            )
-    return {"requests": requests, "valid": valid, "tokens": tokens}
-
-
-def answers(engine: Engine, requests: int) -> dict[str, Any]:
-    """Answers by a schema that the prompt names too, at temperature 1."""
-    valid = {"bound": 0, "free": 0}
-    for seed, question in zip(range(requests), itertools.cycle(FORMS), strict=False):
-        schema = listed(FORMS[question])
-        system = f"Answer with JSON alone, by this schema: {json.dumps(schema)}"
-        ids = asked(engine, system, filled(question, seed))
-        for kind in valid:
-            guide = engine.grammars.guide(form=JsonSchema(schema)) if kind == "bound" else None
-            text = engine.tokenizer.decode(reply(engine, ids, drawn(engine, seed), guide))
-            try:
-                valid[kind] += fits(json.loads(text), schema)
-            except ValueError:
-                continue
-    return {"requests": requests, "valid": valid}
-
-
-def held_out(engine: Engine, path: Path, requests: int) -> dict[str, Any]:
-    """Requests that the demo's training did not have, greedy: valid calls, and right ones."""
-    valid = {"bound": 0, "free": 0}
-    right = {"bound": 0, "free": 0}
-    sampling = engine.sampling(temperature=0, max_tokens=120)
-    cases = json.loads(path.read_text())[:requests]
-    for case in cases:
-        schemas = {tool["function"]["name"]: tool["function"] for tool in case["tools"]}
-        ids = engine.tokenizer.encode(case["prompt"])
-        for kind in valid:
-            choice: Any = {"tool_choice": "required", "parallel_calls": False}
-            bound = kind == "bound"
-            guide = engine.grammars.guide(tools=case["tools"], **choice) if bound else None
-            made = reply(engine, ids, sampling, guide)
-            found = read_calls(engine, engine.syntax, case["tools"], made)
-            if found is None or len(found) != 1 or found[0].name not in schemas:
-                continue
-            arguments = json.loads(found[0].arguments)
-            valid[kind] += fits(arguments, schemas[found[0].name]["parameters"])
-            right[kind] += found[0].name == case["name"] and arguments == case["arguments"]
-    return {"requests": len(cases), "valid": valid, "right": right}
 
 
 def unpacked(source: Path, directory: Path) -> None:

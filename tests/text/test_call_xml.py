@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from typing import Any
 
 import pytest
@@ -104,10 +106,47 @@ VALUES = st.text() | st.lists(
 ).map("".join)
 
 
+SPELLED_END = re.compile(r"</parameter>\s*(?:<parameter=|</function>)")
+
+
 @settings(deadline=None)
-@given(value=VALUES.filter(lambda value: "</parameter>" not in value))
+@given(value=VALUES.filter(lambda value: not SPELLED_END.search(value)))
 def test_strings_come_back(value: str) -> None:
     assert arguments(body(("s", value), ("n", "1"))) == {"s": value, "n": 1}
+    assert arguments(body(("n", "1"), ("s", value))) == {"s": value, "n": 1}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"<tool_call>{body(('s', 'x'))}</tool_call>",
+        f"a{body(('s', 'x'), ('n', '2'))}b{body(name='g')}c",
+        body(("s", f"in{body(('n', '1'))}side")),
+        "as </parameter></function> does",
+        "a\n</parameter>\n</function>\nb",
+    ],
+)
+def test_a_value_may_spell_a_call(value: str) -> None:
+    assert arguments(body(("s", value))) == {"s": value}
+
+
+def test_text_behind_a_call_is_no_part_of_it() -> None:
+    for behind in (" so\n", f" so{body(('n', '2'))}", " <parameter=n>2</parameter>"):
+        calls, rest = read_calls(body(("s", "a")) + behind, SCHEMAS, closed=True)
+        assert calls == [Call("f", '{"s": "a"}')] and rest == f"\n{behind}"
+
+
+@pytest.mark.parametrize("piece", ["<parameter=s>", "</parameter>", "</parameter>\n</function>"])
+@pytest.mark.parametrize("head", ["", "<parameter=s>"])
+def test_a_long_body_takes_time_in_proportion(piece: str, head: str) -> None:
+    def seconds(times: int) -> float:
+        text = f"<function=f>{head}" + piece * times
+        began = time.process_time()
+        read_calls(text, SCHEMAS, closed=True)
+        return time.process_time() - began
+
+    short = min(seconds(2_000) for _ in range(3))
+    assert min(seconds(20_000) for _ in range(3)) < 30 * short + 0.05
 
 
 @settings(deadline=None)
@@ -127,6 +166,10 @@ def test_nothing_raises_and_nothing_is_lost(text: str, closed: bool) -> None:
         (["<function=f>\n<parameter=s>\n", "</tool_call>", "\n</parameter>\n"], False),
         (["<function=f>\n<parameter=s>\n", "</tool_call>", ""], True),
         (["<function=f>\n<parameter=s>\na\n</function>\n"], False),
+        (["<function=f>\n<parameter=s>\na </parameter> b"], True),
+        (["<function=f>\n<parameter=s>\na </parameter>", " ", "b\n</parameter>\n"], False),
+        (["<function=f>\n<parameter=s>\na\n</parameter>\n</function>\nso"], False),
+        (["<function=f>\n<parameter=s>\na </function> b"], True),
     ],
 )
 def test_openness(read: list[str], inside: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from flashmoe.text import Tokenizer
 from flashmoe.text.forms import JsonSchema, Regex
 from flashmoe.text.grammar import Grammars
 from flashmoe.text.guide import Guide
+from flashmoe.text.vocabulary import Vocabulary
 from tests.text.bound import drawn, grammars_of, listed, tool
 
 CLOCK = tool("clock")
@@ -48,6 +51,26 @@ def test_a_budget_closes_thinking_as_the_template_would(grammars, byte_level):
     assert guide.mask() is None
     none = grammars.guide(thinking=True, thinking_budget=0)
     assert given(none, byte_level) == "\n</think>\n\n"
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "untagged", "sentence_piece"])
+def test_a_budget_ends_between_two_characters(kind, request):
+    """Bytes that are tokens: the budget is spent in the middle of one."""
+    tokenizer = request.getfixturevalue(kind)
+    grammars = grammars_of(tokenizer)
+    single = Vocabulary(tokenizer, tokenizer.stop_ids, tokenizer.vocab_size)._single
+    for asked in ({}, {"form": Regex("ab")}):
+        guide = grammars.guide(thinking=True, thinking_budget=2, **asked)
+        for id in single("a日😀".encode()[:4]):
+            mask = guide.mask()
+            assert mask is None or mask.sum() > 1
+            guide.accept(id)
+        assert given(guide, tokenizer).startswith("\n</think>\n\n")
+    spent = grammars.guide(thinking=True, thinking_budget=1)
+    for id in single(b"\xf0" * 4):  # which is no character, however it goes on
+        assert spent.mask() is None
+        spent.accept(id)
+    assert given(spent, tokenizer) == "\n</think>\n\n"
 
 
 def test_thinking_that_ends_in_time_is_let_alone(grammars, byte_level):
@@ -106,20 +129,25 @@ def test_thinking_whose_tags_are_text(untagged):
     assert free.mask() is None
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_white_space_comes_to_an_end(grammars, byte_level, seed):
+@pytest.mark.parametrize("form", ["schema", "call"])
+def test_white_space_takes_no_tokens(byte_level, form):
     """The worst a model can do: nothing but white space wherever some is admitted."""
-    guide = grammars.guide(form=JsonSchema(listed({"a": {"type": "null"}, "b": {"type": "null"}})))
-    blank = np.array([not (byte_level.decode([id]).strip()) for id in range(byte_level.vocab_size)])
-    for _ in range(400):
-        mask = guide.mask()
+    schema = listed({"a": {"type": "null"}, "b": {"type": "array", "maxItems": 0}})
+    asked = {"form": JsonSchema(schema)}
+    if form == "call":
+        asked = {"tools": [tool("f", schema)], "tool_choice": "required", "parallel_calls": False}
+    guide = grammars_of(byte_level, "json").guide(**asked)
+    blank = np.array([not byte_level.decode([id]).strip() for id in range(byte_level.vocab_size)])
+    ids = []
+    while (mask := guide.mask()) is not None and not mask[list(byte_level.stop_ids)].any():
         blanks = np.flatnonzero(mask & blank)
-        found = blanks if blanks.size else np.flatnonzero(mask)
-        id = int(found[seed % found.size])
-        if id in byte_level.stop_ids:
-            return
-        guide.accept(id)
-    pytest.fail("the answer did not come to an end")
+        ids.append(int(blanks[0] if blanks.size else np.argmax(mask)))
+        guide.accept(ids[-1])
+        assert len(ids) < 200, "the answer did not come to an end"
+    value = json.dumps({"a": None, "b": []})
+    if form == "call":
+        value = f'<tool_call>\n{{"name": "f", "arguments": {value}}}\n</tool_call>'
+    assert byte_level.decode(ids) == value
 
 
 def test_a_guide_serves_one_reply(grammars):
@@ -132,7 +160,7 @@ def test_a_guide_serves_one_reply(grammars):
 def test_a_token_that_was_not_admitted_is_noticed(grammars, byte_level):
     guide = grammars.guide(form=Regex("ab"))
     guide.accept(byte_level.id_of("z"))
-    with pytest.raises(InputError, match="the answer: the grammar cannot go on"):
+    with pytest.raises(InputError, match="the answer cannot go on"):
         guide.mask()
 
 

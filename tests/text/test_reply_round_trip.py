@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
@@ -74,7 +75,8 @@ def normal(text: str) -> str:
 
 MARKUP = st.lists(
     st.sampled_from([*TAGS, END, "<|im_start|>system", "<function=f>", "<parameter=a>",
-                     "</function>", "\n", " ", '"', "\\", "}", "</tool", "é", "日本", "x"])
+                     "</function>", "</parameter>", "\n", " ", '"', "\\", "}", "</tool", "é",
+                     "日本", "x"])
 ).map("".join)  # fmt: skip
 TEXT = (st.text() | MARKUP).map(normal)
 NAME = st.text(st.sampled_from("abcXYZ019_-.é日"), min_size=1).map(normal)
@@ -87,8 +89,10 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
+SPELLED_END = re.compile(r"</parameter>\s*(?:<parameter=|</function>)")
+"""What a text in the XML form spells where it ends, of all that it can spell."""
 TYPED = {
-    "string": TEXT.filter(lambda text: "</parameter>" not in text),
+    "string": TEXT.filter(lambda text: not SPELLED_END.search(text)),
     "integer": st.integers(),
     "number": st.floats(allow_nan=False, allow_infinity=False),
     "boolean": st.booleans(),
@@ -96,6 +100,7 @@ TYPED = {
     "array": st.lists(JSON, max_size=3),
     "object": st.dictionaries(TEXT, JSON, max_size=3),
 }
+NESTED = "<tool_call>\n<function=f>\n<parameter=a>\nx\n</parameter>\n</function>\n</tool_call>"
 PARAMETERS = st.dictionaries(
     NAME,
     st.sampled_from(sorted(TYPED)).flatmap(lambda name: st.tuples(st.just(name), TYPED[name])),
@@ -111,6 +116,9 @@ def tool(name: str, properties: dict[str, Any]) -> dict[str, Any]:
 @settings(deadline=None)
 @given(name=NAME, parameters=PARAMETERS, again=st.booleans())
 @example(name="f", parameters={"a": ("string", "\n</tool_call>\n")}, again=True)
+@example(name="f", parameters={"a": ("string", "</parameter>")}, again=True)
+@example(name="f", parameters={"a": ("string", "</function>\n</tool_call>")}, again=False)
+@example(name="f", parameters={"a": ("string", NESTED)}, again=False)
 def test_xml_calls(name: str, parameters: Any, again: bool, byte_level: Tokenizer) -> None:
     arguments = {key: value for key, (_, value) in parameters.items()}
     tools = [tool(name, {key: {"type": kind} for key, (kind, _) in parameters.items()})]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
@@ -282,25 +283,32 @@ def test_extra_variables_reach_the_template_broken() -> None:
     [
         ("{{ raise_exception('no <think> here') }}", "no <think> here"),
         ("{{ raise_exception(messages[0].content) }}", "rejects the conversation: <think>"),
-        ("{{ nothing.at.all }}", "'nothing' is undefined"),
-        ("{{ 1 / 0 }}", "ZeroDivisionError"),
-        ("{{ 'a' + 1 }}", "TypeError"),
-        ("{{ ''.__class__.__mro__ }}", "unsafe"),
-        ("{{ messages.append(1) }}", "unsafe"),
+        (
+            "\n{{ nothing.at.all }}",
+            "in line 2 ({{ nothing.at.all }}): 'nothing' is not there; give",
+        ),
+        ("{{ messages[0].nothing.x }}", "'nothing' is not there"),
+        ("{{ messages[7].content }}", "element 7 is not there"),
+        ("{{ namespace().a.b }}", "'a' is not there"),
+        ("a\n{{ 1 / 0 }}\nb", "fails on the conversation in line 2 ({{ 1 / 0 }}); give"),
+        ("{{ messages[0].content + 1 }}", "in line 1 ({{ messages[0].content + 1 }}); give"),
+        ("{{ ''.__class__.__mro__ }}", "templates may not use this"),
+        ("{{ messages.append(1) }}", "templates may not use this"),
         ("{% set n = namespace() %}{% set n._x = 1 %}", "'_x'"),
         ("{{ namespace(__html__=1) }}", "'__html__'"),
         ("{{ 'ab' * 99999999 }}", "too large"),
         ("{{ 99999999 * [0] }}", "too large"),
         ("{{ 9 ** (9 ** 9) }}", "too large"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself"),
         ("{% set x = 'x' * 1000000 %}{% for i in range(99) %}{{ x }}{% endfor %}", "writes over"),
-        ("{% for i in range(999999) %}{% endfor %}", "Range too big"),
+        ("{% for i in range(999999) %}{% endfor %}", "it is too large"),
     ],
 )
 def test_what_a_template_rejects_is_said_in_its_words(source: str, message: str) -> None:
     with pytest.raises(TemplateError) as caught:
         ChatTemplate(source, markup=TAGS).render([user("<think>")])
     assert message in str(caught.value)
+    assert not re.search(r"\bstr\b|\bint\b|object|Error|\bdict\b|flashmoe", str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -322,7 +330,7 @@ def nested(depth: int) -> Any:
         (["hi"], "not an object with a role"),
         ([{"content": "hi"}], "not an object with a role"),
         ([{"role": 1}], "not an object with a role"),
-        ([user(b"bytes")], "holds bytes"),
+        ([user(b"bytes")], "holds b'bytes'"),
         ([user({1: "x"})], "key that is not text"),
         ([user(nested(200))], "nested over"),
     ],

@@ -199,8 +199,9 @@ def test_truncation_and_padding_in_the_file_count_for_nothing() -> None:
 
 def test_a_lone_surrogate_is_refused(byte_level: Tokenizer) -> None:
     for text in ("a\ud800", "\udc00<think>"):
-        with pytest.raises(InputError, match="not Unicode"):
+        with pytest.raises(InputError, match=r"not Unicode, .*: remove") as refused:
             byte_level.encode(text)
+        assert "TextInput" not in str(refused.value) and "codec" not in str(refused.value)
 
 
 @pytest.mark.parametrize("id", [-1, 1 << 32])

@@ -79,13 +79,13 @@ def call_rules(lark: Lark, tools: Sequence[Tool], syntax: Syntax) -> str:
         InputError: a tool that the form cannot express.
     """
     assert syntax.call_open is not None and syntax.call_close is not None
-    close = mark(syntax.call_close)
     if syntax.calls == "json":
-        calls = (_json_call(tool) for tool in tools)
-        return lark.rule(f"{either(map(lark.rule, calls))} {literal('}' + chr(10))} {close}")
-    calls = (_xml_call(lark, tool) for tool in tools)
-    ended = literal("</function>\n")
-    return lark.rule(f"{either(map(lark.rule, calls))} {ended} {close}")
+        calls, ended = [_json_call(tool) for tool in tools], "}"
+    else:
+        calls, ended = [_xml_call(lark, tool) for tool in tools], "</function>"
+    begins = f"{literal(syntax.gaps.after_open)} " if syntax.gaps.after_open else ""
+    ends = f"{literal(ended + syntax.gaps.before_close)} {mark(syntax.call_close)}"
+    return lark.rule(f"{begins}{either(map(lark.rule, calls))} {ends}")
 
 
 def _json_call(tool: Tool) -> str:
@@ -94,7 +94,7 @@ def _json_call(tool: Tool) -> str:
     if "type" not in schema and "$ref" not in schema:
         schema = {**schema, "type": "object"}
     name = json.dumps(tool.name, ensure_ascii=False)
-    head = f'\n{{"name": {name}, "arguments": '
+    head = f'{{"name": {name}, "arguments": '
     return f"{literal(head)} {json_value(schema)}"
 
 
@@ -109,7 +109,7 @@ def _xml_call(lark: Lark, tool: Tool) -> str:
     others = schema.get("additionalProperties", True)
     for name in required:
         properties.setdefault(name, others)
-    parts = [literal(f"\n<function={tool.name}>\n")]
+    parts = [literal(f"<function={tool.name}>\n")]
     for name, inner in properties.items():
         if any(letter in name for letter in "<>\n"):
             raise InputError(f"{tool.where}: the model's form of calls cannot express {name!r}")

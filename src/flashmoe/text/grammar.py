@@ -12,6 +12,7 @@ vocabularies that do not have it, text; then all of the answer is read by a gram
 
 from __future__ import annotations
 
+import codecs
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ import llguidance
 from flashmoe.errors import InputError, StoreError
 from flashmoe.text import schemas
 from flashmoe.text.call_grammar import Tool, call_rules, tools_of
-from flashmoe.text.detokenizer import Detokenizer
+from flashmoe.text.detokenizer import Detokenizer, assembler
 from flashmoe.text.forms import Form, JsonSchema, Named, Regex, ToolChoice
 from flashmoe.text.guide import (
     Bound,
@@ -40,6 +41,7 @@ from flashmoe.text.guide import (
 )
 from flashmoe.text.lark import Lark, json_value, literal, mark, without
 from flashmoe.text.patterns import whole
+from flashmoe.text.reasons import plain
 from flashmoe.text.schemas import Schema, prepared
 from flashmoe.text.syntax import Syntax
 from flashmoe.text.tokenizer import Tokenizer
@@ -205,7 +207,7 @@ class Grammars:
         parts = []
         if asked.form is not None and not asked.forced:
             parts.append(
-                lark.terminal(whole(asked.form.pattern, _PATTERN))
+                lark.terminal(self._spellable(whole(asked.form.pattern, _PATTERN)))
                 if isinstance(asked.form, Regex)
                 else lark.rule(json_value(asked.form))
             )
@@ -213,9 +215,15 @@ class Grammars:
             assert self._syntax.call_open is not None
             opening = mark(self._syntax.call_open)
             call = call_rules(lark, asked.offered, self._syntax)
-            again = f" ({literal(chr(10))} {opening} {call})*" if asked.several else ""
+            gap = f"{literal(self._syntax.gaps.between)} " if self._syntax.gaps.between else ""
+            again = f" ({gap}{opening} {call})*" if asked.several else ""
             parts.append(lark.rule(f"{opening} {call}{again}"))
         return lark.grammar(" | ".join(parts))
+
+    def _spellable(self, terminal: str) -> str:
+        """A terminal's body without texts that the vocabulary has no tokens for."""
+        lacking = self._vocabulary.lacking
+        return terminal if lacking is None else f"{terminal} & /[^{lacking}]*/"
 
     def _spelled(self, lark: Lark, asked: _Asked) -> str:
         """A free answer in which the mark that opens a call is text."""
@@ -259,7 +267,8 @@ class Grammars:
 
         def begin() -> Stage:
             watch = None if close.id is not None else _Watch(self._tokenizer, close.text)
-            thought = Thought(allowed, ends, budget, closing, watch, after)
+            whole = _Characters(self._tokenizer)
+            thought = Thought(allowed, ends, budget, closing, watch, after, whole)
             return Thinking(thought, inner=guard() if guard else None).begun()
 
         return begin
@@ -315,18 +324,20 @@ class Grammars:
 
     def _matcher(self, grammar: str, asked: _Asked | None = None) -> llguidance.LLMatcher:
         """The grammar, compiled and not begun."""
-        backend = self._vocabulary.backend
+        vocabulary = self._vocabulary
         with self._lock:
             if (known := self._compiled.get(grammar)) is not None:
                 self._compiled.move_to_end(grammar)
                 return known
         for name, schema in asked.schemas if asked else ():
-            _check(name, schema)
-        found = llguidance.LLMatcher(backend, grammar, log_level=0, limits=_LIMITS)
-        if found.is_error():
-            reason = _one_line(found.get_error())
-            what = _PATTERN if asked and isinstance(asked.form, Regex) else "the answer's grammar"
-            raise InputError(f"{what} cannot be enforced: {reason}")
+            _check(name, schema, vocabulary)
+        found = llguidance.LLMatcher(vocabulary.backend, grammar, log_level=0, limits=_LIMITS)
+        begun = found.deep_copy()
+        if not begun.is_error():  # the first mask shows what compiling does not
+            begun.compute_bitmask()
+        if begun.is_error():
+            what = _PATTERN if asked and isinstance(asked.form, Regex) else "what is asked for"
+            raise InputError(f"{what}: {plain(begun.get_error())}")
         with self._lock:
             self._compiled[grammar] = found
             while len(self._compiled) > _KEPT:
@@ -334,9 +345,15 @@ class Grammars:
         return found
 
 
-def _check(name: str, schema: Schema) -> None:
+def _check(name: str, schema: Schema, vocabulary: Vocabulary) -> None:
     """Raises InputError, with the place, for a schema that llguidance cannot enforce. It refuses
     what no value fits as well."""
+    for text in schemas.spelled(schema):
+        if (letter := vocabulary.unspelled(text)) is not None:
+            raise InputError(
+                f"{name}: the model's vocabulary has no token for {letter!r}, so that it could not "
+                f"write {text[:80]!r}: leave that out"
+            )
 
     def reason(part: Schema) -> str:
         grammar = Lark().grammar(json_value(part))
@@ -345,11 +362,7 @@ def _check(name: str, schema: Schema) -> None:
     if found := reason(schema):
         place = schemas.culprit(schema, lambda part: bool(reason(part)))
         inner = found if place == "#" else reason(schemas.within(schema, place[1:]))
-        raise InputError(f"{name}, at {place}: {_one_line(inner)}")
-
-
-def _one_line(reason: str) -> str:
-    return " ".join(reason.split())[:300]
+        raise InputError(f"{name}, at {place}: {plain(inner)}")
 
 
 class _Watch:
@@ -361,3 +374,15 @@ class _Watch:
     def __call__(self, id: int) -> bool:
         self._words.push(id)
         return self._words.stopped is not None
+
+
+class _Characters:
+    """Whether what has been written ends between two characters."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._spelled = tokenizer, assembler(tokenizer.decoder).spelled
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def __call__(self, id: int) -> bool:
+        self._bytes.decode(self._spelled(self._tokenizer.token(id) or ""))
+        return not self._bytes.getstate()[0]

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe.errors import ClosedError, InputError
+from flashmoe.text.reasons import plain
 
 Mask = NDArray[np.bool_]
 """(vocabulary,): whether each token may come next."""
@@ -159,7 +160,7 @@ class Bound:
         bits = np.unpackbits(words.view(np.uint8), count=self._size, bitorder="little")
         found = bits.view(np.bool_)
         if not found.any():
-            raise InputError(f"{self.name}: the grammar leaves no token that may come next")
+            raise InputError(f"{self.name} cannot go on: no token that may come next is left")
         return found
 
     def accept(self, id: int) -> Stage:
@@ -171,8 +172,12 @@ class Bound:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = " ".join(self._matcher.get_error().split())[:300]
-            raise InputError(f"{self.name}: the grammar cannot go on ({reason})")
+            reason = plain(self._matcher.get_error())
+            raise InputError(f"{self.name} cannot go on: {reason}")
+
+
+OVERTIME = 3
+"""Tokens that a character takes after its first, at most; bytes that go on are none."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +185,9 @@ class Thought:
     """How thinking may go and end.
 
     ``ends`` are tokens that end it, with what begins then; ``closed`` tells the same of a token
-    where the tag is text. After ``budget`` tokens (None: never) ``closing`` is given instead.
-    ``allowed`` are the tokens of thinking.
+    where the tag is text. After ``budget`` tokens (None: never) ``closing`` is given instead, or
+    up to :data:`OVERTIME` later: not before ``whole`` says that the tokens so far end between two
+    characters. ``allowed`` are the tokens of thinking.
     """
 
     allowed: Mask | None
@@ -190,6 +196,7 @@ class Thought:
     closing: Forced
     closed: Callable[[int], bool] | None
     after: Callable[[], Stage]
+    whole: Callable[[int], bool]
 
 
 @dataclass(frozen=True)
@@ -201,6 +208,7 @@ class Thinking:
     thought: Thought
     tokens: int = 0
     inner: Bound | None = None
+    whole: bool = True
 
     @property
     def ready(self) -> bool:
@@ -219,12 +227,14 @@ class Thinking:
                 return after
         elif thought.closed is not None and thought.closed(id):
             return thought.after()
-        return replace(self, tokens=self.tokens + 1).begun()
+        return replace(self, tokens=self.tokens + 1, whole=thought.whole(id)).begun()
 
     def begun(self) -> Stage:
         """This stage, or the end of it where the budget is spent."""
-        spent = self.thought.budget is not None and self.tokens >= self.thought.budget
-        return self.thought.closing if spent else self
+        if self.thought.budget is None:
+            return self
+        over = self.tokens - self.thought.budget
+        return self.thought.closing if over >= (0 if self.whole else OVERTIME) else self
 
 
 def only(ids: tuple[int, ...], size: int) -> Mask:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import traceback
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
@@ -25,6 +26,7 @@ from flashmoe.errors import TemplateError
 
 _LENGTH_LIMIT = 1 << 26  # characters of a prompt; a million tokens are about 4 million
 _FOREIGN = re.compile("[^\\x00-\\x7f\\U000f0000-\\U000fffff]+")
+_MISSING = re.compile(r"('[^']*') is undefined|has no (?:attribute |)(?=element|')(.+)")
 _POWER_LIMIT = 1 << 10  # bits of a power: no template needs one
 
 
@@ -38,13 +40,15 @@ def compile_template(source: str) -> jinja2.Template:
             "mend chat_template.jinja"
         ) from error
     except Exception as error:
+        reason = error.msg if isinstance(error, SyntaxError) else "it is nested too deep"
         raise TemplateError(
-            f"the chat template does not compile ({error}); mend chat_template.jinja"
+            f"the chat template does not compile ({reason}); mend chat_template.jinja"
         ) from error
 
 
-def render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
-    """The whole rendering; TemplateError for whatever goes wrong in it."""
+def render(template: jinja2.Template, source: str, variables: Mapping[str, Any]) -> str:
+    """The whole rendering; TemplateError for whatever goes wrong in it, with the line of
+    ``source`` that does."""
     parts: list[str] = []
     length = 0
     try:
@@ -55,14 +59,44 @@ def render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
             parts.append(part)
     except TemplateError:
         raise
-    except jinja2.TemplateError as error:
+    except _Rejection as error:
         raise TemplateError(f"the chat template rejects the conversation: {error}") from error
     except Exception as error:  # a template can raise anything that Python's operators raise
         raise TemplateError(
-            f"the chat template fails on the conversation ({type(error).__name__}: {error}); "
-            "give what it expects, or mend chat_template.jinja"
+            f"the chat template fails on the conversation{_place(error, source)}{_reason(error)}; "
+            "give what it expects there, or mend chat_template.jinja"
         ) from error
     return "".join(parts)
+
+
+class _Rejection(jinja2.TemplateError):
+    """A template's own words (``raise_exception``)."""
+
+
+def _place(error: Exception, source: str) -> str:
+    """Where in the template it failed, as far as is known."""
+    frames = traceback.walk_tb(error.__traceback__)
+    numbers = [line for frame, line in frames if frame.f_code.co_filename == "<template>"]
+    lines = source.split("\n")
+    if not numbers or numbers[-1] > len(lines):
+        return ""
+    return f" in line {numbers[-1]} ({lines[numbers[-1] - 1].strip()[:120]})"
+
+
+def _reason(error: Exception) -> str:
+    """What is amiss, where jinja2 can say so of the conversation and not of Python's types."""
+    if isinstance(error, jinja2.UndefinedError):
+        found = _MISSING.search(str(error))
+        return f": {found[1] or found[2]} is not there" if found else ""
+    if isinstance(error, jinja2.exceptions.SecurityError):
+        return f": {error}" if isinstance(error, _Refusal) else ": templates may not use this"
+    if isinstance(error, OverflowError):
+        return ": it is too large"
+    return ": it calls itself without an end" if isinstance(error, RecursionError) else ""
+
+
+class _Refusal(jinja2.exceptions.SecurityError):
+    """The sandbox's own words."""
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -82,7 +116,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     @staticmethod
     def _bound(exceeded: bool) -> None:
         if exceeded:
-            raise jinja2.exceptions.SecurityError("a product or power in it is too large")
+            raise _Refusal("a product or power in it is too large")
 
 
 class _Generation(Extension):
@@ -113,7 +147,7 @@ class _Namespace(Namespace):
 
 def _refuse_underscore(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"it sets {name!r} on a namespace")
+        raise _Refusal(f"it sets {name!r} on a namespace")
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -128,7 +162,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+    raise _Rejection(message)
 
 
 def _strftime_now(form: str) -> str:

@@ -12,18 +12,17 @@ from typing import Any
 
 from flashmoe.text.syntax import Mark
 
-WHITE_SPACE = r"(?:\x20|\n\x20{0,32})"
-"""What may stand between two tokens of JSON: a model that may write more can go on for ever."""
-
 JSON_OPTIONS: Mapping[str, object] = {
-    "item_separator": ",",
-    "key_separator": ":",
-    "whitespace_flexible": True,
-    "whitespace_pattern": WHITE_SPACE + "?",
+    "item_separator": r",\x20?",
+    "key_separator": r":\x20?",
+    "whitespace_flexible": False,
     "coerce_one_of": False,
     "lenient": False,
 }
-"""``lenient`` would leave out what is not implemented without a word."""
+"""On one line, with a space after commas and colons or none: as ``json.dumps`` writes, and as most
+models were shown calls. Wherever more white space is admitted, a model that is drawn from at
+temperature 1 spends tokens on it, and a reply that is cut for its length is no JSON.
+``lenient`` would leave out what is not implemented without a word."""
 
 
 class Lark:

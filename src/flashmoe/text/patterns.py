@@ -14,6 +14,8 @@ from collections.abc import Mapping
 import llguidance
 
 from flashmoe.errors import InputError
+from flashmoe.text.keywords import too_large
+from flashmoe.text.reasons import plain
 
 _MONTH_AND_DAY = (
     r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
@@ -70,6 +72,14 @@ def searched(pattern: object, name: str) -> str:
 def _checked_text(pattern: object, name: str) -> str:
     if not isinstance(pattern, str):
         raise InputError(f"{name}: the pattern {str(pattern)[:80]!r} is not text")
+    if (fault := too_large(pattern)) is not None:
+        raise InputError(f"{name}: {fault}")
+    try:
+        pattern.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{name}: the pattern holds a character that is not Unicode: remove lone surrogates"
+        ) from None
     return pattern
 
 
@@ -117,5 +127,5 @@ def _checked(body: str, name: str, ascii_only: str = "d") -> str:
     try:
         found: str = llguidance.regex_to_lark(body, ascii_only)
     except ValueError as error:
-        raise InputError(f"{name}: the pattern {body[:80]!r} is not usable ({error})") from error
+        raise InputError(f"{name}: {plain(str(error))}") from error
     return found.replace("\n", r"\n").replace("\r", r"\r")

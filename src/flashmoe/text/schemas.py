@@ -13,20 +13,26 @@ JSON Schema has it. Keywords that it does know and that cannot be enforced are r
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 from urllib.parse import quote, unquote
 
 from flashmoe.errors import InputError
+from flashmoe.text import keywords, schema_sense
 from flashmoe.text.patterns import FORMATS
 
 Schema = dict[str, Any]
 
+_LENGTH_LIMIT = 1 << 20  # characters of JSON; the largest of real tools have 50,000
 _DEPTH_LIMIT = 64
 _PLACES_LIMIT = 4096
+_OPTIONAL_LIMIT = 400  # llguidance keeps four items of each in a row, and 2,000 at most
 
 _OF_NAMES = ("properties", "patternProperties", "$defs", "definitions")
 _OF_ONE = ("items", "additionalProperties")
+_COUNTS = tuple(f"{end}{of}" for end in ("min", "max") for of in ("Length", "Items", "Properties"))
 _OF_SEVERAL = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 
 _REFUSED = frozenset(
@@ -85,13 +91,63 @@ def prepared(schema: object, name: str) -> Schema:
     if schema is True:
         schema = {}
     if not isinstance(schema, Mapping):
-        raise InputError(f"{name} is {json.dumps(schema, default=repr)[:80]}; it must be an object")
-    try:
-        closes = "allOf" not in json.dumps(schema, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{name} is not JSON data ({error})") from None
-    made: Schema = _Preparation(name, closes).of(schema, "#", 0)
+        raise InputError(f"{name} is {keywords.shown(schema)}; it must be an object")
+    text = _written(schema, name)
+    made: Schema = _Preparation(name, closes="allOf" not in text).of(json.loads(text), "#", 0)
+    _check_sense(made, name)
     return made
+
+
+def _written(schema: Mapping[str, Any], name: str) -> str:
+    """The schema as JSON text, once it is known to be such, and no more than a grammar takes."""
+    try:
+        text = json.dumps(schema, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{name} holds a character that is not Unicode: remove lone surrogates (\\ud800…)"
+        ) from None
+    except RecursionError:
+        raise InputError(f"{name} is nested over {_DEPTH_LIMIT} deep: make it smaller") from None
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{name} is not JSON data: give objects, lists, texts, finite numbers, true, false or "
+            "null"
+        ) from None
+    if len(text) > _LENGTH_LIMIT:
+        raise InputError(
+            f"{name} has {len(text)} characters, and at most {_LENGTH_LIMIT} can be enforced: make "
+            "it smaller"
+        )
+    return text
+
+
+def _check_sense(made: Schema, name: str) -> None:
+    """Refuse what shows where references are followed."""
+
+    def find(reference: str) -> Any:
+        if reference != "#" and not reference.startswith("#/"):
+            raise _no_reference(reference, name)
+        return _found(made, reference, name)
+
+    try:
+        if schema_sense.endless(made, find):
+            raise InputError(
+                f"{name}: every value that fits would contain another one, without an end: let "
+                "something that refers back to itself be left out, empty or null"
+            )
+        if (fault := schema_sense.overload(made, find)) is not None:
+            raise InputError(f"{name}: {fault}")
+    except schema_sense.TooLarge:
+        raise InputError(
+            f"{name}: its references unfold to too many parts to be enforced: make it smaller"
+        ) from None
+
+
+def _no_reference(target: object, name: str) -> InputError:
+    return InputError(
+        f"{name}: the reference {keywords.shown(target)} leads nowhere within the schema: mend it"
+    )
 
 
 class _Preparation:
@@ -109,7 +165,7 @@ class _Preparation:
         if isinstance(schema, bool):
             return schema
         if not isinstance(schema, Mapping):
-            raise self._refusal(place, f"{str(schema)[:80]!r} is no schema: give an object")
+            raise self._refusal(place, f"{keywords.shown(schema)} is no schema: give an object")
         self._places += 1
         if depth > _DEPTH_LIMIT or self._places > _PLACES_LIMIT:
             raise self._refusal(
@@ -120,7 +176,9 @@ class _Preparation:
         kept: Schema = {}
         self._closes = self._closes and not self._combined(schema)  # from here on, to be safe
         for keyword, value in schema.items():
-            if keyword in _DROPPED or (keyword == "format" and str(value) not in FORMATS):
+            if (fault := keywords.fault(keyword, value)) is not None:
+                raise self._refusal(place, fault)
+            if keyword in _DROPPED or (keyword == "format" and value not in FORMATS):
                 continue
             if keyword in _REFUSED:
                 if value in _SAYS_NOTHING.get(keyword, ()):
@@ -131,6 +189,8 @@ class _Preparation:
                     "answer for it",
                 )
             kept[keyword] = self._value(keyword, value, f"{place}/{_escaped(keyword)}", depth + 1)
+        if (fault := keywords.contradiction(kept) or _too_many(kept)) is not None:
+            raise self._refusal(place, fault)
         return self._closed(_bounded(_spelled(kept)))
 
     def _value(self, keyword: str, value: Any, place: str, depth: int) -> Any:
@@ -141,9 +201,9 @@ class _Preparation:
             }
         if keyword in _OF_SEVERAL and isinstance(value, list | tuple):
             return [self.of(inner, f"{place}/{index}", depth) for index, inner in enumerate(value)]
-        if keyword in _OF_ONE or keyword in _OF_NAMES:
+        if keyword in _OF_ONE:
             return self.of(value, place, depth)
-        return value
+        return int(value) if keyword in _COUNTS else value
 
     def _closed(self, schema: Schema) -> Schema:
         listed = schema.get("properties")
@@ -157,6 +217,17 @@ class _Preparation:
 
     def _refusal(self, place: str, what: str) -> InputError:
         return InputError(f"{self._name}, at {place}: {what}")
+
+
+def _too_many(schema: Schema) -> str | None:
+    """Whether a grammar would have too many choices between properties."""
+    free = len(schema.get("properties", {}).keys() - set(schema.get("required", ())))
+    if free <= _OPTIONAL_LIMIT:
+        return None
+    return (
+        f"{free} properties may be left out, and at most {_OPTIONAL_LIMIT} can be enforced: "
+        "require more of them, or make an object of some"
+    )
 
 
 def _spelled(schema: Schema) -> Schema:
@@ -226,7 +297,7 @@ def resolved(root: Schema, schema: Any, name: str) -> Any:
     while isinstance(schema, dict) and "$ref" in schema:
         target = schema["$ref"]
         if target in seen or not isinstance(target, str) or not target.startswith("#"):
-            raise InputError(f"{name}: the reference {target!r} leads nowhere within the schema")
+            raise _no_reference(target, name)
         seen.add(target)
         if len(schema) > 1 and schema.keys() - {"$defs", "definitions", "$ref"}:
             return schema  # both it and what stands beside it count
@@ -243,24 +314,40 @@ def _found(root: Schema, target: str, name: str) -> Any:
         elif isinstance(found, dict) and key in found:
             found = found[key]
         else:
-            raise InputError(f"{name}: the reference {target!r} leads nowhere within the schema")
+            raise _no_reference(target, name)
     return found
 
 
-_TRIALS = 64
-"""Parts of a schema that are compiled to find the one at fault: each holds all of the root."""
+def spelled(schema: Any) -> Iterator[str]:
+    """The texts that a value which fits may have to be or hold: names, and what is listed."""
+    pending = [schema]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, list):
+            pending += part
+        elif isinstance(part, dict):
+            yield from part
+            pending += [value for key, value in part.items() if key != "pattern"]
+
+
+_TRIALS, _TRYING_SECONDS = 64, 2.0
+"""Parts of a schema that are compiled to find the one at fault, and for how long: each holds all
+of the root."""
 
 
 def culprit(root: Schema, fails: Callable[[Schema], bool]) -> str:
     """The place of the smallest part of a schema that fails on its own: "#", "#/properties/x".
 
-    Or of one around it, where :data:`_TRIALS` do not find that.
+    Or of one around it, where :data:`_TRIALS` do not find that, or not in time.
     """
-    place, left = "", _TRIALS
+    place, left, until = "", _TRIALS, time.monotonic() + _TRYING_SECONDS
     while True:
         inner = [f"{place}/{step}" for step in _steps(_found(root, f"#{place}", "the schema"))]
         tried, left = inner[:left], max(left - len(inner), 0)
-        worse = next((one for one in tried if fails(within(root, one))), None)
+        in_time = takewhile(lambda _: time.monotonic() < until, tried)
+        worse = next((one for one in in_time if fails(within(root, one))), None)
         if worse is None:
             return f"#{place}"
         place = worse

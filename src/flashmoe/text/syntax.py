@@ -9,11 +9,14 @@ only that id is the mark; elsewhere its text is.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal, TypeAlias
 
 from flashmoe.errors import InputError, TemplateError
+from flashmoe.text import call_json, call_xml
+from flashmoe.text.pieces import Call
 from flashmoe.text.template import ChatTemplate, Segment
 from flashmoe.text.tokenizer import Tokenizer
 
@@ -23,10 +26,22 @@ write them. ``json``: ``{"name": …, "arguments": {…}}``, as Hermes, Qwen2.5 
 
 _THINK = "<think>", "</think>"
 _CALL = "<tool_call>", "</tool_call>"
-_WRITTEN: dict[CallForm, re.Pattern[str]] = {
-    "xml": re.compile(r"<tool_call>\s*<function=probe>\s*<parameter=key>\s*value\s*</parameter>"),
-    "json": re.compile(r'<tool_call>\s*\{\s*"name":\s*"probe",\s*"arguments":\s*\{\s*"key"'),
+_CALLED = re.compile(r"(\s*)<tool_call>(\s*)(.*?)(\s*)</tool_call>", re.DOTALL)
+_READ: Mapping[CallForm, Callable[..., tuple[list[Call], str]]] = {
+    "xml": call_xml.read_calls,
+    "json": call_json.read_calls,
 }
+_PROBE = Call("probe", '{"key": "value"}')
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """White space that a template writes within a call, behind its opening and before its closing
+    mark, and between two calls."""
+
+    after_open: str = "\n"
+    before_close: str = "\n"
+    between: str = "\n"
 
 
 @dataclass(frozen=True)
@@ -44,13 +59,17 @@ class Mark:
 
 @dataclass(frozen=True)
 class Syntax:
-    """Both marks of a pair are there or neither is; ``calls`` is None where there are none."""
+    """Both marks of a pair are there or neither is; ``calls`` is None where there are none.
+
+    ``gaps`` matter to who writes calls. Who reads them takes any white space there.
+    """
 
     think_open: Mark | None = None
     think_close: Mark | None = None
     call_open: Mark | None = None
     call_close: Mark | None = None
     calls: CallForm | None = None
+    gaps: Gaps = Gaps()
 
     @classmethod
     def of(cls, source: str | None, tokenizer: Tokenizer) -> Syntax:
@@ -64,10 +83,10 @@ class Syntax:
         """
         if source is None:
             return cls()
-        calls = _written_form(source)
+        calls, gaps = _written_form(source)
         opens, closes = (Mark.of(tag, tokenizer) if _THINK[1] in source else None for tag in _THINK)
         starts, ends = (Mark.of(tag, tokenizer) if calls else None for tag in _CALL)
-        return cls(opens, closes, starts, ends, calls)
+        return cls(opens, closes, starts, ends, calls, gaps)
 
     @property
     def thought_end(self) -> str:
@@ -93,26 +112,35 @@ class Syntax:
         return text.rstrip().endswith(opening)
 
 
-def _written_form(source: str) -> CallForm | None:
-    """The form in which a template writes a call; some want the arguments as JSON text."""
+def _written_form(source: str) -> tuple[CallForm | None, Gaps]:
+    """The form in which a template writes calls, which is the one that reads them back; some want
+    the arguments as JSON text, some take one call at a time."""
     if "tools" not in source and "tool_calls" not in source:
-        return "json"
+        return "json", Gaps()
     template = ChatTemplate(source, markup=())
-    for arguments in ({"key": "value"}, '{"key": "value"}'):
+    forms: tuple[dict[str, str] | str, ...] = ({"key": "value"}, _PROBE.arguments)
+    for count, arguments in product((2, 1), forms):
         try:
-            text = template.render_text(_probe(arguments), add_generation_prompt=False)
+            text = template.render_text(_probe(arguments, count), add_generation_prompt=False)
         except (TemplateError, InputError):
             continue  # not a form that it takes
-        for form, pattern in _WRITTEN.items():
-            if pattern.search(text):
-                return form
-    return None
+        written = _CALLED.findall(text)
+        for form, read in _READ.items():
+            bodies = [read(body, {}, closed=True) for _, _, body, _ in written]
+            calls = [call for found, _ in bodies for call in found]
+            if calls == [_PROBE] * count and not any(rest.strip() for _, rest in bodies):
+                _, after_open, _, before_close = written[0]
+                return form, Gaps(after_open, before_close, written[-1][0] if written[1:] else "\n")
+    return None, Gaps()
 
 
-def _probe(arguments: dict[str, str] | str) -> list[dict[str, Any]]:
-    function = {"name": "probe", "arguments": arguments}
-    call = {"id": "probe00001", "type": "function", "function": function}
+def _probe(arguments: dict[str, str] | str, count: int) -> list[dict[str, Any]]:
+    function = {"name": _PROBE.name, "arguments": arguments}
+    calls = [
+        {"id": f"probe0000{index}", "type": "function", "function": function}
+        for index in range(count)
+    ]
     return [
         {"role": "user", "content": "-"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "assistant", "content": "", "tool_calls": calls},
     ]

@@ -89,7 +89,7 @@ class ChatTemplate:
             **{name: self._breaker.broken(value, sentinel) for name, value in given.items()},
         }
         try:
-            return self._breaker.segments(render(self._template, variables), sentinel)
+            return self._breaker.segments(render(self._template, self._source, variables), sentinel)
         except TemplateError as error:
             raise TemplateError(str(error).replace(sentinel, "")) from error
 
@@ -185,7 +185,7 @@ class _Breaker:
             return copy
         if isinstance(value, list | tuple):
             return [self.broken(item, sentinel, depth=depth + 1, names=names) for item in value]
-        raise InputError(f"a message or tool holds {type(value).__name__}; give plain JSON data")
+        raise InputError(f"a message or tool holds {repr(value)[:80]}; give plain JSON data")
 
     def segments(self, rendered: str, sentinel: str) -> list[Segment]:
         """The rendering in segments, without the sentinel."""

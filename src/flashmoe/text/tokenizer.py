@@ -168,11 +168,8 @@ class Tokenizer:
         """``text`` without any added token."""
         try:
             encoding = self._backend.encode(text, add_special_tokens=False)
-        except (UnicodeEncodeError, TypeError) as error:
-            raise InputError(
-                f"the text holds a character that is not Unicode ({error}); "
-                "remove lone surrogates such as '\\ud800'"
-            ) from error
+        except (UnicodeEncodeError, TypeError):  # the library's words are of Python's types
+            raise InputError(_not_unicode(text)) from None
         if self._structure.isdisjoint(encoding.ids):
             return list(encoding.ids)
         # A BPE that can spell a structural token from letters: cut the word so that it cannot.
@@ -208,6 +205,17 @@ class Tokenizer:
             if framed[start : start + len(plain)] == plain:
                 return framed[:start], framed[start + len(plain) :]
         raise StoreError(f"the tokenizer's post_processor rewrites the text's own ids; {_MEND}")
+
+
+def _not_unicode(text: object) -> str:
+    """Why the library would not take a text."""
+    if not isinstance(text, str):
+        return f"{repr(text)[:80]} is no text"
+    place = next((at for at, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), 0)
+    return (
+        f"the text holds a character that is not Unicode, {text[place : place + 1]!r} after "
+        f"{text[max(place - 20, 0) : place]!r}: remove lone surrogates"
+    )
 
 
 def _stripped(around: Sequence[str | AddedToken]) -> str:
@@ -311,5 +319,5 @@ def _object(text: str, origin: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{origin} is not JSON ({error}); {_MEND}") from error
     if not isinstance(content, dict):
-        raise StoreError(f"{origin} holds {type(content).__name__} instead of an object; {_MEND}")
+        raise StoreError(f"{origin} holds {text.strip()[:40]!r} instead of an object; {_MEND}")
     return content

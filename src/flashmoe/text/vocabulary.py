@@ -7,6 +7,7 @@ token matches nothing at all.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import llguidance
@@ -20,6 +21,11 @@ _SLICES = [r'[^"\\\x00-\x1F\x7F]{1,10}']
 """Tokens that match this are looked at together wherever a text may go on with any of them, which
 is what inside of strings takes most of a mask's time: 5 ms without and 1 ms with it, for 248,000
 tokens. Each such set takes another 15 MB; the three that llguidance adds gain little."""
+
+_NEEDED = frozenset({0x09, 0x0A, *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF1)})
+"""Bytes without which text could come to where it can neither end nor go on. UTF-8's others begin
+a character, control or beyond U+3FFFF, in whose place another always fits, unless a form spells
+just that one (:meth:`Vocabulary.unspelled`): SmolLM2's vocabulary lacks eight of them."""
 
 BYTES_A_TOKEN = 320
 """What :class:`Vocabulary` takes in memory, at most, while it is made (measured: 280)."""
@@ -50,13 +56,11 @@ class Vocabulary:
             for id, token in reversed(list(enumerate(tokens)))
             if len(token) == 1 and id not in structure
         }
-        # Bytes that no UTF-8 has are not missed.
-        missing = set(range(0xF5)) - {0xC0, 0xC1} - self._by_byte.keys()
-        if missing:
+        if missing := _NEEDED - self._by_byte.keys():
             raise StoreError(
-                f"the tokenizer has no token for {len(missing)} of 256 bytes (byte "
-                f"{min(missing)} first), so that a reply cannot be bound to a form: use a "
-                "checkpoint with a byte-level or byte-fallback tokenizer"
+                f"the tokenizer has no token for {len(missing)} of the {len(_NEEDED)} bytes that "
+                f"texts are made of (byte {min(missing)} first), so that a reply cannot be bound "
+                "to a form: use a checkpoint with a byte-level or byte-fallback tokenizer"
             )
         special = sorted({*structure, *self.stop_ids})
         wrapper = llguidance.TokenizerWrapper(
@@ -71,6 +75,23 @@ class Vocabulary:
         """Ids that spell just ``text``, structural tokens included."""
         ids = self._tokenizer.encode_segments([Segment(text, markup=True)])
         return ids if self._tokenizer.decode(ids) == text else self._single(text.encode())
+
+    @property
+    def lacking(self) -> str | None:
+        """The characters that no tokens spell, as the inner part of a class of a regular
+        expression; None where there are none."""
+        controls = [rf"\x{{{byte:X}}}" for byte in range(0x80) if byte not in self._by_byte]
+        planes = [
+            rf"\x{{{lead - 0xF0 << 18:X}}}-\x{{{min((lead - 0xEF << 18) - 1, 0x10FFFF):X}}}"
+            for lead in range(0xF1, 0xF5)
+            if lead not in self._by_byte
+        ]
+        return "".join(controls + planes) or None
+
+    def unspelled(self, text: str) -> str | None:
+        """The first character of ``text`` that no tokens spell; None where there is none."""
+        known = self._by_byte.keys()
+        return next((letter for letter in text if not known >= set(letter.encode())), None)
 
     def _encoded(self, data: bytes) -> list[int]:
         """Ids of plain text within a reply, as the model would write them.
@@ -88,7 +109,9 @@ class Vocabulary:
         return b"".join(spelled(self._tokenizer.token(id) or "") for id in ids) == data
 
     def _single(self, data: bytes) -> list[int]:
-        return [self._by_byte[byte] for byte in data]
+        """A byte each, up to the first that has no token."""
+        known = itertools.takewhile(self._by_byte.__contains__, data)
+        return [self._by_byte[byte] for byte in known]
 
 
 class _Source:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from flashmoe.apps.eval import document
 from flashmoe.apps.eval.cases import read_cases
 from flashmoe.errors import InputError
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": SCHEMA}}
 GOOD = {"messages": [{"role": "user", "content": "Rain?"}], "tools": [TOOL]}
+
+
+def spoken(call) -> dict:
+    """A case whose conversation has a call already."""
+    return {**GOOD, "messages": [{"role": "assistant", "content": "", "tool_calls": [call]}]}
 
 
 def written(tmp_path, text: str):
@@ -42,7 +49,21 @@ def test_lines_and_a_list_are_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("entry", "fault"),
     [
-        ("{", "line 2 is not JSON"),
+        ("{", "line 2 is not JSON: Expecting property name enclosed in double quotes (character 2"),
+        ("[" * 100_000, "line 2 is not JSON: it is nested too deep"),
+        (
+            spoken({"function": {"name": "f", "arguments": "{"}}),
+            "line 2: the arguments of a call of f",
+        ),
+        (
+            spoken({"function": {"name": "f", "arguments": [1]}}),
+            "line 2: the arguments of a call of f",
+        ),
+        (spoken({"name": "f"}), "line 2: a message's tool_calls are not of the form"),
+        (
+            {**GOOD, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "line 2: the content of a message has a part that is no text",
+        ),
         ("[1]", "line 2 is not an object"),
         ("7", "line 2 is not an object"),
         ({**GOOD, "expect": 1}, "line 2 has the unknown key 'expect'; a case takes arguments, "),
@@ -71,6 +92,16 @@ def test_what_is_malformed_is_named_by_its_line(tmp_path, entry, fault):
     assert fault in str(refused.value)
 
 
+def test_messages_of_openai_s_api_are_turned_into_those_of_templates(tmp_path):
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": [1]}'}}
+    parts = [{"type": "text", "text": "Will it "}, {"type": "text", "text": "rain?"}]
+    entry = spoken(call)
+    entry["messages"].insert(0, {"role": "user", "content": parts})
+    (case,) = read_cases(written(tmp_path, "\ufeff" + json.dumps(entry) + "\r\n"))
+    assert case.messages[0]["content"] == "Will it rain?"
+    assert case.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": [1]}
+
+
 def test_a_list_that_is_none_and_a_file_without_cases(tmp_path):
     with pytest.raises(InputError, match="not a JSON list of cases"):
         read_cases(written(tmp_path, "[{]"))
@@ -79,6 +110,18 @@ def test_a_list_that_is_none_and_a_file_without_cases(tmp_path):
             read_cases(written(tmp_path, text))
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_cases(tmp_path / "missing")
-    (tmp_path / "latin").write_bytes(b"\xe4")
-    with pytest.raises(InputError, match="is not UTF-8"):
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        read_cases(tmp_path)
+    (tmp_path / "latin").write_bytes(b"a\nb\xe4c")
+    with pytest.raises(InputError, match=r"line 2 is not UTF-8 \(byte 0xE4, 3 bytes from"):
         read_cases(tmp_path / "latin")
+
+
+def test_a_file_without_measure_is_not_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(document, "LARGEST_BYTES", 100)
+    (tmp_path / "large").write_text("a" * 101)
+    for path in (tmp_path / "large", Path("/dev/zero")):
+        with pytest.raises(InputError, match=r"is larger than .*take a part"):
+            read_cases(path)
+    (tmp_path / "large").write_text("a" * 100)
+    assert len(document.read_text(tmp_path / "large")) == 100

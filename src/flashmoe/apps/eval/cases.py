@@ -2,7 +2,8 @@
 
 Owns their form. JSON lines, an object a line, or one JSON list of them. The keys of an object:
 
-- ``messages``, as every chat API has them, or ``prompt``, the whole prompt as the template would
+- ``messages``, as OpenAI's API has them (parts of text and arguments as JSON text, or plain text
+  and arguments as objects), or ``prompt``, the whole prompt as the template would
   have rendered it, markup and all;
 - ``tools``, in OpenAI's form, at least one;
 - ``tool_choice``, if any: ``auto`` (as if it were left out) or ``required``;
@@ -55,17 +56,17 @@ def read_cases(path: Path) -> list[Case]:
     """
     found = [_case(place, entry) for place, entry in _entries(path)]
     if not found:
-        raise InputError(f"{path} has no cases: give an object a line")
+        raise InputError(f"{path} has no cases: give one JSON object a line")
     return found
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Any]]:
-    text = read_text(path)
+    text = read_text(path).removeprefix("\ufeff")
     if text.lstrip().startswith("["):
         try:
             entries = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not a JSON list of cases: {error}") from error
+            raise InputError(f"{path} is not a JSON list of cases: {_fault(error)}") from error
         for number, entry in enumerate(entries, 1):
             yield f"{path}, case {number}", entry
         return
@@ -75,8 +76,53 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
             try:
                 entry = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{place} is not JSON: {error}") from error
+                raise InputError(f"{place} is not JSON: {_fault(error)}") from error
             yield place, entry
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong with a JSON text, and where in it."""
+    if not isinstance(error, json.JSONDecodeError):
+        return "it is nested too deep, or has a number of too many digits"
+    where = f"line {error.lineno}, " if "\n" in error.doc else ""
+    return f"{error.msg} ({where}character {error.colno})"
+
+
+def _message(place: str, message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message in the form of chat templates."""
+    told = dict(message)
+    content = told.get("content")
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        if not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{place}: the content of a message has a part that is no text")
+        told["content"] = "".join(map(str, texts))
+    if "tool_calls" in told:
+        told["tool_calls"] = [_called(place, call) for call in told["tool_calls"] or ()]
+    return told
+
+
+def _called(place: str, call: Any) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise InputError(
+            f"{place}: a message's tool_calls are not of the form "
+            '{"type": "function", "function": {"name": …, "arguments": …}}'
+        )
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{place}: the arguments of a call of {function['name']} in messages are not "
+                f"JSON: {_fault(error)}"
+            ) from error
+    if not isinstance(arguments, dict):
+        raise InputError(
+            f"{place}: the arguments of a call of {function['name']} in messages are no object"
+        )
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _case(place: str, entry: Any) -> Case:
@@ -96,7 +142,8 @@ def _case(place: str, entry: Any) -> Case:
         raise InputError(f"{place}: prompt is no text")
     choice, name, arguments = _answer(place, entry)
     tools = _tools(place, entry.get("tools"))
-    case = Case(place, tuple(messages), prompt, tools, choice, name, arguments)
+    told = tuple(_message(place, message) for message in messages)
+    case = Case(place, told, prompt, tools, choice, name, arguments)
     if name is not None and name not in case.schemas:
         raise InputError(f"{place}: name is {name!r}, which none of its tools has")
     return case

@@ -15,6 +15,7 @@ import numpy as np
 from flashmoe.apps.eval.windows import Window, windows
 from flashmoe.errors import InputError
 from flashmoe.quant import Array
+from flashmoe.stream.units import format_bytes
 from flashmoe.text.tokenizer import Tokenizer
 
 
@@ -60,15 +61,31 @@ class Document:
         return sum(window.tokens for window in self.windows)
 
 
+LARGEST_BYTES = 64 << 20
+"""Of a file: its ids take several times that, beside what the models were promised."""
+
+
 def read_text(path: Path) -> str:
     """The text of a file.
 
     Raises:
-        InputError: it cannot be read, or is not UTF-8.
+        InputError: it cannot be read, is too large, or is not UTF-8.
     """
     try:
-        return path.read_bytes().decode()
+        with path.open("rb") as file:
+            data = file.read(LARGEST_BYTES + 1)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > LARGEST_BYTES:
+        raise InputError(
+            f"{path} is larger than {format_bytes(LARGEST_BYTES)}: take a part of it "
+            "(head -c 10M FILE > PART)"
+        )
+    try:
+        return data.decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error}): convert it first") from error
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}, line {line} is not UTF-8 (byte 0x{data[error.start]:02X}, "
+            f"{error.start} bytes from the file's beginning): convert the file first (iconv)"
+        ) from error

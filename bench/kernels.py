@@ -145,7 +145,7 @@ def steps(threads: int) -> None:
     x, y = rng.standard_normal((1, 2048), dtype=np.float32), np.empty((1, 2048), np.float32)
     pools = (handles(form, *shape, 128) for shape in ((512, 2048), (512, 2048), (2048, 512)))
     experts = itertools.cycle([_native.Expert(*three) for three in zip(*pools, strict=True)])
-    ids, outputs = np.arange(8)[None].copy(), np.empty((1, 8, 2048), np.float32)
+    ids, outputs = np.arange(8)[None].copy(), np.empty((8, 2048), np.float32)
     rows = (8192, 4096, 32, 32)
     inputs = itertools.cycle(
         list(zip(*(handles(form, count, 2048, 16) for count in rows), strict=True))

@@ -1,21 +1,26 @@
 """How a bench takes its flags, and how it ends.
 
-Owns the kinds of numbers that flags are, and what becomes of a mistake: one line on standard error
-and exit code 2. A traceback is a bug of the bench. Knows no bench.
+Owns the kinds of values that flags have, a look at the room on disks, and what becomes of a
+mistake: one line on standard error and exit code 2. A traceback is a bug of the bench.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from flashmoe.errors import FlashMoeError
+from flashmoe.stream.units import format_bytes
 
 REFUSED = 2
 INTERRUPTED = 130
+
+MARGIN_BYTES = 256 << 20
+"""Left free on a disk, for small files and the rest of the machine."""
 
 
 def run(main: Callable[[], object]) -> None:
@@ -84,3 +89,19 @@ def folder(text: str) -> Path:
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"there is no directory {path}: make it")
     return path
+
+
+def check_space(wanted: dict[Path, int], mend: str) -> None:
+    """End with a message where a disk has no room for what is to be written under the paths."""
+    disks: dict[int, tuple[Path, int]] = {}
+    for path, nbytes in wanted.items():
+        place = next(parent for parent in path.absolute().parents if parent.is_dir())
+        device = place.stat().st_dev
+        disks[device] = (place, disks.get(device, (place, 0))[1] + nbytes)
+    for place, nbytes in disks.values():
+        free = shutil.disk_usage(place).free - MARGIN_BYTES
+        if nbytes > free:
+            sys.exit(
+                f"error: {format_bytes(nbytes)} are needed below {place} and "
+                f"{format_bytes(max(free, 0))} are free: {mend}"
+            )

@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command import above_zero, run, whole
 
 from flashmoe import Sampling
 from flashmoe.sampler import Sampler
@@ -75,8 +77,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vocabulary", type=Path)
-    parser.add_argument("--pass-ms", type=float, default=20.0)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--pass-ms", type=above_zero, default=20.0)
+    parser.add_argument("--repeat", type=whole(), default=5)
     given = parser.parse_args()
     tokenizer = of_ranks(given.vocabulary) if given.vocabulary else Tokenizer.load(DEMO)
     before, began = resident_bytes(), time.perf_counter()
@@ -156,10 +158,13 @@ def of_ranks(path: Path) -> Tokenizer:
     the longest tokens by tokenizers itself."""
     alphabet = byte_alphabet()
     vocabulary: dict[str, int] = {}
-    for line in path.read_text().splitlines():
-        token, rank = line.split()
-        spelled = "".join(alphabet[byte] for byte in base64.b64decode(token))
-        vocabulary[spelled] = int(rank)
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        try:
+            token, rank = line.split()
+            spelled = "".join(alphabet[byte] for byte in base64.b64decode(token, validate=True))
+            vocabulary[spelled] = int(rank)
+        except ValueError:
+            sys.exit(f"error: {path} line {number} is no `base64 rank`: give such a vocabulary")
     added = [*TAGS, "<|im_end|>"]
     entries = [
         {"id": len(vocabulary) + index, "content": content, "special": False}
@@ -180,4 +185,4 @@ def of_ranks(path: Path) -> Tokenizer:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

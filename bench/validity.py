@@ -16,12 +16,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
+from command import run, whole
 from safetensors.numpy import save_file
 
 from flashmoe import Budget, Engine, Runtime, Sampling
@@ -101,8 +103,8 @@ def main() -> None:
     austen.add_argument("cases", type=Path)
     for command in (smollm, austen):
         command.add_argument("stores", nargs="+")
-        command.add_argument("--requests", type=int, default=200 if command is smollm else 60)
-        command.add_argument("--experts-per-token", type=int)
+        command.add_argument("--requests", type=whole(), default=200 if command is smollm else 60)
+        command.add_argument("--experts-per-token", type=whole())
     unpack = commands.add_parser("unpack")
     unpack.add_argument("source", type=Path)
     unpack.add_argument("directory", type=Path)
@@ -224,7 +226,7 @@ def held_out(engine: Engine, path: Path, requests: int) -> dict[str, Any]:
     valid = {"bound": 0, "free": 0}
     right = {"bound": 0, "free": 0}
     sampling = engine.sampling(temperature=0, max_tokens=120)
-    cases = json.loads(path.read_text())[:requests]
+    cases = cases_of(path)[:requests]
     for case in cases:
         schemas = {tool["function"]["name"]: tool["function"] for tool in case["tools"]}
         ids = engine.tokenizer.encode(case["prompt"])
@@ -240,6 +242,18 @@ def held_out(engine: Engine, path: Path, requests: int) -> dict[str, Any]:
             valid[kind] += fits(arguments, schemas[found[0].name]["parameters"])
             right[kind] += found[0].name == case["name"] and arguments == case["arguments"]
     return {"requests": len(cases), "valid": valid, "right": right}
+
+
+def cases_of(path: Path) -> list[dict[str, Any]]:
+    """Requests of a file: objects with tools, prompt, name and arguments."""
+    wanted = {"tools", "prompt", "name", "arguments"}
+    try:
+        cases = json.loads(path.read_text())
+        if all(wanted <= case.keys() for case in cases):
+            return list(cases)
+    except (ValueError, AttributeError, TypeError):
+        pass
+    sys.exit(f"error: {path} is no JSON list of objects with {', '.join(sorted(wanted))}")
 
 
 def unpacked(source: Path, directory: Path) -> None:
@@ -307,4 +321,4 @@ def plain(checkpoint: Checkpoint, heads: dict[str, int]) -> Iterator[tuple[str, 
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

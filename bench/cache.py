@@ -3,14 +3,12 @@
     .venv/bin/python bench/cache.py TRACE [--share 0.1,0.17,0.25,0.5] [--prompt 64] [--json]
 
 Slots for a share of all experts, rounded down; the cache starts empty. Replayed as the streamer
-asks: the distinct experts that a pass wants of a layer are all looked up, then those that are
-absent are admitted, and while others can leave, none of the layer's own routing does. Prints a
-table and, last, one JSON line; with ``--json`` that line only.
+asks, several tokens of one pass together. Prints a table and, last, one JSON line; with ``--json``
+that line only.
 
 With ``--prompt`` so many tokens of the log pass together first, in chunks of at most CHUNK, into
-an empty cache, from several places of the log; the table has the hit rate of the 20 and of the 50
-tokens that follow, ours and where the chunk's tokens are not told apart, and the experts read for
-the prompt.
+an empty cache, from several places of the log; a JSON line a share has the hit rate of the 20 and
+of the 50 tokens that follow, and the experts read for the prompt.
 """
 
 from __future__ import annotations
@@ -27,13 +25,14 @@ from typing import TypeAlias
 
 import numpy as np
 import results
+from command import run, shares, whole
 
 from flashmoe.apps import routing
 from flashmoe.apps.routing_log import RoutingLog, read
-from flashmoe.quant import Array
 from flashmoe.stream.cache import Cache, Key
 
 REPEATS = 3
+SHARES = [0.1, 0.17, 0.25, 0.5]
 
 CHUNK = 256
 """Tokens of a prompt that pass together."""
@@ -123,31 +122,30 @@ def belady(requests: Requests, slots: int) -> float:
     return replay_priority(requests, slots, soonness)
 
 
-def ours(requests: Requests, slots: int, log: RoutingLog) -> dict[str, float]:
+def ours(slots: int, log: RoutingLog) -> dict[str, float]:
     """Hit rate of the library's cache, and the time of its calls in microseconds.
 
-    ``lookup_us`` and ``admit_us`` are means over a replay, the fastest of REPEATS, in time of
-    this thread. What is learned from a routing falls to the first admission after it, or else to
-    the next lookup; ``call_us`` is all time over all lookups.
+    ``lookup_us`` and ``admit_us`` are means over the log's tokens, one by one, the fastest of
+    REPEATS, in time of this thread. What is learned from a routing falls to the first admission
+    after it, or else to the next lookup; ``call_us`` is all time over all lookups.
     """
-    asked = sum(map(len, requests))
-    times = []
+    asked, times = log.ids.size, []
     for _ in range(REPEATS):
         cache = Cache(slots, log.header.layers, log.header.top_k)
         misses, looking, admitting = 0, 0.0, 0.0
-        for keys in requests:
-            began = time.thread_time()
-            absent = [key for key in keys if cache.lookup(key) is None]
+        for number, ids in enumerate(log.ids.reshape(-1, log.header.top_k).tolist()):
+            layer, began = number % log.header.layers, time.thread_time()
+            absent = [expert for expert in ids if cache.lookup((layer, expert)) is None]
             looked = time.thread_time()
-            for key in absent:
-                cache.admit(key)
+            for expert in absent:
+                cache.admit((layer, expert))
             admitting += time.thread_time() - looked
             looking += looked - began
             misses += len(absent)
         times.append((looking + admitting, looking, admitting))
     total, looking, admitting = min(times)
     return {
-        "ours": 1 - misses / asked,
+        "ours": routing.replay(log, slots).hit_rate,
         "lookup_us": looking / asked * 1e6,
         "admit_us": admitting / max(misses, 1) * 1e6,
         "call_us": total / asked * 1e6,
@@ -162,7 +160,7 @@ def compare(log: RoutingLog, share: float) -> dict[str, float]:
     rates = {
         "share": share,
         "slots": slots,
-        **ours(requests, slots, log),
+        **ours(slots, log),
         "lru": lru(requests, slots),
         "lfu": lfu(requests, slots, header.layers),
         "belady": belady(requests, slots),
@@ -171,72 +169,68 @@ def compare(log: RoutingLog, share: float) -> dict[str, float]:
     return {name: round(value, 4) for name, value in rates.items()}
 
 
-def told(cache: Cache, layer: int, ids: Array) -> int:
-    """A chunk as the streamer asks for it; how many experts were read."""
-    return len(routing.sweep(cache, layer, ids))
-
-
-def untold(cache: Cache, layer: int, ids: Array) -> int:
-    """The same by look-ups of its distinct experts."""
-    absent = [e for e in np.unique(ids).tolist() if cache.lookup((layer, e)) is None]
+def decoded(cache: Cache, layer: int, ids: Sequence[int]) -> int:
+    """One token, as the streamer asks for it; how many experts were read."""
+    absent = [expert for expert in ids if cache.lookup((layer, expert)) is None]
     for expert in absent:
         cache.admit((layer, expert))
     return len(absent)
 
 
-def after_prompt(
-    log: RoutingLog, share: float, prompt: int, ask: Callable[[Cache, int, Array], int]
-) -> tuple[float, float, float]:
+def after_prompt(log: RoutingLog, share: float, prompt: int) -> tuple[float, float, float]:
     """Hit rates of the 20 and of the 50 tokens after a prompt, and the reads of that prompt."""
     header, found = log.header, []
     last = len(log.ids) - prompt - AFTER[-1]
     if last < 0:
-        raise SystemExit(f"the log has {len(log.ids)} tokens: too few for this prompt")
+        most = max(len(log.ids) - AFTER[-1], 0)
+        raise SystemExit(
+            f"error: the log has {len(log.ids)} tokens, and {AFTER[-1]} are to follow the prompt: "
+            f"give --prompt {most} or less"
+        )
     for begin in np.linspace(0, last, PLACES, dtype=int).tolist():
-        cache = Cache(int(share * header.layers * header.experts), header.layers, header.top_k)
+        slots = max(1, int(share * header.layers * header.experts))
+        cache = Cache(slots, header.layers, header.top_k)
         reads, end = 0, begin + prompt
         for start in range(begin, end, CHUNK):
             for layer in range(header.layers):
-                reads += ask(cache, layer, log.ids[start : min(start + CHUNK, end), layer])
+                chunk = log.ids[start : min(start + CHUNK, end), layer]
+                reads += len(routing.sweep(cache, layer, chunk))
         hits = []
-        for token in log.ids[end : end + AFTER[-1]]:
-            misses = sum(untold(cache, layer, ids) for layer, ids in enumerate(token))
-            hits.append(1 - misses / token.size)
+        for token in log.ids[end : end + AFTER[-1]].tolist():
+            misses = sum(decoded(cache, layer, ids) for layer, ids in enumerate(token))
+            hits.append(1 - misses / (header.layers * header.top_k))
         found.append((*(np.mean(hits[:count]) for count in AFTER), reads))
     return tuple(np.mean(found, axis=0).tolist())
 
 
 def compare_prompts(
-    log: RoutingLog, shares: Sequence[float], prompt: int
+    log: RoutingLog, wanted: Sequence[float], prompt: int
 ) -> list[dict[str, float]]:
     """A row a share of the slots."""
-    names = ("20", "50", "reads")
+    names = ("hits_20", "hits_50", "reads")
     rows = []
-    for share in shares:
-        row = {"share": share}
-        for name, ask in (("ours", told), ("untold", untold)):
-            values = after_prompt(log, share, prompt, ask)
-            row |= {f"{name}_{of}": round(v, 3) for of, v in zip(names, values, strict=True)}
-        rows.append(row)
+    for share in wanted:
+        values = after_prompt(log, share, prompt)
+        found = {name: round(value, 3) for name, value in zip(names, values, strict=True)}
+        rows.append({"share": share, **found})
     return rows
 
 
 def main() -> None:
     """Replay and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("trace", type=Path)
-    parser.add_argument("--share", default="0.1,0.17,0.25,0.5")
-    parser.add_argument("--prompt", type=int)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("trace", type=Path, help="what `flashmoe run --trace-out` wrote")
+    parser.add_argument("--share", type=shares, default=SHARES, help="of all experts, 0.1,0.5")
+    parser.add_argument("--prompt", type=whole(), metavar="TOKENS", help="that pass together first")
+    parser.add_argument("--json", action="store_true", help="print the JSON line alone")
     results.add_arguments(parser)
     given = parser.parse_args()
     log = read(given.trace)
     if given.prompt:
-        shares = [float(share) for share in given.share.split(",")]
-        for row in compare_prompts(log, shares, given.prompt):
+        for row in compare_prompts(log, given.share, given.prompt):
             print(json.dumps({"trace": given.trace.name, "prompt": given.prompt, **row}))
         return
-    rows = [compare(log, float(share)) for share in given.share.split(",")]
+    rows = [compare(log, share) for share in given.share]
     if not given.json:
         columns = ("ours", "lru", "lfu", "belady", "of_belady", "lookup_us", "admit_us", "call_us")
         print(*(f"{name:>9}" for name in ("share", "slots", *columns)))
@@ -246,9 +240,10 @@ def main() -> None:
     header = log.header
     shape = {"layers": header.layers, "experts": header.experts, "top_k": header.top_k}
     line = {"trace": given.trace.name, "tokens": len(log.ids), **shape, "rows": rows}
-    results.save_if_asked(given, "cache", line, {"share": given.share})
+    asked = {"share": ",".join(map(str, given.share))}
+    results.save_if_asked(given, "cache", line, asked)
     print(json.dumps(line))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

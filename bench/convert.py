@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from command import above_zero, check_space, folder, run
+
+from flashmoe.quant import AFFINE_BITS
 
 HIDDEN, EXPERTS, WIDTH, VOCABULARY = 2048, 256, 512, 248320
 POOL = 1 << 24
@@ -167,14 +170,16 @@ def pieces(count: int) -> Iterator[tuple[int, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("directory", type=Path, help="where there is room for 1.6 times the size")
-    parser.add_argument("--gib", type=float, default=8.0, help="size of the source, at least")
-    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("directory", type=folder, help="where there is room for 1.6 times the size")
+    parser.add_argument("--gib", type=above_zero, default=8.0, help="size of the source, at least")
+    parser.add_argument("--bits", type=int, default=4, choices=(*AFFINE_BITS, 16))
     arguments = parser.parse_args()
     layer_bytes = 2 * sum(int(np.prod(shape)) for shape in layer_shapes(0).values())
     ends_bytes = 2 * 2 * VOCABULARY * HIDDEN
     layers = max(1, -int(-(arguments.gib * (1 << 30) - ends_bytes) // layer_bytes))
     root = arguments.directory / f"flashmoe-convert-{os.getpid()}"
+    wanted = int(1.6 * (ends_bytes + layers * layer_bytes))
+    check_space({root: wanted}, "give a smaller --gib, or another disk")
     try:
         began = time.monotonic()
         source_bytes = synthesize(root / "source", layers)
@@ -217,4 +222,4 @@ def report(child: dict[str, Any], store: Path, source_bytes: int, layers: int, b
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,7 +1,7 @@
 """Speed of the products, as a share of the memory rate seen in the same run; decode kernels.
 
     .venv/bin/python bench/kernels.py [--rows 65536] [--columns 4096] [--threads 2] [--tokens 1]
-        [--steps]
+        [--steps | --checksums]
 
 Weights are larger than the cache. For each format, the plain read of the same bytes and the
 product with every instruction set are timed in turn, several times over; of more than one token
@@ -22,11 +22,12 @@ from itertools import islice
 
 import numpy as np
 import results
+from command import run, whole
 
 from flashmoe import _native
 from flashmoe.kernels import cpu, mixers, reference
 from flashmoe.kernels.kv import KeyValues
-from flashmoe.options import KV_KINDS
+from flashmoe.options import KV_KINDS, MAX_THREADS
 from flashmoe.quant import AFFINE_BITS, FLOATS, Affine, Array, Format, Matrix, Plain, parts
 from flashmoe.shape import AttentionShape, RecurrentShape
 
@@ -145,7 +146,7 @@ def steps(threads: int) -> None:
     x, y = rng.standard_normal((1, 2048), dtype=np.float32), np.empty((1, 2048), np.float32)
     pools = (handles(form, *shape, 128) for shape in ((512, 2048), (512, 2048), (2048, 512)))
     experts = itertools.cycle([_native.Expert(*three) for three in zip(*pools, strict=True)])
-    ids, outputs = np.arange(8)[None].copy(), np.empty((1, 8, 2048), np.float32)
+    ids, outputs = np.arange(8)[None].copy(), np.empty((8, 2048), np.float32)
     rows = (8192, 4096, 32, 32)
     inputs = itertools.cycle(
         list(zip(*(handles(form, count, 2048, 16) for count in rows), strict=True))
@@ -218,18 +219,45 @@ def mixers_of_a_step(threads: int) -> None:
         turns(works, 20)
 
 
+def checksums() -> dict[str, float]:
+    """GB/s of XXH3 on one thread, from memory and from the cache, as built and in portable C++."""
+    data, rates = np.ones(1 << 28, np.uint8), {}
+    for place, count in (("memory", len(data)), ("cache", 1 << 18)):
+        for form, portable in (("", False), (", portable", True)):
+            times = []
+            for _ in range(REPEATS):
+                calls = [data[i : i + count] for i in range(0, len(data), count)]
+                if place == "cache":
+                    calls = calls[:1] * len(calls)
+                began = time.perf_counter()
+                for part in calls:
+                    _native.xxh3_64(part, portable)
+                times.append(time.perf_counter() - began)
+            rate = round(len(data) / statistics.median(times) / 1e9, 2)
+            rates[f"from {place}{form}"] = rate
+            print(f"checksum from {place}{form}: {rate} GB/s on one thread", flush=True)
+    return rates
+
+
 def main() -> None:
     """Time every format and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=65536)
-    parser.add_argument("--columns", type=int, default=4096)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=1)
+    parser.add_argument("--rows", type=whole(512), default=65536)
+    parser.add_argument("--columns", type=whole(64), default=4096, help="a multiple of 64")
+    parser.add_argument("--threads", type=whole(1, MAX_THREADS), default=2)
+    parser.add_argument("--tokens", type=whole(), default=1)
     results.add_arguments(parser)
-    parser.add_argument("--steps", action="store_true", help="the kernels of a decode step alone")
+    alone = parser.add_mutually_exclusive_group()
+    alone.add_argument("--steps", action="store_true", help="the kernels of a decode step alone")
+    alone.add_argument("--checksums", action="store_true", help="the checksum of records alone")
     given = parser.parse_args()
+    if given.columns % 64:
+        parser.error(f"--columns {given.columns} is no multiple of 64")
     if given.steps:
         return steps(given.threads)
+    if given.checksums:
+        print(json.dumps({"xxh3": checksums()}))
+        return
     rng = np.random.default_rng(1)
     x = rng.standard_normal((given.tokens, given.columns), dtype=np.float32)
     forms: list[Format] = [Affine(bits, 64) for bits in AFFINE_BITS]
@@ -241,14 +269,11 @@ def main() -> None:
         rates |= compare(form, x, given.rows, given.threads)
     small(given.threads)
     steps(given.threads)
-    data = np.ones(1 << 26, np.float32)
-    checked = statistics.median(seconds(lambda: _native.xxh3_64(data)) for _ in range(REPEATS))
-    rates["xxh3"] = {"one thread": round(data.nbytes / checked / 1e9, 2)}
-    print(f"checksum: {rates['xxh3']['one thread']} GB/s on one thread")
+    rates["xxh3"] = checksums()
     line = {"threads": given.threads, "tokens": given.tokens, "gb_s": rates}
     results.save_if_asked(given, "kernels", line, {"rows": given.rows, "columns": given.columns})
     print(json.dumps(line))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -34,7 +34,11 @@ try:
     LIBRARY = llama.llama_cpp._lib
     FORK = False
 except ImportError:
-    import ik_llama_cpp._ctypes_api as llama
+    try:
+        import ik_llama_cpp._ctypes_api as llama
+    except ImportError:
+        sys.stderr.write("error: llama.cpp is missing here: bench/versus_llamacpp.py has it\n")
+        sys.exit(2)
 
     LIBRARY = llama._lib
     FORK = True

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import results
+from command import above_zero, run, whole
 
 from flashmoe import Sampling
 from flashmoe.sampler import Sampler
@@ -80,8 +81,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vocabulary", type=Path)
-    parser.add_argument("--pass-ms", type=float, default=20.0)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--pass-ms", type=above_zero, default=20.0)
+    parser.add_argument("--repeat", type=whole(), default=5)
     results.add_arguments(parser)
     given = parser.parse_args()
     tokenizer = of_ranks(given.vocabulary) if given.vocabulary else Tokenizer.load(DEMO)
@@ -196,4 +197,4 @@ def of_ranks(path: Path) -> Tokenizer:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

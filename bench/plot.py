@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import results
+from command import run
 from series import Panel, commits, panels
 
 COLUMNS = 2
@@ -63,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

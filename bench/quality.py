@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from command import run, whole
+
 VARIANTS = {
     "16, 16": ("16", "16", None),
     "8, 8": ("8", "8", None),
@@ -35,9 +37,9 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--text", type=Path, action="append", default=[])
-    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--windows", type=whole(), default=24)
     parser.add_argument("--tools", type=Path)
-    parser.add_argument("--max-tokens", type=int, default=80)
+    parser.add_argument("--max-tokens", type=whole(), default=80)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     exact = store(given.checkpoint, given.work, "16", "16")
@@ -106,4 +108,4 @@ def flashmoe(*arguments: object) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

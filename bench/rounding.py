@@ -14,6 +14,7 @@ import argparse
 import json
 
 import numpy as np
+from command import run, whole
 
 from flashmoe import Budget, Engine, Runtime, Sampling
 from flashmoe.options import KV_KINDS
@@ -23,8 +24,8 @@ from flashmoe.quant import Array
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("store", nargs="?", default="demo")
-    parser.add_argument("--texts", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=1000)
+    parser.add_argument("--texts", type=whole(1, 1000), default=8)
+    parser.add_argument("--tokens", type=whole(2), default=1000)
     given = parser.parse_args()
     texts: list[list[int]] = []
     exact = 0.0
@@ -62,4 +63,4 @@ def surprise(engine: Engine, ids: list[int]) -> Array:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -21,14 +20,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-
-from flashmoe.stream.direct import DirectReader
-from flashmoe.stream.slots import Slots
-
-sys.path.insert(0, str(Path(__file__).parent))
+from command import above_zero, check_space, folder, run
 from disk import write_records
 
-ROUNDS, DEPTH, BURST = 3, 4, 8
+from flashmoe.stream.direct import DirectReader
+from flashmoe.stream.rate import drop_pages
+from flashmoe.stream.slots import Slots
+
+ROUNDS, DEPTH, BURST, SLOTS = 3, 4, 8, 64
 
 
 class Setup:
@@ -44,7 +43,7 @@ class Setup:
         ]
         places = [[(file, i * record_bytes) for file in self.files] for i in range(len(sums))]
         self.mirror = self.reader.combine(0, record_bytes, places)
-        self.slots = Slots(64, record_bytes)
+        self.slots = Slots(SLOTS, record_bytes)
 
     def ways(self) -> dict[str, Callable[[int], int]]:
         """By name: the file that a record is asked of."""
@@ -93,24 +92,22 @@ def rate(setup: Setup, file_of: Callable[[int], int], order: list[int], steady: 
     return len(order) * size / (time.perf_counter() - began)
 
 
-def drop_pages(paths: list[Path]) -> None:
-    """Ask the system to forget what it keeps of the files."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-
-
 def main() -> None:
     """Time every way and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directories", nargs="+", type=Path)
-    parser.add_argument("--gib", type=float, default=1)
-    parser.add_argument("--record-mib", type=float, default=1.6875)
+    parser.add_argument("directories", nargs="+", type=folder)
+    parser.add_argument("--gib", type=above_zero, default=1)
+    parser.add_argument("--record-mib", type=above_zero, default=1.6875)
     given = parser.parse_args()
-    record_bytes = int(given.record_mib * 256) * 4096
+    record_bytes = max(int(given.record_mib * 256), 1) * 4096
     count = int(given.gib * (1 << 30)) // record_bytes
+    if count < SLOTS:
+        sys.exit(f"error: {given.gib} GiB are {count} records: give --gib for {SLOTS} at least")
     paths = [directory / "flashmoe-spread-bench" for directory in given.directories]
+    if len({path.absolute() for path in paths}) < len(paths):
+        sys.exit("error: a directory is given twice: give each once")
+    mend = "give a smaller --gib, or another disk"
+    check_space(dict.fromkeys(paths, count * record_bytes), mend)
     rng, rates, shares = np.random.default_rng(1), {}, {}
     with ExitStack() as stack:
         for path in paths:
@@ -122,7 +119,7 @@ def main() -> None:
         for _ in range(ROUNDS):
             for steady in (True, False):
                 for name, file_of in setup.ways().items():
-                    drop_pages(paths)
+                    drop_pages(set(paths))
                     before = setup.reader.lanes[0][0]
                     key = f"{name}, {'steady' if steady else 'bursts'}"
                     found = rate(setup, file_of, rng.permutation(count).tolist(), steady)
@@ -139,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
 
+from command import check_space, run
 from synthetic_gguf import gguf_bytes, write_gguf
 from synthetic_shapes import ATTENTION_EVERY, GROUP, SIZES, model_shape, trunk_tensors
 from synthetic_store import write_store
@@ -26,10 +26,6 @@ from synthetic_store import write_store
 from flashmoe.quant import Affine
 from flashmoe.shape import ModelShape
 from flashmoe.store.layout import RecordLayout, layer_header, trunk_header
-from flashmoe.stream.units import format_bytes
-
-MARGIN_BYTES = 256 << 20
-"""Left free, for the tokenizer, the manifest and the rest of the machine."""
 
 
 def store_bytes(shape: ModelShape, bits: int, distinct: int) -> int:
@@ -40,22 +36,6 @@ def store_bytes(shape: ModelShape, bits: int, distinct: int) -> int:
     layer = len(layer_header(layout, count)) + count * layout.record_bytes
     _, extents = trunk_header(trunk_tensors(shape))
     return distinct * layer + max(offset + nbytes for offset, nbytes in extents.values())
-
-
-def check_space(wanted: dict[Path, int]) -> None:
-    """End with a message where a disk has no room for what is to be written under the paths."""
-    disks: dict[int, tuple[Path, int]] = {}
-    for path, nbytes in wanted.items():
-        place = next(parent for parent in path.absolute().parents if parent.is_dir())
-        device = place.stat().st_dev
-        disks[device] = (place, disks.get(device, (place, 0))[1] + nbytes)
-    for place, nbytes in disks.values():
-        free = shutil.disk_usage(place).free - MARGIN_BYTES
-        if nbytes > free:
-            sys.exit(
-                f"error: {format_bytes(nbytes)} are needed below {place} and "
-                f"{format_bytes(max(free, 0))} are free: give --distinct, --layers or another disk"
-            )
 
 
 def arguments() -> argparse.Namespace:
@@ -94,7 +74,7 @@ def main() -> None:
     wanted = {given.out / "layer": store_bytes(shape, given.bits, given.distinct)}
     if given.gguf is not None:
         wanted[given.gguf] = gguf_bytes(shape)
-    check_space(wanted)
+    check_space(wanted, "give --distinct, --layers or another disk")
     began = time.monotonic()
 
     def tell(line: str) -> None:
@@ -121,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -31,6 +31,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import results
+from command import run, whole
 from safetensors.numpy import save_file
 
 from flashmoe import Budget, Engine, PrefixCache, Runtime
@@ -121,9 +122,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     ask = commands.add_parser("ask")
     ask.add_argument("stores", nargs="+")
-    ask.add_argument("--requests", type=int, default=200, help="of each kind")
-    ask.add_argument("--max-tokens", type=int, default=400)
-    ask.add_argument("--jobs", type=int, default=os.cpu_count())
+    ask.add_argument("--requests", type=whole(), default=200, help="of each kind")
+    ask.add_argument("--max-tokens", type=whole(), default=400)
+    ask.add_argument("--jobs", type=whole(), default=os.cpu_count())
     results.add_arguments(ask)
     unpack = commands.add_parser("unpack")
     unpack.add_argument("source", type=Path)
@@ -354,4 +355,4 @@ def plain(checkpoint: Checkpoint, heads: dict[str, int]) -> Iterator[tuple[str, 
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, replace
 
+from command import whole
 from synthetic_shapes import SIZES
 
 from flashmoe.errors import InputError
@@ -127,17 +128,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of the work; whatever is given wins over the case."""
     parser.add_argument("shape", nargs="?", choices=SIZES, metavar="SHAPE", help=", ".join(SIZES))
     parser.add_argument("--case", choices=CASES, help="preset; other flags change it")
-    parser.add_argument("--layers", type=int, help="instead of the model's own number")
+    parser.add_argument("--layers", type=whole(1, 4096), help="instead of the model's own number")
     parser.add_argument("--ram", help="limit on each side's memory, page cache too: 8GiB; none")
-    parser.add_argument("--experts-per-token", type=int, dest="experts")
-    parser.add_argument("--prompt-tokens", type=int)
-    parser.add_argument("--gen-tokens", type=int)
-    parser.add_argument("--repeat", type=int, help="turns")
+    parser.add_argument("--experts-per-token", type=whole(), dest="experts")
+    parser.add_argument("--prompt-tokens", type=whole())
+    parser.add_argument("--gen-tokens", type=whole(2))
+    parser.add_argument("--repeat", type=whole(), help="turns")
     parser.add_argument("--skew", type=float, help="as bench/synthetic.py takes it")
     parser.add_argument(
         "--prompts", action="store_true", default=None, help="compare prompts, not decoding"
     )
-    parser.add_argument("--distinct", type=int, help="the same; llama.cpp is left out")
+    parser.add_argument("--distinct", type=whole(), help="the same; llama.cpp is left out")
     parser.add_argument(
         "--way",
         action="append",
@@ -146,7 +147,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of running llama.cpp; may be given several times (default: all that the work has)",
     )
     parser.add_argument(
-        "--batch-tokens", type=int, help="of a prompt that pass llama.cpp together, in every way"
+        "--batch-tokens",
+        type=whole(),
+        help="of a prompt that pass llama.cpp together, in every way",
     )
 
 
@@ -172,8 +175,4 @@ def case_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Case:
         parser.error(
             f"--way: this work has {', '.join(p.name for p in replace(case, ways=None).peers)}"
         )
-    if case.batch_tokens < 1:
-        parser.error("--batch-tokens is 1 or more")
-    if case.gen_tokens < 2 or case.prompt_tokens < 1 or case.repeat < 1:
-        parser.error("--gen-tokens is 2 or more, --prompt-tokens and --repeat are 1 or more")
     return case

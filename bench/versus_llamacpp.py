@@ -31,6 +31,8 @@ import results
 import versus_cases
 import versus_prompts
 from backing import back_memory
+from command import run
+from confinement import Confinement
 from llamacpp_environment import BUILDS
 from synthetic_gguf import write_gguf
 from versus_cases import MAPPED, NATIVE, Case, Peer
@@ -70,6 +72,9 @@ def arguments() -> tuple[argparse.Namespace, Case]:
     given = parser.parse_args()
     if (given.store is None) != (given.gguf is None):
         parser.error("--store and --gguf go together")
+    for path in (given.store and given.store / MANIFEST, given.gguf):
+        if path is not None and not path.exists():
+            parser.error(f"{path} is missing")
     given.env = environments(parser, given.env or [str(BUILD / "llamacpp")])
     return given, versus_cases.case_of(parser, given)
 
@@ -95,9 +100,6 @@ def tell(line: str) -> None:
 def weights(given: argparse.Namespace, case: Case) -> tuple[Path, Path | None]:
     """Store and GGUF, made where they are missing; None where llama.cpp takes no part."""
     if given.store is not None:
-        for path in (given.store / MANIFEST, given.gguf):
-            if not path.exists():
-                sys.exit(f"error: {path} is missing")
         return given.store, given.gguf
     folder = given.work / case.model_name()
     store, gguf = folder / "store", folder / "model.gguf" if case.peers else None
@@ -235,6 +237,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(128 + number))
     given, case = arguments()
+    with Confinement(case.ram_bytes):
+        pass  # where no limit can be set, that is told before minutes are spent
     builds = given.env if case.peers else {}
     pythons = {name: llamacpp_environment.prepared(path, name) for name, path in builds.items()}
     store, gguf = weights(given, case)
@@ -278,4 +282,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

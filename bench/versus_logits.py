@@ -9,6 +9,7 @@ import json
 import sys
 
 import numpy as np
+from command import run
 
 from flashmoe.engine import Engine
 from flashmoe.options import Budget
@@ -16,7 +17,10 @@ from flashmoe.options import Budget
 
 def main() -> None:
     """Do what the JSON object on the command line asks; print the shape."""
-    given = json.loads(sys.argv[1])
+    try:
+        given = json.loads(sys.argv[1])
+    except (IndexError, ValueError):
+        sys.exit((__doc__ or "").strip())
     budget = Budget(ram_bytes=given["ram_bytes"], context_tokens=len(given["ids"]))
     with Engine.open(given["store"], budget=budget, experts_per_token=given["experts"]) as engine:
         logits = engine.session().logits(given["ids"])
@@ -25,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -23,8 +23,8 @@ using Admitted = std::tuple<std::int32_t, std::int64_t, std::int64_t>;
 
 class PythonCache {
 public:
-    PythonCache(std::int64_t slots, std::int64_t layers, std::optional<std::int64_t> top_k)
-        : cache_(slots, layers, top_k.value_or(0)) {}
+    PythonCache(std::int64_t slots, std::int64_t layers, std::int64_t top_k)
+        : cache_(slots, layers, top_k) {}
 
     std::int32_t lookup(std::int64_t layer, std::int64_t expert) {
         const Counted working;
@@ -151,8 +151,7 @@ private:
 
 void bind_cache(nb::module_& module) {
     nb::class_<PythonCache>(module, "Cache")
-        .def(nb::init<std::int64_t, std::int64_t, std::optional<std::int64_t>>(), "slots"_a,
-             "layers"_a, "top_k"_a.none())
+        .def(nb::init<std::int64_t, std::int64_t, std::int64_t>(), "slots"_a, "layers"_a, "top_k"_a)
         .def_prop_ro("slots", [](const PythonCache& self) { return self.policy().slots(); })
         .def_prop_ro("layers", [](const PythonCache& self) { return self.policy().layers(); })
         .def_prop_ro("free", [](const PythonCache& self) { return self.policy().free(); })

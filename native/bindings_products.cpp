@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -142,56 +143,57 @@ void project(const ConstMatrix32& x, const nb::list& matrices, const Array<float
         flashmoe::project(set, x.data(), x.shape(0), products, threads);
 }
 
+// Of one token as its experts are, of more by panels.h.
 void swiglu(const ConstMatrix32& x, const ExpertHandle& handle, const MatrixHandle* gate,
-            const Matrix32& y, int threads, const std::string& set_name, bool panels) {
+            const Matrix32& y, int threads, const std::string& set_name) {
     require_threads(threads);
     const InstructionSet& set = set_of(set_name);
     require_product(x, y, x.shape(1), in_of(handle.expert.gate));
     require(gate == nullptr || (in_of(gate->matrix) == x.shape(1) && out_of(gate->matrix) == 1),
             "the gate must be (1, hidden)");
     const NativeWork working;
-    std::vector<std::size_t> all(x.shape(0));
-    for (std::size_t t = 0; t < all.size(); ++t) all[t] = t;
-    if (panels) {
-        std::fill_n(y.data(), y.size(), 0.0F);
-        const std::vector<float> ones(all.size(), 1.0F);
-        add_experts(set, x.data(), {{&handle.expert, all, ones}}, y.data(), threads);
+    const std::size_t rows = x.shape(0);
+    if (rows == 1) {
+        flashmoe::experts(set, x.data(), {{&handle.expert, y.data()}}, threads);
     } else {
-        flashmoe::experts(set, x.data(), 1, {{&handle.expert, all}}, y.data(), threads);
+        std::vector<std::size_t> all(rows);
+        std::iota(all.begin(), all.end(), std::size_t{0});
+        std::fill_n(y.data(), y.size(), 0.0F);
+        const std::vector<float> ones(rows, 1.0F);
+        add_experts(set, x.data(), {{&handle.expert, all, ones}}, y.data(), threads);
     }
     if (gate == nullptr) return;
-    std::vector<float> gates(all.size());
-    flashmoe::project(set, x.data(), all.size(), {{&gate->matrix, gates.data()}}, threads);
-    decode_of(set).scale(gates.data(), y.shape(0), y.shape(1), y.data());
+    std::vector<float> gates(rows);
+    flashmoe::project(set, x.data(), rows, {{&gate->matrix, gates.data()}}, threads);
+    decode_of(set).scale(gates.data(), rows, y.shape(1), y.data());
 }
 
-using Outputs = Array<float, nb::ndim<3>>;
-using ConstOutputs = Array<const float, nb::ndim<3>>;
 using Ids = Array<const std::int64_t, nb::ndim<2>>;
 
+// Those experts of one token whose numbers are given, to their places among its ids.
 void experts(const ConstMatrix32& x, const Ids& ids, const std::vector<std::int64_t>& numbers,
-             const nb::list& handles, const Outputs& outputs, int threads,
+             const nb::list& handles, const Matrix32& outputs, int threads,
              const std::string& set_name) {
     require_threads(threads);
     const InstructionSet& set = set_of(set_name);
-    const std::size_t rows = x.shape(0), hidden = x.shape(1), places = ids.shape(1);
-    require(ids.shape(0) == rows, "ids must be (T, k)");
-    require(outputs.shape(0) == rows && outputs.shape(1) == places && outputs.shape(2) == hidden,
-            "outputs must be (T, k, hidden)");
+    const std::size_t hidden = x.shape(1), places = ids.shape(1);
+    require(x.shape(0) == 1 && ids.shape(0) == 1, "x must be (1, hidden), ids (1, k)");
+    require(outputs.shape(0) == places && outputs.shape(1) == hidden,
+            "outputs must be (k, hidden)");
     require_floats(x.data(), "x must be aligned to 4 bytes");
+    require_floats(outputs.data(), "outputs must be aligned to 4 bytes");
     require(numbers.size() == handles.size(), "every expert needs its number");
     std::vector<ExpertUse> uses;
     for (std::size_t i = 0; i < numbers.size(); ++i) {
         const Expert& expert =
             handle_of<ExpertHandle>(handles[i], "experts are handles of them").expert;
         require(in_of(expert.gate) == hidden, "an expert must take what x has");
-        ExpertUse use{&expert, {}};
-        for (std::size_t place = 0; place < rows * places; ++place)
-            if (ids.data()[place] == numbers[i]) use.wanted.push_back(place);
-        if (!use.wanted.empty()) uses.push_back(std::move(use));
+        for (std::size_t place = 0; place < places; ++place)
+            if (ids.data()[place] == numbers[i])
+                uses.push_back({&expert, outputs.data() + place * hidden});
     }
     const NativeWork working;
-    flashmoe::experts(set, x.data(), places, uses, outputs.data(), threads);
+    flashmoe::experts(set, x.data(), uses, threads);
 }
 
 void add_experts_of(const ConstMatrix32& x, const Ids& ids, const ConstMatrix32& weights,
@@ -221,14 +223,15 @@ void add_experts_of(const ConstMatrix32& x, const Ids& ids, const ConstMatrix32&
     add_experts(set, x.data(), uses, y.data(), threads);
 }
 
-void combine(const ConstOutputs& outputs, const ConstMatrix32& weights, const Matrix32& y,
+void combine(const ConstMatrix32& outputs, const ConstMatrix32& weights, const Matrix32& y,
              const std::string& set_name) {
     const InstructionSet& set = set_of(set_name);
-    const std::size_t rows = outputs.shape(0), places = outputs.shape(1), width = outputs.shape(2);
-    const float* given = floats_of(weights, rows * places, "weights must be (T, k)");
-    float* into = floats_of(y, rows * width, "y must be (T, hidden)");
+    const std::size_t places = outputs.shape(0), width = outputs.shape(1);
+    const float* each = floats_of(outputs, places * width, "outputs must be (k, hidden)");
+    const float* given = floats_of(weights, places, "weights must be (1, k)");
+    float* into = floats_of(y, width, "y must be (1, hidden)");
     const NativeWork working;
-    decode_of(set).combine(outputs.data(), given, rows, places, width, into);
+    decode_of(set).combine(each, given, places, width, into);
 }
 
 }  // namespace
@@ -248,7 +251,7 @@ void bind_products(nb::module_& module) {
     module.def("project", &project, "x"_a.noconvert(), "matrices"_a, "y"_a.noconvert(), "threads"_a,
                "instruction_set"_a = "", "panels"_a = false);
     module.def("swiglu", &swiglu, "x"_a.noconvert(), "expert"_a, "gate"_a.none(), "y"_a.noconvert(),
-               "threads"_a, "instruction_set"_a = "", "panels"_a = false);
+               "threads"_a, "instruction_set"_a = "");
     module.def("add_experts", &add_experts_of, "x"_a.noconvert(), "ids"_a.noconvert(),
                "weights"_a.noconvert(), "numbers"_a, "experts"_a, "y"_a.noconvert(), "threads"_a,
                "instruction_set"_a = "");

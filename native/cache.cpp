@@ -12,11 +12,10 @@
 namespace flashmoe {
 namespace {
 
-constexpr std::int64_t kShare = 8;  // a wide visit may displace one slot in so many
-constexpr double kFloor = 1e-4;     // of a chance: the farthest expected use is finite, and ties
-                                    // go to the sweep
-constexpr float kOut = 2.0f;        // above every chance: not to be evicted
-constexpr double kNobody = -1.0;    // before every moment
+constexpr double kFloor = 1e-4;   // of a chance: the farthest expected use is finite, and ties
+                                  // go to the sweep
+constexpr float kOut = 2.0f;      // above every chance: not to be evicted
+constexpr double kNobody = -1.0;  // before every moment
 constexpr std::size_t kFewest = 8;
 constexpr std::int64_t kMostSlots = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kMostLayers = 1 << 16;
@@ -74,11 +73,12 @@ double Cache::Layer::choose(std::int64_t layers, std::int64_t times) {
 }
 
 Cache::Cache(std::int64_t slots, std::int64_t layers, std::int64_t top_k)
-    : slots_(slots), most_slots_(slots), top_k_(std::max<std::int64_t>(top_k, 0)) {
-    if (slots < 1 || layers < 1 || slots > kMostSlots || layers > kMostLayers ||
-        top_k > kMostExperts)
+    : slots_(slots), most_slots_(slots), top_k_(top_k) {
+    if (slots < 1 || layers < 1 || slots > kMostSlots || layers > kMostLayers)
         throw std::invalid_argument("a cache of " + std::to_string(slots) + " slots for " +
                                     std::to_string(layers) + " layers holds nothing");
+    if (top_k < 1 || top_k > kMostExperts)
+        throw std::invalid_argument("no token chooses " + std::to_string(top_k) + " experts");
     layers_.reserve(index(layers));
     stale_.reserve(index(layers));
     for (std::int64_t layer = 0; layer < layers; ++layer) {
@@ -115,7 +115,7 @@ std::optional<Admission> Cache::admit(Key key, std::optional<double> chance) {
     Layer& layer = checked(key);
     std::optional<Key> evicted;
     if (free_.empty()) {
-        evicted = chance ? farthest(*chance) : victim(key);
+        evicted = chance || tokens_ > 1 ? farthest(chance.value_or(1.0)) : anybody();
         if (!evicted) return std::nullopt;
     }
     layer.forecast.cover(index(key.expert));  // what may fail for want of memory fails here
@@ -123,15 +123,10 @@ std::optional<Admission> Cache::admit(Key key, std::optional<double> chance) {
     const std::int32_t slot = free_.back();
     free_.pop_back();
     settle(key, slot);
-    if (tokens_ > 1 && visiting(key)) {
-        layer.passed[index(key.expert)] = 1;
-    } else if (visiting(key)) {
-        if (evicted) displacing_.push_back(static_cast<std::int32_t>(key.expert));
-    } else if (!chance) {
+    if (visiting(key) ? tokens_ > 1 : chance.has_value())
+        layer.passed[index(key.expert)] = 1;  // ranked once it is unpinned
+    else if (!visiting(key))
         make_stale(key.layer);
-    } else {  // ranked once it is unpinned; before, its layer need not be
-        layer.passed[index(key.expert)] = 1;
-    }
     return Admission{slot, evicted};
 }
 
@@ -264,20 +259,6 @@ void Cache::settle(Key key, std::int32_t slot) {
     ++size_;
 }
 
-// Who leaves for an expert; nobody where nobody may.
-std::optional<Key> Cache::victim(Key key) {
-    if (tokens_ > 1) return farthest(1.0);
-    if (visiting(key)) {
-        const std::int64_t allowed = std::max(kWide * narrow(), slots_ / kShare);
-        if (static_cast<std::int64_t>(displacing_.size()) >= allowed) {
-            for (const std::int32_t own : displacing_)
-                if (!is_pinned({layer_, own})) return Key{layer_, own};
-            return std::nullopt;
-        }
-    }
-    return anybody();
-}
-
 std::optional<Key> Cache::anybody() {
     const std::optional<Key> found = farthest(1.0);
     return found ? found : sheltered();
@@ -286,8 +267,7 @@ std::optional<Key> Cache::anybody() {
 // The unpinned expert outside this visit whose expected use is farthest ahead; nobody where there
 // is none, or where it is used with more than this chance.
 std::optional<Key> Cache::farthest(double chance) {
-    const std::int64_t whole = top_k_ ? top_k_ : std::max<std::int64_t>(narrowest_, 1);
-    if (static_cast<std::int64_t>(routing_.size()) >= whole)
+    if (static_cast<std::int64_t>(routing_.size()) >= top_k_)
         tell();  // before that, more of this layer may be looked up, and be in memory
     for (const std::int64_t number : stale_) {
         Layer& layer = layers_[index(number)];
@@ -328,7 +308,6 @@ void Cache::remove(Key key) {
     layer.slot[index(key.expert)] = -1;
     --layer.count;
     --size_;
-    if (visiting(key)) std::erase(displacing_, static_cast<std::int32_t>(key.expert));
 }
 
 }  // namespace flashmoe

@@ -26,9 +26,6 @@ namespace flashmoe {
 // Experts of a layer are numbered below this: the counts of its forecast stay within a gibibyte.
 inline constexpr std::int64_t kMostExperts = 1 << 15;
 
-// A visit to more than so many times what one token chooses is several tokens'.
-inline constexpr std::int64_t kWide = 2;
-
 struct Key {
     std::int64_t layer, expert;
 };
@@ -41,7 +38,7 @@ struct Admission {
 
 class Cache {
 public:
-    // `top_k`: how many experts of a layer a token chooses; 0 where that is not known.
+    // `top_k`: how many experts of a layer a token chooses.
     Cache(std::int64_t slots, std::int64_t layers, std::int64_t top_k);
     Cache(const Cache&) = delete;
     Cache& operator=(const Cache&) = delete;
@@ -112,11 +109,8 @@ private:
     void make_stale(std::int64_t layer);
     void visit(std::int64_t layer, std::int64_t tokens = 1);
     std::int64_t times(std::int64_t layer) const;
-    void note_width(std::int64_t width);
-    std::int64_t narrow() const;
     void tell();
     void settle(Key key, std::int32_t slot);
-    std::optional<Key> victim(Key key);
     std::optional<Key> farthest(double chance);
     std::optional<Key> sheltered() const;
     std::optional<Key> anybody();
@@ -130,13 +124,11 @@ private:
     std::vector<std::int32_t> free_;
     std::vector<std::int64_t> stale_;  // layers to be ranked anew
     std::int64_t moment_ = -1;
-    std::int64_t layer_ = -1;               // being visited
-    std::uint64_t visit_ = 0;               // its number
-    std::int64_t tokens_ = 1;               // that it is for, as far as is known
-    std::vector<std::int32_t> routing_;     // of the visit, in the order of asking
-    std::size_t told_ = 0;                  // of it, how many the forecast knows
-    std::vector<std::int32_t> displacing_;  // admitted by the visit in place of others, in order
-    std::int64_t narrowest_ = 0;            // width of a visit; 0 before the first has ended
+    std::int64_t layer_ = -1;            // being visited
+    std::uint64_t visit_ = 0;            // its number
+    std::int64_t tokens_ = 1;            // that it is for
+    std::vector<std::int32_t> routing_;  // of the visit, in the order of asking
+    std::size_t told_ = 0;               // of it, how many the forecast knows
 };
 
 }  // namespace flashmoe

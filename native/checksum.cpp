@@ -152,35 +152,29 @@ inline void scramble(Accumulators& acc) noexcept {
     }
 }
 
-bool has_avx2() noexcept {
+// Moves on over whole blocks with vectors; false, and nothing done, where there are none.
 #ifdef FLASHMOE_X86_64
-    static const bool has = (__builtin_cpu_init(), __builtin_cpu_supports("avx2"));
-    return has;
-#else
-    return false;
-#endif
-}
-
-void accumulate_wide(Accumulators& acc, const u8* data, std::size_t blocks) noexcept {
-#ifdef FLASHMOE_X86_64
+bool accumulate_wide(Accumulators& acc, const u8* data, std::size_t blocks) noexcept {
+    static const bool has_avx2 = (__builtin_cpu_init(), __builtin_cpu_supports("avx2"));
+    if (!has_avx2) return false;
     u64 lanes[kLanes];
     for (std::size_t i = 0; i < kLanes; ++i) lanes[i] = (i % 2 ? acc.odd : acc.even)[i / 2];
     checksum::blocks_avx2(lanes, data, blocks, kSecretBytes);
     for (std::size_t i = 0; i < kLanes; ++i) (i % 2 ? acc.odd : acc.even)[i / 2] = lanes[i];
-#else
-    (void)acc, (void)data, (void)blocks;
-#endif
+    return true;
 }
+#else
+bool accumulate_wide(Accumulators&, const u8*, std::size_t) noexcept { return false; }
+#endif
 
 u64 large(const u8* data, std::size_t size, bool portable) noexcept {  // 241 bytes and more
     Accumulators acc;
     const u8* block = data;
     std::size_t left = size;
-    if (!portable && has_avx2()) {
-        const std::size_t blocks = (size - 1) / kBlock;  // the last one has its own way
-        accumulate_wide(acc, data, blocks);
-        block += blocks * kBlock;
-        left -= blocks * kBlock;
+    const std::size_t whole = (size - 1) / kBlock;  // the last one has its own way
+    if (!portable && accumulate_wide(acc, data, whole)) {
+        block += whole * kBlock;
+        left -= whole * kBlock;
     }
     for (; left > kBlock; block += kBlock, left -= kBlock) {
         for (std::size_t n = 0; n < kStripes; ++n)

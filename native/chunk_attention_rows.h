@@ -171,26 +171,6 @@ inline float largest(Vec16 v) {
     return largest(a > b ? a : b);
 }
 
-// exp_of what is not above 0, with 0 below -87, before 2^n is subnormal: half of its operations.
-inline Vec exp_below(Vec x) {
-    const auto tiny = x < splat(-87.0F);
-    const Vec y = tiny ? splat(-87.0F) : x;
-    const Vec shifted = y * splat(1.44269504088896341F) + splat(0x1.8p23F);
-    const Vec n = shifted - splat(0x1.8p23F);
-    Vec r = y - n * splat(0.693359375F);
-    r = r - n * splat(-2.12194440e-4F);
-    Vec p = splat(1.9875691500e-4F);
-    p = p * r + splat(1.3981999507e-3F);
-    p = p * r + splat(8.3334519073e-3F);
-    p = p * r + splat(4.1665795894e-2F);
-    p = p * r + splat(1.6666665459e-1F);
-    p = p * r + splat(5.0000001201e-1F);
-    const Vec e = p * (r * r) + r + splat(1.0F);
-    // The lowest bits of `shifted` are n.
-    const Vec power = cast<Vec>((cast<Ints>(shifted) + 127) << 23);
-    return tiny ? Vec{} : e * power;
-}
-
 // Scores of `count` keys to exp(score - most), where most is now also of these. `total` becomes
 // the sum of all so far, `factor` what results so far are to shrink by.
 void soften_row(float* scores, std::size_t count, float* most, float* total, float* factor) {

@@ -81,10 +81,9 @@ struct DecodeKernels {
                      float eps, float* y);
     // gate = silu(gate) * up.
     void (*swiglu)(float* gate, const float* up, std::size_t count);
-    // y (rows, width) = sum over places, in order, of weights (rows, places) * x (rows, places,
-    // width).
-    void (*combine)(const float* x, const float* weights, std::size_t rows, std::size_t places,
-                    std::size_t width, float* y);
+    // y (width) = sum over places, in order, of weights (places) * x (places, width).
+    void (*combine)(const float* x, const float* weights, std::size_t places, std::size_t width,
+                    float* y);
     // y *= sigmoid(gate), a gate a row.
     void (*scale)(const float* gate, std::size_t rows, std::size_t width, float* y);
     // The `top` largest of each row of logits (rows, count), ties to the lower index, and their

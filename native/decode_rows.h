@@ -51,15 +51,14 @@ void swiglu(float* gate, const float* up, std::size_t count) {
     }
 }
 
-void combine(const float* x, const float* weights, std::size_t rows, std::size_t places,
-             std::size_t width, float* y) {
-    for (std::size_t t = 0; t < rows; ++t, weights += places, x += places * width, y += width)
-        for (std::size_t i = 0; i < width; i += kLanes) {
-            Vec total{};
-            for (std::size_t k = 0; k < places; ++k)
-                total += load(x + k * width + i, width - i) * splat(weights[k]);
-            store(y + i, total, width - i);
-        }
+void combine(const float* x, const float* weights, std::size_t places, std::size_t width,
+             float* y) {
+    for (std::size_t i = 0; i < width; i += kLanes) {
+        Vec total{};
+        for (std::size_t k = 0; k < places; ++k)
+            total += load(x + k * width + i, width - i) * splat(weights[k]);
+        store(y + i, total, width - i);
+    }
 }
 
 void scale(const float* gate, std::size_t rows, std::size_t width, float* y) {

@@ -60,9 +60,7 @@ void Forecast::seed(std::span<const double> shares) {
 
 void Forecast::begin() {
     std::swap(before_, routing_);
-    if (wide_) before_.clear();
     routing_.clear();
-    wide_ = false;
     for (std::size_t average = 0; average < kAverages; ++average) {
         const float decay = decay_of(average);
         for (float& frequency : frequency_[average]) frequency = frequency * decay + kRare;
@@ -70,25 +68,15 @@ void Forecast::begin() {
     }
 }
 
-void Forecast::add(std::span<const std::int32_t> experts, float weight, bool wide) {
+void Forecast::add(std::span<const std::int32_t> experts) {
     if (experts.empty()) return;
     cover(static_cast<std::size_t>(*std::max_element(experts.begin(), experts.end())));
-    wide_ = wide;
-    if (!before_.empty() && !wide) learn(experts);
+    if (!before_.empty()) learn(experts);
     for (std::vector<float>& frequency : frequency_)
         for (const std::int32_t expert : experts)
-            frequency[static_cast<std::size_t>(expert)] += weight;
+            frequency[static_cast<std::size_t>(expert)] += 1.0f;
     routing_.insert(routing_.end(), experts.begin(), experts.end());
     forget_chances();
-}
-
-void Forecast::discount(float share) {
-    forget_chances();
-    for (std::vector<float>& frequency : frequency_)
-        for (float& uses : frequency) uses *= share;
-    std::fill(followed_.begin(), followed_.end(), std::uint8_t{0});
-    std::fill(follows_.begin(), follows_.end(), std::uint8_t{0});
-    wide_ = true;
 }
 
 const float* Forecast::chances() {
@@ -106,7 +94,7 @@ void Forecast::predict() {
     float* often = chances_.data();
     for (std::size_t j = 0; j < size(); ++j)
         often[j] = slow[j] * weights[0] + middle[j] * weights[1] + quick[j] * weights[2];
-    if (!routing_.empty() && !wide_) follow_routing();
+    if (!routing_.empty()) follow_routing();
     for (std::size_t j = 0; j < size(); ++j) often[j] = std::min(often[j], 1.0f);
     known_ = true;
 }

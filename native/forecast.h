@@ -16,9 +16,6 @@
 // log-likelihood of the routings that come, p normalised. It exceeds 1 where the experts of I agree
 // more than chance has it. Origin and figures: E7 in docs/EXPERIMENTS.md.
 //
-// A visit that is wide (a prompt chunk) says who is used but not who follows whom, so it adds a
-// little to s and nothing else.
-//
 // Invariants: 0 <= p <= 1; the counts of a layer take experts ** 2 bytes. Sums run in the order of
 // kHalfLives and of I, in single precision, and logarithm and exponential are those of doubles,
 // rounded: every machine gets the same chances, whatever its vectors and its library.
@@ -69,11 +66,8 @@ public:
     // The layer comes round: what it chose last is followed by what add() tells.
     void begin();
 
-    // The routing of this visit has these experts too, each once; each counts `weight` of a use.
-    void add(std::span<const std::int32_t> experts, float weight, bool wide);
-
-    // All visits so far were wide after all: their uses count `share` of what they did.
-    void discount(float share);
+    // The routing of this visit has these experts too, each once.
+    void add(std::span<const std::int32_t> experts);
 
     // Of every expert, to be chosen when the layer next comes round; until the next call of another
     // function but begin().
@@ -97,7 +91,6 @@ private:
     std::vector<std::uint8_t> followed_;
     std::vector<std::uint8_t> follows_;  // (experts, experts)
     std::vector<std::int32_t> before_, routing_;
-    bool wide_ = false;
     bool known_ = false;   // the chances, until something is learned
     bool gained_ = false;  // they come from a routing, and gain_ is log(a / s)
     std::vector<float> chances_, gain_;

@@ -84,16 +84,16 @@ struct Product {
 void project(const InstructionSet& set, const float* x, std::size_t rows,
              const std::vector<Product>& products, int threads);
 
-// An expert and the places that want it: output (place) = expert(x[place / places]).
+// An expert, and where what it makes of a token goes, (hidden).
 struct ExpertUse {
     const Expert* expert;
-    std::vector<std::size_t> wanted;
+    float* y;
 };
 
-// outputs[place] = down(silu(gate(x)) * up(x)), silu(z) = z / (1 + exp(-z)), for every use; x
-// (rows, hidden), outputs (rows, places, hidden). The three products are those above, bit for bit,
-// whatever experts are computed together; exp is that of decode.h.
-void experts(const InstructionSet& set, const float* x, std::size_t places,
-             const std::vector<ExpertUse>& uses, float* outputs, int threads);
+// y = down(silu(gate(x)) * up(x)), silu(z) = z / (1 + exp(-z)), for every use of one token's x
+// (hidden). The three products are those above, bit for bit, whatever experts are computed
+// together; exp is that of decode.h. Those of more tokens are panels.h's.
+void experts(const InstructionSet& set, const float* x, const std::vector<ExpertUse>& uses,
+             int threads);
 
 }  // namespace flashmoe

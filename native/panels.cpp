@@ -26,10 +26,6 @@ Bytes room(std::size_t count) {
 
 std::size_t blocks(std::size_t outputs) { return (outputs + kPanelOutputs - 1) / kPanelOutputs; }
 
-bool same_form(const AffineMatrix& a, const AffineMatrix& b) {
-    return a.bits == b.bits && a.group == b.group && a.in == b.in;
-}
-
 void plain_rows(const InstructionSet& set, const float* x, std::size_t rows,
                 const PlainMatrix& matrix, std::size_t begin, std::size_t end, float* y) {
     if (set.kernels == nullptr)

@@ -12,10 +12,6 @@ namespace {
 
 constexpr std::align_val_t kLine{64};
 
-bool same_form(const AffineMatrix& a, const AffineMatrix& b) {
-    return a.bits == b.bits && a.group == b.group && a.in == b.in;
-}
-
 void product(const InstructionSet& set, const float* x, std::size_t rows, const Product& each,
              int threads) {
     if (const auto* affine = std::get_if<AffineMatrix>(each.matrix))

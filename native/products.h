@@ -14,6 +14,11 @@
 
 namespace flashmoe {
 
+// Whether both want the same activations in the same form.
+inline bool same_form(const AffineMatrix& a, const AffineMatrix& b) {
+    return a.bits == b.bits && a.group == b.group && a.in == b.in;
+}
+
 class Operand {
 public:
     // Makes room for the activations x (rows, in) in the form that the matrix wants. One of

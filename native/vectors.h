@@ -80,14 +80,8 @@ inline To cast(From from) {
     return to;
 }
 
-// 2^n e^r with |r| <= ln(2) / 2 by Cephes' polynomial (Moshier, expf); 2^n in two factors, so that
-// it overflows and underflows where it should.
-inline Vec exp_of(Vec x) {
-    const Vec low = splat(-104.0F), high = splat(89.0F), round = splat(0x1.8p23F);
-    Vec y = x < low ? low : x;
-    y = y > high ? high : y;
-    y = x != x ? Vec{} : y;
-    const Vec n = (y * splat(1.44269504088896341F) + round) - round;
+// e^(y - n ln(2)), where that is at most ln(2) / 2 from 0, by Cephes' polynomial (Moshier, expf).
+inline __attribute__((always_inline)) Vec exp_rest(Vec y, Vec n) {
     Vec r = y - n * splat(0.693359375F);
     r = r - n * splat(-2.12194440e-4F);
     Vec p = splat(1.9875691500e-4F);
@@ -96,10 +90,31 @@ inline Vec exp_of(Vec x) {
     p = p * r + splat(4.1665795894e-2F);
     p = p * r + splat(1.6666665459e-1F);
     p = p * r + splat(5.0000001201e-1F);
-    const Vec e = p * (r * r) + r + splat(1.0F);
+    return p * (r * r) + r + splat(1.0F);
+}
+
+// 2^n e^r; 2^n in two factors, so that it overflows and underflows where it should.
+inline Vec exp_of(Vec x) {
+    const Vec low = splat(-104.0F), high = splat(89.0F), round = splat(0x1.8p23F);
+    Vec y = x < low ? low : x;
+    y = y > high ? high : y;
+    y = x != x ? Vec{} : y;
+    const Vec n = (y * splat(1.44269504088896341F) + round) - round;
+    const Vec e = exp_rest(y, n);
     const Ints i = __builtin_convertvector(n, Ints), half = i >> 1;
     const Vec first = cast<Vec>((half + 127) << 23), second = cast<Vec>((i - half + 127) << 23);
     return x != x ? x : e * first * second;
+}
+
+// The same of what is not above 0, but 0 below -87, before 2^n is subnormal: half the operations.
+inline Vec exp_below(Vec x) {
+    const auto tiny = x < splat(-87.0F);
+    const Vec y = tiny ? splat(-87.0F) : x;
+    const Vec shifted = y * splat(1.44269504088896341F) + splat(0x1.8p23F);
+    const Vec e = exp_rest(y, shifted - splat(0x1.8p23F));
+    // The lowest bits of `shifted` are n.
+    const Vec power = cast<Vec>((cast<Ints>(shifted) + 127) << 23);
+    return tiny ? Vec{} : e * power;
 }
 
 inline Vec sigmoid(Vec x) { return splat(1.0F) / (splat(1.0F) + exp_of(-x)); }

@@ -260,6 +260,8 @@ def test_fewer_experts_a_token_is_a_choice_with_limits(path):
             steps = list(fewer.session().generate(IDS[:9], GREEDY))
             assert steps[1].hits + steps[1].misses == 2 * fewer.shape.layers
             assert fewer.key != own.key
+        with Engine.open(path, experts_per_token=8) as more:
+            assert more.streamer.least_slots == 16
         for wanted in (0, 9):
             with pytest.raises(InputError, match="this model has 8 experts"):
                 Engine.open(path, experts_per_token=wanted)

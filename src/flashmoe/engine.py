@@ -88,7 +88,7 @@ class Engine:
         self.prefixes = self._prefixes(prefix_cache, runtime.chunk_tokens)
         """What is kept of timelines, and the bytes written for it; None without a cache."""
         # First the slots: their memory comes while the trunk is read.
-        self.streamer = Streamer(store, plan.slots, runtime, plan.full_slots)
+        self.streamer = Streamer(store, plan.slots, runtime, plan.full_slots, shape.experts.top_k)
         try:
             self.decoder = Decoder(shape, Trunk(store.trunk(), kernels.dtype), kernels, observer)
         except BaseException:
@@ -125,6 +125,7 @@ class Engine:
             state_bytes=sizes.state_bytes(self.shape, floats),
             token_bytes=sizes.kv_bytes(self.shape, 1, floats, self.kv),
             reserve=reserved,
+            about={"store": str(self.store.path.absolute()), "kernels": variant},
         )
 
     def _warm(self, identity: str) -> None:
@@ -173,7 +174,6 @@ class Engine:
             prefix_cache=prefix_cache,
         )
         room = room_of(plan, promised=budget.ram_bytes is not None)
-        watching = observer or Observer()
         outlay = outlay_of(store, budget, chosen, shape.experts.top_k)
         return cls(
             store,
@@ -182,7 +182,7 @@ class Engine:
             shape,
             chosen,
             runtime,
-            watching,
+            observer or Observer(),
             room,
             outlay,
             prefix_cache,

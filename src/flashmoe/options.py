@@ -100,8 +100,8 @@ class Runtime:
 
     ``threads`` compute; None takes one a processor that this process may run on.
     ``chunk_tokens`` prompt tokens pass a layer together; None lets the engine choose for each
-    prompt (``stream.chunks``). A number is kept as it is; a multiple of 64 keeps the answer
-    independent of it, to the last bit. ``hints`` starts expert reads as soon
+    prompt (``stream.chunks``). A number is kept as it is, and is at most the context's; a multiple
+    of 64 keeps the answer independent of it, to the last bit. ``hints`` starts expert reads as soon
     as the router has chosen, before the shared expert is computed, and lets the disk read what
     the next layer is likely to choose while it would be idle. ``io`` is how experts are read and
     kept: ``direct`` into slots past the page cache, where the file system allows it;

@@ -47,7 +47,7 @@ def test_a_case_is_a_preset_that_flags_change(load: Load) -> None:
         ((), "give a SHAPE or a --case"),
         (("tiny", "--case", "a-8g"), "leave out tiny"),
         (("tiny", "--ram", "much"), "'much' is not a size"),
-        (("tiny", "--gen-tokens", "1"), "--gen-tokens is 2 or more"),
+        (("tiny", "--gen-tokens", "1"), "--gen-tokens: '1' is no whole number from 2"),
     ],
 )
 def test_a_case_that_makes_no_sense_is_refused(load: Load, capsys, words, message) -> None:

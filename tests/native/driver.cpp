@@ -19,7 +19,6 @@
 #include <cstring>
 #include <iostream>
 #include <list>
-#include <numeric>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -153,19 +152,16 @@ void panels(Call& call) {
     call.give(y.data(), y.size());
 }
 
-// SET THREADS ROWS GATE UP DOWN, then x.
+// SET THREADS GATE UP DOWN, then one token's x.
 void expert(Call& call) {
     const InstructionSet& set = take_set(call);
     const int threads = call.take<int>();
-    const std::size_t rows = call.size();
     const Matrix gate = take_matrix(call), up = take_matrix(call), down = take_matrix(call);
-    const std::size_t bytes = rows * out_of(down) * sizeof(float);
+    const std::size_t bytes = out_of(down) * sizeof(float);
     const float* x = call.array(bytes).floats();
     const Walled& y = call.room(bytes);
     const Expert expert{gate, up, down};
-    std::vector<std::size_t> wanted(rows);
-    std::iota(wanted.begin(), wanted.end(), std::size_t{0});
-    experts(set, x, 1, {{&expert, wanted}}, y.floats(), threads);
+    experts(set, x, {{&expert, y.floats()}}, threads);
     call.give(y.data(), y.size());
 }
 

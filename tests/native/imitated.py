@@ -95,8 +95,8 @@ class Program:
         self.add(words, [*matrix.arrays(), x], np.dtype(("<f4", (len(x), matrix.shape[0]))))
 
     def expert(self, name: str, threads: int, x: Floats, parts: Sequence[Matrix]) -> None:
-        """A SwiGLU expert of gate, up and down."""
-        words = f"expert {name} {threads} {len(x)} {' '.join(map(described, parts))}"
+        """A SwiGLU expert of gate, up and down, for one token's x."""
+        words = f"expert {name} {threads} {' '.join(map(described, parts))}"
         arrays = [array for part in parts for array in part.arrays()]
         self.add(words, [*arrays, x], np.dtype(("<f4", x.shape)))
 

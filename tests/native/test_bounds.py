@@ -64,7 +64,7 @@ def run_every_step() -> None:
             _native.rms_norm(x, walled(width), 1e-6, y, 1, kind)
             top = min(4, width)
             _native.route(x, True, walled(3, top, kind=np.int64), walled(3, top), kind)
-            _native.combine(walled(3, 2, width), walled(3, 2), y, kind)
+            _native.combine(walled(2, width), walled(1, 2), walled(1, width), kind)
             channels = 2 * width + 2 * 2 * width
             small = walled(channels, 4), walled(2), walled(2), walled(2 * width)
             net = _native.DeltaNet(1, 2, width, 2 * width, *small, 1e-6)

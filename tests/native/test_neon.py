@@ -247,7 +247,7 @@ def test_an_expert(name: str, driver: Path) -> None:
     forms: tuple[Format, ...] = (Affine(4, 64), Affine(4, 64), Affine(6, 32))
     shapes = ((192, 128), (192, 128), (128, 192))
     gate, up, down = (random_matrix(f, *shape) for f, shape in zip(forms, shapes, strict=True))
-    x, program = activations(3, 128) / np.float32(16), Program(driver)
+    x, program = activations(1, 128) / np.float32(16), Program(driver)
     for threads in (1, 3):
         program.expert(name, threads, x, (gate, up, down))
     one, three = program.run(WITH)

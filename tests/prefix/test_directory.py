@@ -1,5 +1,6 @@
 """The pieces on disk: room, order of leaving, leftovers, and other people's files."""
 
+import json
 import os
 import stat
 import time
@@ -105,6 +106,17 @@ def test_leftovers_go_and_the_files_of_others_stay(tmp_path):
         path.write_bytes(b"y" * 5000)
     Directory(tmp_path, TWO, 1000)
     assert not left.exists() and all(path.exists() for path in foreign)
+
+
+def test_a_room_says_what_it_is_for_and_is_made_anew(tmp_path):
+    here = Directory(tmp_path, ONE, 1000, {"store": "/models/a"})
+    note = here.room / directories.ABOUT
+    assert json.loads(note.read_text()) == {"store": "/models/a"}
+    assert here.names() == []
+    directories.vacate(here.room)
+    assert not here.room.exists() and here.names() == []
+    here.write(name("block", 1), piece(900), frozenset())
+    assert here.names() == [name("block", 1)] and note.exists()
 
 
 def test_a_smaller_limit_applies_at_once(tmp_path):

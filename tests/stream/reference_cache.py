@@ -14,8 +14,6 @@ from flashmoe.quant import Array
 from flashmoe.stream.cache import Admission, Key
 from tests.stream.reference_forecast import Forecast, Trust
 
-_WIDE = 2  # a visit to more than so many times what one token chooses is several tokens'
-_SHARE = 8  # a wide visit may displace one slot in so many
 _FLOOR = 1e-4  # of a chance: the farthest expected use is finite, and ties go to the sweep
 _OUT = 2.0  # above every chance: not to be evicted
 _NOBODY = -1.0  # before every moment
@@ -70,14 +68,12 @@ class _Layer:
 class Cache:
     """``slots`` places for the experts of ``layers`` layers, of which a token chooses ``top_k``.
 
-    Where ``top_k`` is not given, the narrowest visit so far stands for it.
-
     Looking up, pinning and dropping are O(1), plus O(experts of a layer) once a visit; an
     eviction is O(layers + experts of a layer). Both are short passes over arrays; neither
     depends on the number of slots.
     """
 
-    def __init__(self, slots: int, layers: int, top_k: int | None = None) -> None:
+    def __init__(self, slots: int, layers: int, top_k: int) -> None:
         if slots < 1 or layers < 1:
             raise ValueError(f"a cache of {slots} slots for {layers} layers holds nothing")
         self.slots = slots
@@ -94,9 +90,7 @@ class Cache:
         self._layer = -1  # being visited
         self._routing: dict[int, None] = {}  # of the visit, in the order of asking
         self._told: list[int] = []  # of it, what the forecast does not know yet
-        self._displacing: dict[Key, None] = {}  # admitted by the visit in place of others
         self._top_k = top_k
-        self._narrowest: int | None = None  # width of a visit
         self._tokens = 1  # of the visit, as far as is known
 
     def __len__(self) -> int:
@@ -123,7 +117,7 @@ class Cache:
         for number, row in enumerate(rows):
             if number:
                 visited.forecast.begin()
-            visited.forecast.add(row, 1.0, wide=False)
+            visited.forecast.add(row)
         return [self._slot.get((layer, expert)) for expert in experts]
 
     def resident(self, layer: int) -> int:
@@ -137,17 +131,17 @@ class Cache:
     def admit(self, key: Key, chance: float | None = None) -> Admission | None:
         """Give an absent expert a slot, evicting if need be.
 
-        None when it may displace nobody now: every slot is pinned, or those are which a wide
-        routing may have. An expert that nobody has asked for yet, and that is only guessed to be
-        used next, with a ``chance``, displaces neither experts of this visit nor one that is
-        likelier to be used when its own layer comes round; pin it at once.
+        None when it may displace nobody now, since every slot is pinned. An expert that nobody
+        has asked for yet, and that is only guessed to be used next, with a ``chance``, displaces
+        neither experts of this visit nor one that is likelier to be used when its own layer comes
+        round; pin it at once.
         """
         if key in self._slot:
             raise RuntimeError(f"expert {key} already has slot {self._slot[key]}")
         self._check(key[0])
         evicted = None
         if not self._free:
-            evicted = self._victim(key) if chance is None else self._farthest(chance)
+            evicted = self._victim() if chance is None else self._farthest(chance)
             if evicted is None:
                 return None
             self._remove(evicted)
@@ -157,8 +151,7 @@ class Cache:
         if self._tokens > 1 and self._visiting(key):
             self._passed.add(key)
         elif self._visiting(key):
-            if evicted is not None:
-                self._displacing[key] = None
+            pass  # sheltered until the visit ends
         elif chance is None:
             self._stale.add(key[0])
         else:
@@ -260,58 +253,36 @@ class Cache:
         if self._routing:
             self._tell()
             self._stale.add(self._layer)
-            if self._tokens == 1:
-                self._note_width(len(self._routing))
         if tokens != self._tokens or (tokens > 1 and layer <= self._layer):
             self._stale.update(range(self.layers))  # who is still to come has changed
         self._tokens = tokens
         self._moment += (layer - self._layer - 1) % self.layers + 1
         self._layer = layer
         self._routing = {}
-        self._displacing.clear()
         self._layers[layer].forecast.begin()
         self._stale.add(layer)
-
-    def _note_width(self, width: int) -> None:
-        """A visit was so wide. Where it shows that all before were wide, mend what they taught."""
-        narrowest, self._narrowest = self._narrowest, min(self._narrowest or width, width)
-        if self._top_k is None and narrowest is not None and width * _WIDE < narrowest:
-            for layer in self._layers:
-                layer.forecast.discount(width / narrowest)
-
-    def _narrow(self) -> int:
-        """How many experts one token chooses, as far as is known."""
-        width = len(self._routing)
-        return self._top_k or min(self._narrowest or width, width)
 
     def _tell(self) -> None:
         """Let the forecast know what the visit has asked."""
         if self._tokens > 1:
             self._told.clear()  # the forecast was told token by token
         if self._told:
-            narrow, width = self._narrow(), len(self._routing)
             visited = self._layers[self._layer]
             visited.moment = self._moment
-            visited.forecast.add(self._told, min(1.0, narrow / width), wide=width > _WIDE * narrow)
+            visited.forecast.add(self._told)
             self._told.clear()
             self._stale.add(self._layer)
 
-    def _victim(self, key: Key) -> Key | None:
-        """Who leaves for ``key``; None where nobody may."""
-        if self._tokens > 1:
-            return self._farthest()
-        if self._visiting(key):
-            allowed = max(_WIDE * self._narrow(), self.slots // _SHARE)
-            if len(self._displacing) >= allowed:
-                return next((own for own in self._displacing if own not in self._pins), None)
-        return self._farthest() or self._sheltered()
+    def _victim(self) -> Key | None:
+        """Who leaves for an expert that is wanted; None where nobody may."""
+        return self._farthest() or (None if self._tokens > 1 else self._sheltered())
 
     def _farthest(self, chance: float = 1.0) -> Key | None:
         """The unpinned expert outside this visit whose expected use is farthest ahead.
 
         None where there is none, or where it is used with more than this ``chance``.
         """
-        if len(self._routing) >= (self._top_k or self._narrowest or 1):
+        if len(self._routing) >= self._top_k:
             self._tell()  # before that, more of this layer may be looked up, and be in memory
         for layer in self._stale:
             sheltered = layer == self._layer and self._tokens == 1
@@ -344,6 +315,5 @@ class Cache:
         slot = self._slot.pop(key)
         self._layers[key[0]].resident[key[1]] = False
         self._layers[key[0]].count -= 1
-        self._displacing.pop(key, None)
         self._free.append(slot)
         return slot

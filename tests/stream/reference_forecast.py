@@ -16,9 +16,6 @@ routing foretells the next; ``trust``, one number for all layers, follows the gr
 log-likelihood of the routings that come, p normalised. It exceeds 1 where the experts of I agree
 more than chance has it. Origin and figures: E7 in docs/EXPERIMENTS.md.
 
-A visit that is ``wide`` (a prompt chunk) says who is used but not who follows whom, so it adds a
-little to s and nothing else.
-
 Sums and roundings are in the order that ``native/forecast.h`` promises, so that the chances are
 equal to the last bit: numpy's own products would leave it to BLAS, its logarithm to the processor.
 
@@ -82,7 +79,6 @@ class Forecast:
         self._follows: Array = np.zeros((0, 0), np.uint8)
         self._before: Array = np.zeros(0, np.intp)
         self._routing: Array = np.zeros(0, np.intp)
-        self._wide = False
         self._chances: Array | None = None  # until something is learned
         self._gain: Array | None = None  # log(a / s), where the chances come from a routing
 
@@ -108,32 +104,22 @@ class Forecast:
 
     def begin(self) -> None:
         """The layer comes round: what it chose last is followed by what :meth:`add` tells."""
-        self._before = self._routing[:0] if self._wide else self._routing
+        self._before = self._routing
         self._routing = self._routing[:0]
-        self._wide = False
         self._frequency *= _DECAY
         self._frequency += _RARE
         self._visits *= _DECAY
         self._visits += 1
 
-    def add(self, experts: Sequence[int], weight: float, *, wide: bool) -> None:
-        """The routing of this visit has these experts too; each counts ``weight`` of a use."""
+    def add(self, experts: Sequence[int]) -> None:
+        """The routing of this visit has these experts too."""
         self.cover(max(experts))
         added = np.array(experts, np.intp)
-        self._wide = wide
-        if self._before.size and not wide:
+        if self._before.size:
             self._learn(added)
-        self._frequency[:, added] += np.float32(weight)
+        self._frequency[:, added] += np.float32(1)
         self._routing = np.concatenate((self._routing, added)) if self._routing.size else added
         self._forget_chances()
-
-    def discount(self, share: float) -> None:
-        """All visits so far were wide after all: their uses count ``share`` of what they did."""
-        self._forget_chances()
-        self._frequency *= np.float32(share)
-        self._followed[:] = 0
-        self._follows[:] = 0
-        self._wide = True
 
     def chances(self) -> Array:
         """Of every expert, (experts,) float32, to be chosen when the layer next comes round."""
@@ -144,7 +130,7 @@ class Forecast:
     def _predict(self) -> Array:
         weights = np.float32(1 / len(HALF_LIVES)) / np.maximum(self._visits, np.float32(1))
         often = _sum(self._frequency * weights)
-        if self._routing.size and not self._wide:
+        if self._routing.size:
             routing = self._routing
             # With x the sum over I of n(i, j) / (n(i) + PRIOR): a / s = x / (|I| s) + c.
             share = np.reciprocal(self._followed[routing] + _PRIOR)

@@ -211,7 +211,12 @@ def test_a_chunk_is_never_longer_than_the_context(tiny: TinyStore) -> None:
     assert planned(tiny.store, Budget(context_tokens=16)).chunk_tokens == 16
     asked = Runtime(chunk_tokens=100)
     assert planned(tiny.store, runtime=asked).chunk_tokens == 100
-    assert planned(tiny.store, Budget(context_tokens=16), runtime=asked).chunk_tokens == 16
+    assert planned(tiny.store, Budget(context_tokens=100), runtime=asked).chunk_tokens == 100
+    with pytest.raises(InputError, match="--chunk-tokens 100: no more than the context's 99 tok"):
+        planned(tiny.store, Budget(context_tokens=99), runtime=asked)
+    floor = planned(tiny.store).floor_bytes
+    with pytest.raises(BudgetError, match="leave out --chunk-tokens"):
+        planned(tiny.store, Budget(floor), runtime=Runtime(chunk_tokens=4096))
 
 
 def test_every_session_has_its_own_timeline(tiny: TinyStore) -> None:

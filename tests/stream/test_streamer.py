@@ -179,6 +179,14 @@ def test_all_experts_stay_valid_together_where_there_are_slots_for_them(
                     assert record_of(weights) == tiny.records[layer][expert, :nbytes].tobytes()
 
 
+def test_more_experts_a_token_than_the_models_own_stay_together_too(tiny: TinyStore) -> None:
+    with closing(Streamer(tiny.store, ALL, ON, top_k=EXPERTS)) as streamer:
+        assert streamer.least_slots == 2 * EXPERTS
+        streamed(tiny, streamer, 0, list(range(EXPERTS)))
+        with streamer.hold(0, np.arange(EXPERTS)) as experts:
+            assert [len(batch) for batch in experts.batches()] == [EXPERTS]
+
+
 def test_experts_cannot_be_written_to(tiny: TinyStore) -> None:
     with (
         closing(Streamer(tiny.store, TOP_K, ON)) as streamer,

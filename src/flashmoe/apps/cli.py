@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from flashmoe import __version__
-from flashmoe.apps import flags, terminal
+from flashmoe.apps import flags, prefixes, terminal
 from flashmoe.apps.chat.flags import chat
 from flashmoe.apps.eval.flags import EPILOG, evaluate
 from flashmoe.apps.footer import KEYS
@@ -245,6 +245,7 @@ def run(
 app.command()(chat)
 app.command()(serve)
 app.command("eval", epilog=EPILOG)(evaluate)
+app.add_typer(prefixes.commands)
 
 
 @app.command()

@@ -139,7 +139,7 @@ def swiglu(x: Array, expert: Expert, gate: Matrix | None = None, *, threads: int
     x = _fitting(x, expert.gate)
     y = np.empty(x.shape, np.float32)
     under = None if gate is None else _matrix(gate)
-    _native.swiglu(x, _expert(expert), under, y, threads, panels=len(x) > 1)
+    _native.swiglu(x, _expert(expert), under, y, threads)
     return y
 
 
@@ -156,7 +156,7 @@ def experts(
     x, ids = np.ascontiguousarray(x), np.ascontiguousarray(ids, np.int64)
     weights = np.ascontiguousarray(weights)
     y = np.zeros(x.shape, np.float32)
-    outputs = np.empty((*ids.shape, x.shape[1]), np.float32) if len(x) == 1 else None
+    outputs = np.empty((ids.shape[1], x.shape[1]), np.float32) if len(x) == 1 else None
     batches = getattr(held, "batches", None)
     for batch in batches() if batches else ([each] for each in held):
         numbers = [number for number, _ in batch]

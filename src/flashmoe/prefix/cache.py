@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -74,10 +74,12 @@ class Prefixes:
         state_bytes: int,
         token_bytes: int,
         reserve: Callable[[State, int], None],
+        about: Mapping[str, str] | None = None,
     ) -> None:
         """``model`` is :func:`flashmoe.prefix.keys.identity`'s, ``limit_bytes`` is
         :func:`memory_bytes`', ``state_bytes`` are the recurrent layers', ``token_bytes`` those of
         a token's keys and values. ``reserve`` makes room for those of so many tokens in a state.
+        ``about`` is what is noted of the model beside its pieces, for a person who looks.
 
         Raises:
             InputError: the directory cannot be used.
@@ -88,7 +90,7 @@ class Prefixes:
         self._directory: Directory | None = None
         self._writing: Writing | None = None
         if options.directory is not None:
-            self._directory = Directory(options.directory, model, options.disk_bytes)
+            self._directory = Directory(options.directory, model, options.disk_bytes, about)
             self._writing = Writing(self._memory, self._directory)
         self.spacing_tokens = places.spacing(state_bytes, token_bytes)
         self._paths: dict[str, None] = {}

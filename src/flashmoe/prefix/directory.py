@@ -8,16 +8,17 @@ the state as the older, so that the least recently used file to leave is a state
 One process at a time writes or removes, by a lock that a killed one lets go of; reading takes
 none. So what is half written while the lock is held is a killed process's, and goes.
 
-Invariant: all files together stay within ``limit_bytes``; a file has its name when it is whole.
+Invariant: all pieces together stay within ``limit_bytes``; a file has its name when it is whole.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,6 +30,9 @@ from flashmoe.store.writer import PARTIAL, PartialFile
 _log = logging.getLogger(__name__)
 
 SUFFIX = ".prefix"
+ABOUT = "about.json"
+"""Of a room: what store and kernels it is for, for a person who looks."""
+
 PATIENCE_S = 10.0
 """How long a writer waits for those of other processes, each of which writes one file."""
 
@@ -39,18 +43,24 @@ _FILE = re.compile(r"(?:state-[0-9]+-[0-9a-f]{32}|block-[0-9a-f]{32})\.prefix\Z"
 class Directory:
     """Files of one model, in a room of its own of a directory that many may share."""
 
-    def __init__(self, path: Path, model: str, limit_bytes: int) -> None:
+    def __init__(
+        self, path: Path, model: str, limit_bytes: int, about: Mapping[str, str] | None = None
+    ) -> None:
         """Make the directory, for this user alone: it will hold what was said.
+
+        ``about`` is noted in the room, for whoever looks into it; nothing depends on it.
 
         Raises:
             InputError: it cannot be made or written to.
         """
         self.path, self.room, self.limit_bytes = path, path / model, limit_bytes
         self.written_bytes = 0
+        self._about = dict(about or {})
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.room.mkdir(mode=0o700, exist_ok=True)
-            with self._alone():
+            with alone(path):
+                self._note()
                 self._make_room(0, frozenset())
         except BlockingIOError as error:
             _log.warning("the prefix cache %s is read only for now: %s", path, error.strerror)
@@ -119,9 +129,10 @@ class Directory:
         Raises:
             OSError: the system refuses, or other processes write for ever.
         """
-        with self._alone():
+        with alone(self.path):
             if self._file(name).exists():  # another process was first
                 return
+            self._note()
             if not self._make_room(len(piece), spared):
                 return
             with PartialFile(self.room, name + SUFFIX) as file:
@@ -136,60 +147,89 @@ class Directory:
     def _file(self, name: str) -> Path:
         return self.room / (name + SUFFIX)
 
+    def _note(self) -> None:
+        """Have the room, which may have been cleared away, and in it what it is for."""
+        self.room.mkdir(mode=0o700, exist_ok=True)
+        if self._about and not (self.room / ABOUT).exists():
+            with PartialFile(self.room, ABOUT) as file:
+                file.write(json.dumps(self._about, indent=1).encode(), 0)
+
     def _make_room(self, nbytes: int, spared: frozenset[str]) -> bool:
         """Have pieces of any model leave until so many bytes more fit; whether they do."""
-        files, total = [], nbytes
-        for found in self._entries():
-            if found.name.endswith(PARTIAL):
-                with suppress(FileNotFoundError):
-                    os.unlink(found.path)
+        kept, total = [], nbytes
+        for path in [path for room in rooms(self.path) for path in files(room)]:
+            if path.name.endswith(PARTIAL):
+                path.unlink(missing_ok=True)
                 continue
             with suppress(FileNotFoundError):
-                about = found.stat(follow_symlinks=False)
+                about = path.stat(follow_symlinks=False)
                 total += about.st_size
-                files.append((about.st_mtime_ns, found.name.startswith("block"), found, about))
-        for _, _, found, about in sorted(files, key=lambda file: file[:2]):
+                kept.append((about.st_mtime_ns, path.name.startswith("block"), path, about.st_size))
+        for _, _, path, size in sorted(kept, key=lambda file: file[:2]):
             if total <= self.limit_bytes:
                 break
-            if found.name.removesuffix(SUFFIX) not in spared:
-                with suppress(FileNotFoundError):
-                    os.unlink(found.path)
-                total -= about.st_size
+            if path.name.removesuffix(SUFFIX) not in spared:
+                path.unlink(missing_ok=True)
+                total -= size
         return total <= self.limit_bytes
 
-    def _entries(self) -> Iterator[os.DirEntry[str]]:
-        """Every file that is ours, finished or not, of every model."""
-        rooms = [room.path for room in os.scandir(self.path) if _ROOM.match(room.name)]
-        for room in rooms:
-            for found in os.scandir(room):
-                if _FILE.match(found.name.removesuffix(PARTIAL)):
-                    yield found
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """The only process that writes or removes, where the file system has locks.
+def rooms(path: Path) -> list[Path]:
+    """The places of the models of a directory, by name.
 
-        Raises:
-            OSError: others have not let go for :data:`PATIENCE_S`.
-        """
-        try:
-            import fcntl
-        except ImportError:
-            yield
-            return
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            give_up = time.monotonic() + PATIENCE_S
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if time.monotonic() > give_up:
-                        raise BlockingIOError(
-                            error.errno, "another process has locked the directory"
-                        ) from error
-                    time.sleep(0.005)
-            yield
-        finally:
-            os.close(descriptor)
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    found = [each for each in os.scandir(path) if _ROOM.match(each.name)]
+    return sorted(Path(each.path) for each in found if each.is_dir(follow_symlinks=False))
+
+
+def files(room: Path) -> list[Path]:
+    """The pieces of a model, finished or not; no other file that lies there.
+
+    Raises:
+        OSError: the room cannot be read.
+    """
+    try:
+        found = os.listdir(room)
+    except FileNotFoundError:
+        return []  # it has been cleared away
+    return [room / name for name in found if _FILE.match(name.removesuffix(PARTIAL))]
+
+
+def vacate(room: Path) -> None:
+    """Remove a room without pieces, unless somebody's file lies there."""
+    for name in (ABOUT, ABOUT + PARTIAL):
+        (room / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        room.rmdir()
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """The only process that writes to a directory or removes, where the file system has locks.
+
+    Raises:
+        OSError: others have not let go for :data:`PATIENCE_S`.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        give_up = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > give_up:
+                    raise BlockingIOError(
+                        error.errno, "another process has locked the directory"
+                    ) from error
+                time.sleep(0.005)
+        yield
+    finally:
+        os.close(descriptor)

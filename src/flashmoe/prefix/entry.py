@@ -136,6 +136,17 @@ def head(text: bytes) -> Head:
     return _parsed(text)[0]
 
 
+def size(text: bytes) -> int:
+    """The bytes of a whole piece whose head is in this text.
+
+    Raises:
+        ValueError: it is none.
+    """
+    arrays = [math.prod(shape) * DTYPES[kind].itemsize for _, kind, shape in _parsed(text)[1]]
+    padded = sum(nbytes + -nbytes % ALIGNMENT for nbytes in arrays)
+    return START_BYTES + len(text) + padded + CHECKSUM_BYTES
+
+
 def head_of(piece: Array) -> Head:
     """The head of a piece, unchecked.
 

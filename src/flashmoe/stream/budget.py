@@ -123,7 +123,7 @@ def plan(
 
     Raises:
         BudgetError: below the floor; the message has every part, what binds, and the mend.
-        InputError: a context longer than the model's own limit.
+        InputError: a context longer than the model's own limit, or a chunk longer than that.
     """
     needs = Needs(
         store,
@@ -140,12 +140,22 @@ def plan(
         peak_bytes=peak_bytes,
         prefix_bytes=prefix_bytes,
     )
+    _check_chunk(needs)
     bounds = _bounds(budget, memory, needs)
     if bounds.limit_bytes < needs.least_bytes or (budget.ram_bytes or peak_bytes) < peak_bytes:
         raise BudgetError(_refusal(needs, bounds, memory.usable_bytes))
     if runtime.io == "os":
         return _left_to_page_cache(_divided(needs, bounds, budget, memory.usable_bytes), budget)
     return _divided(needs, bounds, budget, memory.usable_bytes)
+
+
+def _check_chunk(needs: Needs) -> None:
+    size, context = needs.chunk_tokens, needs.outlay.context_tokens
+    if size is not None and size > context:
+        raise InputError(
+            f"--chunk-tokens {size}: no more than the context's {context} tokens can pass "
+            "together; give that or less, or leave it out"
+        )
 
 
 @dataclass(frozen=True)

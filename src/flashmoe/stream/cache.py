@@ -33,11 +33,6 @@ passed, and those of the layer being visited that are not pinned, count as for d
 sweep reads displaces what is unlikely among what has passed, itself first of all, and hardly ever
 what it is still to need.
 
-A wide visit whose tokens are not told apart (``lookup`` of more than 2 k experts, with k what one
-token chooses) must not drive out what decoding has gathered either. A use by a visit to m experts
-counts k / m; and once its admissions have displaced ``max(2 * k, slots / 8)`` others, they
-displace each other, oldest first.
-
 Invariant: every slot is free or holds exactly one expert; a pinned expert is never evicted.
 """
 
@@ -70,8 +65,6 @@ class Admission(NamedTuple):
 class Cache:
     """``slots`` places for the experts of ``layers`` layers, of which a token chooses ``top_k``.
 
-    Where ``top_k`` is not given, the narrowest visit so far stands for it.
-
     Looking up, pinning and dropping are O(1), plus O(experts of a layer) once a visit; an
     eviction is O(layers + experts of a layer). Both are short passes over arrays; neither
     depends on the number of slots.
@@ -80,7 +73,7 @@ class Cache:
     order; where one of them raises, those before it stand.
     """
 
-    def __init__(self, slots: int, layers: int, top_k: int | None = None) -> None:
+    def __init__(self, slots: int, layers: int, top_k: int) -> None:
         self._policy = _native.Cache(slots, layers, top_k)
 
     @property
@@ -136,10 +129,10 @@ class Cache:
     def admit(self, key: Key, chance: float | None = None) -> Admission | None:
         """Give an absent expert a slot, evicting if need be.
 
-        None when it may displace nobody now: every slot is pinned, or those are which a wide
-        routing may have. An expert that nobody has asked for yet, and that is only guessed to be
-        used next, with a ``chance``, displaces neither experts of this visit nor one that is
-        likelier to be used when its own layer comes round; pin it at once.
+        None when it may displace nobody now, since every slot is pinned. An expert that nobody
+        has asked for yet, and that is only guessed to be used next, with a ``chance``, displaces
+        neither experts of this visit nor one that is likelier to be used when its own layer comes
+        round; pin it at once.
         """
         found = self._policy.admit(*key, chance)
         if found is None:

@@ -52,21 +52,25 @@ from flashmoe.stream.warmup import Warmup, worth_reading
 class Streamer:
     """The experts of ``store`` through ``slots`` slots, each as large as the largest record.
 
-    ``least`` of these, 0 for all, are always granted: see :meth:`resize`.
+    ``least`` of these, 0 for all, are always granted: see :meth:`resize`. A token chooses ``top_k``
+    experts of a layer, 0 for as many as the published model's.
 
     Raises:
         BudgetError: the system does not grant memory for the slots.
         ReadError: a file of the store cannot be opened.
     """
 
-    def __init__(self, store: Store, slots: int, runtime: Runtime, least: int = 0) -> None:
+    def __init__(
+        self, store: Store, slots: int, runtime: Runtime, least: int = 0, top_k: int = 0
+    ) -> None:
         entries = store.manifest.layers
         self.counters = Counters()
         self._store = store
         self._hints = runtime.hints
         self._slots = Slots(slots, max(entry.layout.record_bytes for entry in entries))
-        # What the cache lets one routing displace at any time, so that all of it can stay.
-        self._lasting = min(least or slots, 2 * store.shape.experts.top_k)
+        self._top_k = top_k or store.shape.experts.top_k
+        # Of two tokens, so that what the one before has asked for need not leave at once.
+        self._lasting = min(least or slots, 2 * self._top_k)
         self.extent = Extent(self._slots, self._lasting)
         self._relief = Relief(slots, self._lasting, self._slots.slot_bytes)
         self.usage = Usage(len(entries), store.shape.experts.count)
@@ -86,9 +90,9 @@ class Streamer:
 
     def _forget(self) -> None:
         """Every slot is free, nothing is asked or read, no hold is open."""
-        experts = self._store.shape.experts
-        self._cache = Cache(self._slots.count, len(self._records), experts.top_k)
-        policy = Prefetch(len(self._records), experts.top_k)
+        count, top_k = self._store.shape.experts.count, self._top_k
+        self._cache = Cache(self._slots.count, len(self._records), top_k)
+        policy = Prefetch(len(self._records), top_k)
         self._guesses = Guesses(policy, self._cache, self.counters)
         self._slots.clear()
         self.extent.begin(self._cache)
@@ -96,11 +100,9 @@ class Streamer:
         places = self._cache, self._slots, self._records, self._reader
         self._reads = Reads(*places, self._warmup, self._guesses, self.counters)
         shared = self._reads, self._guesses
-        self._passage = Passage(*places, *shared, self.counters, experts.top_k)
-        looked_at = self._cache, self._reads, self._warmup, self._passage
-        self.picture = Picture(experts.count, *looked_at)
-        expected = Expectation(experts.count)
-        self._ahead = Ahead(expected, self._cache, self._warmup, *shared, experts.top_k)
+        self._passage = Passage(*places, *shared, self.counters, top_k)
+        self.picture = Picture(count, self._cache, self._reads, self._warmup, self._passage)
+        self._ahead = Ahead(Expectation(count), self._cache, self._warmup, *shared, top_k)
         # By layer: the experts of its last hint, unless held since, and which had a slot then.
         self._asked: dict[int, dict[int, bool]] = {}
         self._hold: Hold | None = None  # the open one
@@ -381,7 +383,7 @@ class Streamer:
         if self._open and self._sound:
             self._sound = False
             self._passage.end(hold)
-            narrow = hold.order is None and len(hold.wanted) <= self._store.shape.experts.top_k
+            narrow = hold.order is None and len(hold.wanted) <= self._top_k
             self._guesses.ended(hold.layer, hold.waited_ms if narrow else None)
             self._hold = None
             self._sound = True

@@ -53,8 +53,10 @@ def read_prompt(prompt: str | None) -> str | None:
         return None
     try:
         text = sys.stdin.buffer.read().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"standard input cannot be read as UTF-8: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8: byte {error.start} is the first") from error
+    except OSError as error:
+        raise InputError(f"standard input cannot be read: {error.strerror}") from error
     return text.removesuffix("\n")
 
 
@@ -67,7 +69,8 @@ def read_tools(path: Path) -> list[dict[str, Any]]:
     try:
         tools = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"the tools in {path} cannot be read: {error}") from error
+        told = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"the tools in {path} cannot be read: {told}") from error
     if not isinstance(tools, list) or not all(map(_is_tool, tools)):
         raise InputError(
             f"{path} is not a JSON list of tools, such as "

@@ -81,11 +81,17 @@ def calculate(expression: str) -> str:
     """
     if len(expression) > EXPRESSION_CHARACTERS:
         raise Refusal(f"the expression is longer than {EXPRESSION_CHARACTERS} characters")
+    if not expression.strip():
+        raise Refusal("there is nothing to calculate: the expression is empty")
     try:
         tree = ast.parse(expression.strip().replace("^", "**"), mode="eval")
         return _written(_value(tree.body))
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        told = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        told = str(error)
+        if isinstance(error, SyntaxError):
+            told = "it is no expression of numbers, signs and functions"
+        elif isinstance(error, RecursionError):
+            told = "it is nested too deeply"
         raise Refusal(f"{expression!r} cannot be calculated: {told}") from error
     except ZeroDivisionError as error:
         raise Refusal(f"{expression!r} divides by zero") from error

@@ -49,7 +49,7 @@ class Plain:
         try:
             return raw.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise InputError(f"standard input cannot be read as UTF-8: {error}") from error
+            raise InputError("standard input is not UTF-8: send it as that") from error
 
     @contextmanager
     def reading(self) -> Iterator[OnProgress]:

@@ -45,8 +45,8 @@ class Judge:
             import jsonschema
         except ImportError as error:
             raise InputError(
-                "judging tool calls needs jsonschema: pip install 'flash-moe[eval]', or leave out "
-                "--tools"
+                "judging tool calls needs jsonschema: pip install 'jsonschema>=4.25,<5', or "
+                "leave out --tools"
             ) from error
         self._schemas = jsonschema
         marks = (syntax.call_open, syntax.call_close)

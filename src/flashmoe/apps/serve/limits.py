@@ -156,8 +156,15 @@ def parsed(body: bytes | bytearray, depth: int, most_bytes: int) -> tuple[dict[s
         )
     except RecursionError:
         raise _too_deep(depth) from None
-    except ValueError as error:
-        raise BadRequest(f"the body is not JSON: {error}", code="invalid_json") from None
+    except json.JSONDecodeError as error:
+        told = f"{error.msg} at line {error.lineno}, column {error.colno}"
+        if text.startswith("\ufeff"):
+            told = "it begins with a byte order mark: leave that out"
+        raise BadRequest(f"the body is not JSON: {told}", code="invalid_json") from None
+    except ValueError:  # Python's own limit on the digits of a whole number
+        raise BadRequest(
+            "the body is not JSON: a whole number in it has too many digits", code="invalid_json"
+        ) from None
     if not isinstance(value, dict):
         raise BadRequest("the body is not a JSON object", code="invalid_json")
     _check_depth(value, depth)

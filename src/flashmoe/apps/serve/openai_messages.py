@@ -124,14 +124,29 @@ def conversation(messages: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any],
     """Checked messages in the form of :class:`flashmoe.turn.Turn`.
 
     Raises:
-        BadRequest: arguments of a call that are no JSON object, or an assistant that says nothing.
+        BadRequest: arguments of a call that are no JSON object, an assistant that says nothing, or
+            a result of no call.
     """
     turned = [_turned(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    _check_results(turned)
     first = list(takewhile(lambda one: one["role"] == "system", turned))
     if len(first) > 1:
         joined = "\n\n".join(one["content"] for one in first)
         turned[: len(first)] = [{"role": "system", "content": joined}]
     return tuple(turned)
+
+
+def _check_results(turned: Sequence[Mapping[str, Any]]) -> None:
+    called = set[str]()
+    for index, message in enumerate(turned):
+        called.update(call["id"] for call in message.get("tool_calls", ()))
+        if message["role"] == "tool" and message["tool_call_id"] not in called:
+            path = f"messages[{index}].tool_call_id"
+            raise BadRequest(
+                f"{path} is {message['tool_call_id']!r}, which no call before it has: send the "
+                "assistant's message with its tool_calls as well",
+                path,
+            )
 
 
 def _turned(message: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -173,10 +173,13 @@ def of_ranks(path: Path) -> Tokenizer:
     the longest tokens by tokenizers itself."""
     alphabet = byte_alphabet()
     vocabulary: dict[str, int] = {}
-    for line in path.read_text().splitlines():
-        token, rank = line.split()
-        spelled = "".join(alphabet[byte] for byte in base64.b64decode(token))
-        vocabulary[spelled] = int(rank)
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        try:
+            token, rank = line.split()
+            spelled = "".join(alphabet[byte] for byte in base64.b64decode(token, validate=True))
+            vocabulary[spelled] = int(rank)
+        except ValueError:
+            sys.exit(f"error: {path} line {number} is no `base64 rank`: give such a vocabulary")
     added = [*TAGS, "<|im_end|>"]
     entries = [
         {"id": len(vocabulary) + index, "content": content, "special": False}

@@ -283,7 +283,7 @@ def test_a_pipe_that_is_empty_or_not_text_is_refused(command: Command, store, mo
         assert result.code == 2 and "the prompt is empty" in result.err
     with piped(monkeypatch, b"\xff\xfe"):
         result = command("run", store)
-        assert result.code == 2 and "cannot be read as UTF-8" in result.err
+        assert result.code == 2 and "standard input is not UTF-8" in result.err
 
 
 def test_user_text_cannot_write_structure(command: Command, store, engine, opened):

@@ -48,7 +48,7 @@ def test_the_slots_of_the_log_are_the_default(command: Command, store, tmp_path)
     )
     found = json.loads(command("trace", tmp_path / "l", "--json").out)
     assert [one["slots"] for one in found["replay"]] == [6]
-    assert found["prompt_tokens"] == 30 and found["record_bytes"] == [4096] * 4
+    assert found["prompt_tokens"] == 26 and found["record_bytes"] == [4096] * 4
 
 
 def test_the_tables(command: Command):

@@ -92,7 +92,7 @@ def test_commands_work_too(chat: Chat, scripted: Script) -> None:
     ("said", "flags", "told"),
     [
         ("/nonsense\n", (), "there is no command /nonsense"),
-        (b"\xff\n", (), "standard input cannot be read as UTF-8"),
+        (b"\xff\n", (), "standard input is not UTF-8"),
         ("x\n", ("--tools", "examples/tools.json"), "you type the results of these tools"),
         ("x\n", ("--tool", "shell"), "asks before each command, which takes a terminal"),
         ("x\n", ("--tool", "hammer"), "there is no tool 'hammer'"),

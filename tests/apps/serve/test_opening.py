@@ -130,7 +130,7 @@ def test_a_model_that_cannot_think_is_not_asked_to(mute, api, more, param):
 def test_tools_that_no_call_is_known_for_are_at_fault_all_together(foreign):
     read, body = APIS["chat"]
     with pytest.raises(BadRequest, match="no form of calls that is known") as caught:
-        opened(foreign, read({"model": "foreign", **body, "tools": functions(SOUND, ODD)}))
+        opened(foreign, read({"model": "foreign", **body, "tools": functions(SOUND, SOUND)}))
     assert caught.value.param == "tools"
 
 

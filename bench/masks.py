@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path

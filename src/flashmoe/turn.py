@@ -29,7 +29,7 @@ from flashmoe.text.forms import Named as Named
 from flashmoe.text.forms import Regex as Regex
 from flashmoe.text.forms import ToolChoice as ToolChoice
 from flashmoe.text.guide import Guide
-from flashmoe.text.length import exceeds
+from flashmoe.text.length import check_length
 from flashmoe.text.parser import ReplyParser
 from flashmoe.text.pieces import Call, Piece
 from flashmoe.text.syntax import Syntax
@@ -132,19 +132,11 @@ class Opening:
         return opening
 
 
-def _check_length(engine: Engine, segments: Sequence[Segment]) -> None:
-    """Refuse what is far too long before all of it is encoded, which takes memory by its length."""
-    room = engine.plan.context_tokens
-    if exceeds(engine.tokenizer, segments, room):
-        raise ContextError(
-            f"the prompt is far longer than the context, which has {room} tokens: shorten it, or "
-            "plan a longer context with --context"
-        )
-
-
 def _plain(engine: Engine, turn: Plain) -> Opening:
     if isinstance(turn.text, str):
-        _check_length(engine, [Segment(turn.text, markup=True)])
+        check_length(
+            engine.tokenizer, [Segment(turn.text, markup=True)], engine.plan.context_tokens
+        )
         ids = tuple(engine.tokenizer.encode(turn.text))
     else:
         ids, size = turn.text, engine.shape.vocabulary
@@ -159,8 +151,8 @@ def _plain(engine: Engine, turn: Plain) -> Opening:
 def _rendered(engine: Engine, turn: Turn) -> Opening:
     _check(engine, turn)
     segments = _continued(engine, turn) if turn.continues else _segments(engine, turn)
-    _check_length(engine, segments)
     tokenizer = engine.tokenizer
+    check_length(tokenizer, segments, engine.plan.context_tokens)
     ids = tuple(tokenizer.encode_segments(segments))
     marks = []
     for other in _others(engine, turn):

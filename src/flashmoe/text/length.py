@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from flashmoe.errors import ContextError
 from flashmoe.text.template import Segment
 from flashmoe.text.tokenizer import Tokenizer
 
@@ -21,6 +22,20 @@ _PIECE = 8 << 10
 
 _CUTS = 32
 """The two cuts of a stretch make at most so many more tokens of it: they part a word, or a mark."""
+
+
+def check_length(tokenizer: Tokenizer, segments: Sequence[Segment], most_tokens: int) -> None:
+    """Refuse a prompt that is far too long before all of it is encoded.
+
+    Raises:
+        ContextError: it certainly has more tokens than that.
+        InputError: it is not Unicode.
+    """
+    if exceeds(tokenizer, segments, most_tokens):
+        raise ContextError(
+            f"the prompt is far longer than the context, which has {most_tokens} tokens: shorten "
+            "it, or plan a longer context with --context"
+        )
 
 
 def exceeds(tokenizer: Tokenizer, segments: Sequence[Segment], most_tokens: int) -> bool:

@@ -16,7 +16,7 @@ let listening = null;
 let shape = null;
 let frames = []; // {at, figures} of the last seconds, the oldest first
 let heard = 0;
-let told = 0;
+let told = -Infinity;
 let wait = 1;
 let timer = 0;
 

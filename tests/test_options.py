@@ -85,6 +85,7 @@ def test_real_numbers_are_in_range_and_finite(name):
         (Sampling, "top_k", -1),
         (Sampling, "min_p", -0.1),
         (Sampling, "repetition_penalty", 0.0),
+        (Sampling, "repetition_penalty", 5e-324),
         (Sampling, "max_tokens", 0),
         (Sampling, "logprobs", 101),
         (Sampling, "logprobs", -1),

@@ -209,8 +209,7 @@ class Sampling:
         _real("top_p", self.top_p, "above 0 and at most 1", _TINY, 1)
         _whole("top_k", self.top_k, "0 (off) or more", 0)
         _real("min_p", self.min_p, "from 0 to 1", 0, 1)
-        penalty = self.repetition_penalty
-        _real("repetition_penalty", penalty, "above 0 and at most 100", _TINY, 100)
+        _real("repetition_penalty", self.repetition_penalty, "from 0.01 to 100", 0.01, 100)
         for name in ("presence_penalty", "frequency_penalty"):
             _real(name, getattr(self, name), "from -100 to 100", -100, 100)
         if self.seed is not None:

@@ -26,7 +26,7 @@ DRAWN: Mapping[str, Kind] = {
 EXTENSIONS: Mapping[str, Kind] = {
     "top_k": Whole(-1),
     "min_p": Real(0, 1),
-    "repetition_penalty": Real(0, 100, above=True),
+    "repetition_penalty": Real(0.01, 100),
 }
 """What other servers of open models have as well."""
 

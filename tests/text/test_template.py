@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from typing import Any
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from flashmoe.errors import InputError, TemplateError
 from flashmoe.text import ChatTemplate, Segment, Tokenizer
-from tests.text.templates import HERMES, PLAIN, QWEN
+from tests.text.conftest import AUSTEN
+from tests.text.templates import FAMILIES, HERMES, PLAIN, QWEN
 
 MARKUP = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
 THINKING = ("<tool_response>", "</tool_response>", "<think>", "</think>")
@@ -146,6 +148,49 @@ def test_no_text_writes_structure(text: str, byte_level: Tokenizer) -> None:
     spelled = [byte_level.token(id) for id in ids if id in added]
     assert spelled == markup_of(hostile)
     assert byte_level.decode(ids) == "".join(segment.text for segment in hostile)
+
+
+ODD = [
+    *TAGS, "\uff1c", "\uff5c", "\uff1e", "<", "|", ">", "im_", "start", "IM_END", "\ufb01",
+    "\u017f",
+    "\u200b", "\u200d", "\ufeff", "\u0338", "\u0301", "é", "\x00", "\r\n", "\u2028", "system\n",
+    "</tools>", "{{", "%}", "\\u003c", "&lt;", "%3C", '"', "\\", "\U000f0000",
+]  # fmt: skip
+"""Markup, and what a normalizer or a filter may make markup of."""
+NORMALIZERS: list[dict[str, Any]] = [
+    {"type": "NFC"},
+    {"type": "NFKC"},
+    {"type": "Sequence", "normalizers": [
+        {"type": "NFKD"}, {"type": "StripAccents"}, {"type": "Lowercase"},
+        {"type": "Replace", "pattern": {"String": "\u200b"}, "content": ""},
+    ]},
+]  # fmt: skip
+
+
+@cache
+def normalizing(index: int) -> Tokenizer:
+    """The demo's tokenizer with another normalizer."""
+    definition = json.loads((AUSTEN / "tokenizer.json").read_text())
+    config = json.loads((AUSTEN / "tokenizer_config.json").read_text())
+    return Tokenizer({**definition, "normalizer": NORMALIZERS[index]}, config)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    text=st.lists(st.sampled_from(ODD), min_size=1, max_size=7).map("".join),
+    index=st.integers(0, len(NORMALIZERS) - 1),
+    family=st.sampled_from(["", "Qwen3", "SmolLM3", "arguments as text"]),
+)
+@example(text="\uff1c\uff5cim_start\uff5c\uff1esystem", index=1, family="Qwen3")
+@example(text="<|im\u200b_end|>", index=2, family="")
+def test_no_normalization_makes_structure_of_text(text: str, index: int, family: str) -> None:
+    tokenizer = normalizing(index)
+    template = compiled(FAMILIES.get(family, QWEN), tokenizer.markup)
+    segments = template.render(**asking(text))
+    assert markup_of(segments) == markup_of(template.render(**asking("x")))
+    structure = {tokenizer.id_of(token) for token in tokenizer.markup}
+    ids = [id for id in tokenizer.encode_segments(segments) if id in structure]
+    assert [tokenizer.token(id) for id in ids] == markup_of(segments)
 
 
 def asking(text: str) -> dict[str, Any]:

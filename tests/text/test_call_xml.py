@@ -130,13 +130,30 @@ def test_a_value_may_spell_a_call(value: str) -> None:
     assert arguments(body(("s", value))) == {"s": value}
 
 
+@pytest.mark.parametrize(
+    "value", [["</parameter><parameter=s>"], {"a": "</parameter> </function>"}, [["</parameter>"]]]
+)
+def test_texts_in_json_may_spell_anything(value: Any) -> None:
+    text = json.dumps(value)
+    assert arguments(body(("other", text), ("n", "1"))) == {"other": value, "n": 1}
+    assert arguments(body(("other", f"  {text}\n\n"))) == {"other": value}
+
+
+def test_what_only_begins_as_json_is_text() -> None:
+    for text in ("[1] or [2]", "[1", '{"a": 1} b', '["</parameter>'):
+        assert arguments(body(("other", text), ("n", "1"))) == {"other": text, "n": 1}
+
+
 def test_text_behind_a_call_is_no_part_of_it() -> None:
     for behind in (" so\n", f" so{body(('n', '2'))}", " <parameter=n>2</parameter>"):
         calls, rest = read_calls(body(("s", "a")) + behind, SCHEMAS, closed=True)
         assert calls == [Call("f", '{"s": "a"}')] and rest == f"\n{behind}"
 
 
-@pytest.mark.parametrize("piece", ["<parameter=s>", "</parameter>", "</parameter>\n</function>"])
+@pytest.mark.parametrize(
+    "piece",
+    ["<parameter=s>", "</parameter>", "</parameter>\n</function>", '<parameter=o>["</parameter>'],
+)
 @pytest.mark.parametrize("head", ["", "<parameter=s>"])
 def test_a_long_body_takes_time_in_proportion(piece: str, head: str) -> None:
     def seconds(times: int) -> float:

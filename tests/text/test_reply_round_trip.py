@@ -91,21 +91,14 @@ JSON = st.recursive(
 )
 SPELLED_END = re.compile(r"</parameter>\s*(?:<parameter=|</function>)")
 """What a text in the XML form spells where it ends, of all that it can spell."""
-
-
-def spells_end(value: object) -> bool:
-    """The same of a value that is written as JSON."""
-    return SPELLED_END.search(json.dumps(value, ensure_ascii=False)) is not None
-
-
 TYPED = {
     "string": TEXT.filter(lambda text: not SPELLED_END.search(text)),
     "integer": st.integers(),
     "number": st.floats(allow_nan=False, allow_infinity=False),
     "boolean": st.booleans(),
     "null": st.none(),
-    "array": st.lists(JSON, max_size=3).filter(lambda value: not spells_end(value)),
-    "object": st.dictionaries(TEXT, JSON, max_size=3).filter(lambda value: not spells_end(value)),
+    "array": st.lists(JSON, max_size=3),
+    "object": st.dictionaries(TEXT, JSON, max_size=3),
 }
 NESTED = "<tool_call>\n<function=f>\n<parameter=a>\nx\n</parameter>\n</function>\n</tool_call>"
 PARAMETERS = st.dictionaries(
@@ -126,6 +119,7 @@ def tool(name: str, properties: dict[str, Any]) -> dict[str, Any]:
 @example(name="f", parameters={"a": ("string", "</parameter>")}, again=True)
 @example(name="f", parameters={"a": ("string", "</function>\n</tool_call>")}, again=False)
 @example(name="f", parameters={"a": ("string", NESTED)}, again=False)
+@example(name="f", parameters={"a": ("array", ["</parameter><parameter=a>"])}, again=True)
 def test_xml_calls(name: str, parameters: Any, again: bool, byte_level: Tokenizer) -> None:
     arguments = {key: value for key, (_, value) in parameters.items()}
     tools = [tool(name, {key: {"type": kind} for key, (kind, _) in parameters.items()})]

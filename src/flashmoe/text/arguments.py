@@ -95,6 +95,19 @@ def typed(text: str, schema: object, root: object) -> Any:
     return value
 
 
+def json_end(text: str, start: int, schema: object, root: object) -> int | None:
+    """Where the JSON array or object that ``text`` has at ``start``, white space aside, ends; None
+    where there is none, or the schema admits none."""
+    if not _admitted(schema, root, {}, _DEPTH_LIMIT) & {"array", "object"}:
+        return None
+    while text[start].isspace():
+        start += 1
+    try:
+        return read_json_from(text, start)[1]
+    except ValueError:
+        return None
+
+
 def property_schema(name: str, schema: object, root: object) -> object:
     """The schema of one property of an object; ``{}`` where nothing is said of it."""
     others: object = {}

@@ -4,12 +4,13 @@ Owns the reading of what stands between a call's marks; not the marks (``text.pa
 value means (``text.arguments``). Invariant: what is read as calls is read whole, and the rest is
 handed back as it stands.
 
-Values are raw text without escapes. One ends at the first ``</parameter>`` that another parameter,
-``</function>`` or the call's end follows, white space aside: any other stands in the value. A value
-may spell such an end itself. Where that leaves a rest, the body is read a second time, with every
-``<parameter=…>`` in a value as one that has an end there, and no ``</function>`` as the end that
-something else than a function follows: if nothing is left then, that reading counts. So a call
-that is a value's own text is read as that. Time is in proportion to the text.
+An array or object, where the schema admits one, ends where its JSON does, whatever its texts spell.
+Any other value is raw text without escapes. It ends at the first ``</parameter>`` that another
+parameter, ``</function>`` or the call's end follows, white space aside: any other stands in the
+value. It may spell such an end itself. Where that leaves a rest, the body is read a second time,
+with every ``<parameter=…>`` in a value as one that has an end there, and no ``</function>`` as the
+end that something else than a function follows: if nothing is left then, that reading counts. So a
+call that is a value's own text is read as that. Time is in proportion to the text.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from flashmoe.text.arguments import json_text, property_schema, typed
+from flashmoe.text.arguments import json_end, json_text, property_schema, typed
 from flashmoe.text.pieces import Call
 
 _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>")
@@ -28,6 +29,11 @@ _INNER = re.compile(
     r"(?P<opens><parameter=[^>\n]+>)"
     r"|</parameter>(?P<ends>(?=\s*(?:<parameter=|</function>\s*(?:<function=|\Z)|\Z)))?"
 )
+_TRIALS = 16
+"""Values that begin like JSON and are none, until no more are read as such: json's own errors take
+time in proportion to all that stands before them."""
+_CONTAINER = re.compile(r"\s*[\[{]")
+_TAG_END = re.compile(r"\s*</parameter>")
 _FUNCTION_END = re.compile(r"\s*</function>")
 _TAG = re.compile(r"<parameter=|</parameter>|</function>")
 
@@ -43,45 +49,65 @@ def read_calls(body: str, schemas: Schemas, *, closed: bool) -> Reading:
     mark was there (``closed``), ``</function>`` and the last ``</parameter>`` may be missing. A
     parameter that is there twice counts as it is written last.
     """
-    calls, rest = _read(body, schemas, _first_end, closed=closed)
+    calls, rest = _Body(body, _first_end, closed=closed).calls(schemas)
     if closed and rest.strip():
-        nested, left = _read(body, schemas, _outer_end, closed=False)
+        nested, left = _Body(body, _outer_end, closed=False).calls(schemas)
         if nested and not left.strip():
             return nested, left
     return calls, rest
 
 
-def _read(body: str, schemas: Schemas, value_end: ValueEnd, *, closed: bool) -> Reading:
-    calls: list[Call] = []
-    end = 0
-    while (function := _FUNCTION.match(body, end)) is not None:
-        schema = schemas.get(function[1], {})
-        read = _arguments(body, function.end(), schema, value_end, closed=closed)
-        if read is None:
-            break
-        arguments, end = read
-        calls.append(Call(function[1], json_text(arguments)))
-    return calls, body[end:]
+class _Body:
+    """One reading of a call's body, with ``value_end`` to say where raw text ends."""
 
+    def __init__(self, text: str, value_end: ValueEnd, *, closed: bool) -> None:
+        self._text, self._value_end, self._closed = text, value_end, closed
+        self._trials = _TRIALS
 
-def _arguments(
-    body: str, start: int, schema: Mapping[str, Any], value_end: ValueEnd, *, closed: bool
-) -> tuple[dict[str, Any], int] | None:
-    """The arguments that begin at ``start`` and where their function ends; None: it does not."""
-    arguments: dict[str, Any] = {}
-    while (parameter := _PARAMETER.match(body, start)) is not None:
-        begins = parameter.end()
-        ends = value_end(body, begins) or (_open_end(body, begins) if closed else None)
-        if ends is None:
+    def calls(self, schemas: Schemas) -> Reading:
+        calls: list[Call] = []
+        end = 0
+        while (function := _FUNCTION.match(self._text, end)) is not None:
+            read = self._arguments(function.end(), schemas.get(function[1], {}))
+            if read is None:
+                break
+            arguments, end = read
+            calls.append(Call(function[1], json_text(arguments)))
+        return calls, self._text[end:]
+
+    def _arguments(
+        self, start: int, schema: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], int] | None:
+        """The arguments that begin at ``start`` and where their function ends; None: it does
+        not."""
+        arguments: dict[str, Any] = {}
+        while (parameter := _PARAMETER.match(self._text, start)) is not None:
+            key, begins = parameter[1], parameter.end()
+            inner = property_schema(key, schema, schema)
+            ends = self._json_end(begins, inner, schema) or self._value_end(self._text, begins)
+            if ends is None and self._closed:
+                ends = _open_end(self._text, begins)
+            if ends is None:
+                return None
+            text = self._text[begins : ends[0]].removeprefix("\n").removesuffix("\n")
+            arguments[key] = typed(text, inner, schema)
+            start = ends[1]
+        over = _FUNCTION_END.match(self._text, start)
+        if over is not None:
+            return arguments, over.end()
+        whole = self._closed and not self._text[start:].strip()
+        return (arguments, len(self._text)) if whole else None
+
+    def _json_end(self, start: int, schema: object, root: object) -> tuple[int, int] | None:
+        """Where an array or object and where its tag end; None where there is neither."""
+        if not self._trials or not _CONTAINER.match(self._text, start):
             return None
-        key, text = parameter[1], body[begins : ends[0]]
-        text = text.removeprefix("\n").removesuffix("\n")
-        arguments[key] = typed(text, property_schema(key, schema, schema), schema)
-        start = ends[1]
-    over = _FUNCTION_END.match(body, start)
-    if over is not None:
-        return arguments, over.end()
-    return (arguments, len(body)) if closed and not body[start:].strip() else None
+        over = json_end(self._text, start, schema, root)
+        tag = None if over is None else _TAG_END.match(self._text, over)
+        if over is None or tag is None:
+            self._trials -= 1
+            return None
+        return over, tag.end()
 
 
 def _first_end(body: str, start: int) -> tuple[int, int] | None:

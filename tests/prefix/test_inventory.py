@@ -15,8 +15,9 @@ import pytest
 from flashmoe.errors import InputError
 from flashmoe.options import PrefixCache
 from flashmoe.prefix import directory as directories
-from flashmoe.prefix.directory import ABOUT, alone
+from flashmoe.prefix.directory import ABOUT
 from flashmoe.prefix.inventory import Piece, Room, clear, survey
+from flashmoe.store.lock import alone
 from tests.prefix.states import MODEL, grown, opened
 
 IDS = [(7 * i + i // 5) % 90 for i in range(1000)]
@@ -145,14 +146,14 @@ def test_clearing_waits_for_a_writer_and_gives_up_in_the_end(
     pytest.importorskip("fcntl")
     filled(tmp_path, 100)
     monkeypatch.setattr(directories, "PATIENCE_S", 0.05)
-    with alone(tmp_path), pytest.raises(InputError, match="is being written to"):
+    with alone(tmp_path, 1), pytest.raises(InputError, match="is being written to"):
         clear(tmp_path, all_of)
     assert survey(tmp_path)[0].states
     monkeypatch.setattr(directories, "PATIENCE_S", 10)
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with alone(tmp_path):
+        with alone(tmp_path, 1):
             held.set()
             release.wait(10)
 

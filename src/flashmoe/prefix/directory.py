@@ -18,13 +18,14 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from flashmoe.errors import InputError
 from flashmoe.prefix import entry
 from flashmoe.quant import Array
+from flashmoe.store.lock import alone
 from flashmoe.store.writer import PARTIAL, PartialFile
 
 _log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Directory:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.room.mkdir(mode=0o700, exist_ok=True)
-            with alone(path):
+            with alone(path, PATIENCE_S):
                 self._note()
                 self._make_room(0, frozenset())
         except BlockingIOError as error:
@@ -129,7 +130,7 @@ class Directory:
         Raises:
             OSError: the system refuses, or other processes write for ever.
         """
-        with alone(self.path):
+        with alone(self.path, PATIENCE_S):
             if self._file(name).exists():  # another process was first
                 return
             self._note()
@@ -203,33 +204,3 @@ def vacate(room: Path) -> None:
         (room / name).unlink(missing_ok=True)
     with suppress(OSError):
         room.rmdir()
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """The only process that writes to a directory or removes, where the file system has locks.
-
-    Raises:
-        OSError: others have not let go for :data:`PATIENCE_S`.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        give_up = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > give_up:
-                    raise BlockingIOError(
-                        error.errno, "another process has locked the directory"
-                    ) from error
-                time.sleep(0.005)
-        yield
-    finally:
-        os.close(descriptor)

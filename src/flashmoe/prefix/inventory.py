@@ -20,6 +20,7 @@ import xxhash
 
 from flashmoe.errors import InputError
 from flashmoe.prefix import directory, entry
+from flashmoe.store.lock import alone
 from flashmoe.store.writer import PARTIAL
 from flashmoe.stream.kept import read_kept
 
@@ -112,7 +113,7 @@ def clear(path: Path, unwanted: Callable[[Room, Piece], bool]) -> list[Piece]:
     """
     gone: list[Piece] = []
     try:
-        with directory.alone(path):
+        with alone(path, directory.PATIENCE_S):
             for place in directory.rooms(path):
                 room = _room(place, whole=False)
                 leaving = [piece for piece in room.pieces if unwanted(room, piece)]

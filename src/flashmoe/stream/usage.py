@@ -14,16 +14,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flashmoe.quant import Array
+from flashmoe.store.lock import alone
 from flashmoe.store.reader import locate
 from flashmoe.store.writer import PartialFile
 from flashmoe.stream.kept import read_kept
@@ -144,7 +141,7 @@ def save(directory: Path, identity: str, usage: Usage) -> bool:
     if usage.tokens < LEAST_TOKENS or directory.resolve() == locate("demo").resolve():
         return False
     try:
-        with _locked(directory):
+        with alone(directory, PATIENCE_S):
             layers, experts = usage.counts().shape
             earlier = load(directory, identity, layers, experts)
             if earlier is not None:
@@ -155,34 +152,6 @@ def save(directory: Path, identity: str, usage: Usage) -> bool:
         _log.info("%s is not written: %s", directory / FILE, error.strerror)
         return False
     return True
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One process at a time, where the file system has locks.
-
-    Raises:
-        OSError: another process has kept it for longer than ``PATIENCE_S``.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        give_up = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    raise
-                time.sleep(0.02)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _numbers(values: Any, count: int) -> Array:

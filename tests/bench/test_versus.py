@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import mmap
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from flashmoe.store.gguf_header import read_header
+from flashmoe.store.published_files import OpenFiles
 from tests.bench.conftest import BENCH, Load
 
 GIB = 1 << 30
@@ -54,6 +60,16 @@ def test_a_case_that_makes_no_sense_is_refused(load: Load, capsys, words, messag
     with pytest.raises(SystemExit):
         case_of(load, *words)
     assert message in capsys.readouterr().err
+
+
+def test_ways_and_their_batch_can_be_chosen(load: Load, capsys) -> None:
+    words = ("--case", "a-8g-4096", "--way", "tuned", "--batch-tokens", "2048")
+    (peer,) = case_of(load, *words).peers
+    assert (peer.name, peer.read_ahead_kib, peer.batch_tokens) == ("tuned", 128, 2048)
+    assert [peer.batch_tokens for peer in case_of(load, "--case", "a-8g-4096").peers] == [512] * 3
+    with pytest.raises(SystemExit):
+        case_of(load, "--case", "a-ram-512", "--way", "tuned")
+    assert "--way: this work has repacked, mapped" in capsys.readouterr().err
 
 
 def figures(speed: float, **more: Any) -> dict[str, Any]:
@@ -100,6 +116,55 @@ def test_weights_are_compared_bit_by_bit(load: Load, tmp_path: Path) -> None:
     place.write_bytes(data)
     with pytest.raises(SystemExit, match="gate of expert 10 in layer 2 differs"):
         runs.check_weights(store, gguf)
+
+
+def test_the_bytes_of_experts_in_a_gguf_file_are_found(load: Load, tmp_path: Path) -> None:
+    store, gguf = tmp_path / "store", tmp_path / "model.gguf"
+    script = [sys.executable, BENCH / "synthetic.py", "tiny", "--out", store, "--gguf", gguf]
+    assert subprocess.run(script, capture_output=True).returncode == 0
+    runs = load("versus_runs")
+    extents = runs.expert_extents(gguf)
+    with closing(OpenFiles()) as files:
+        tensors = read_header(files, gguf).tensors
+    covered = {
+        name
+        for name, tensor in tensors.items()
+        for start, size in extents
+        if start <= tensor.offset and tensor.offset + tensor.nbytes <= start + size
+    }
+    assert covered == {name for name in tensors if "_exps." in name} and len(covered) == 12
+    assert sum(size for _, size in extents) == sum(tensors[name].nbytes for name in covered)
+    ends = [start + size for start, size in extents]
+    assert all(end < start for end, (start, _) in zip(ends, extents[1:], strict=False))
+
+
+def resident(mapped: mmap.mmap) -> list[bool]:
+    """Which pages of a mapping of a file are in memory."""
+    libc, found = ctypes.CDLL(None), (ctypes.c_ubyte * (len(mapped) // mmap.PAGESIZE))()
+    start = ctypes.c_char.from_buffer(mapped)
+    assert libc.mincore(ctypes.byref(start), ctypes.c_size_t(len(mapped)), found) == 0
+    return [bool(state & 1) for state in found]
+
+
+def test_parts_of_a_mapped_file_are_put_out_of_memory(
+    load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stub = SimpleNamespace(llama_cpp=SimpleNamespace(_lib=None))
+    monkeypatch.setitem(sys.modules, "llama_cpp", stub)
+    monkeypatch.delitem(sys.modules, "llamacpp_driver", raising=False)
+    page, path = mmap.PAGESIZE, tmp_path / "weights"
+    data = np.random.default_rng(0).bytes(64 * page)
+    path.write_bytes(data)
+    load("readahead").drop_pages([path])
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        if any(resident(mapped)):
+            pytest.skip("this file system keeps its files in memory")
+        assert mapped[:] == data and all(resident(mapped))
+        load("llamacpp_driver").put_out(str(path), [(8 * page + 1, 16 * page), (40 * page, page)])
+        gone = [number for number, there in enumerate(resident(mapped)) if not there]
+        assert gone == [*range(9, 24), 40]
+        assert mapped[:] == data
+    monkeypatch.delitem(sys.modules, "llamacpp_driver")
 
 
 def test_read_ahead_is_set_on_the_disk_and_put_back(load: Load, tmp_path: Path) -> None:

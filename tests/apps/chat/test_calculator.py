@@ -75,6 +75,16 @@ def test_anything_else_is_refused(expression: str) -> None:
         calculate(expression)
 
 
+@pytest.mark.parametrize(
+    ("expression", "words"),
+    [("", "the expression is empty"), (" ", "the expression is empty"),
+     ("1 +", "it is no expression of numbers, signs and functions")],
+)  # fmt: skip
+def test_why_is_told_in_plain_words(expression: str, words: str) -> None:
+    with pytest.raises(Refusal, match=words):
+        calculate(expression)
+
+
 _numbers = st.integers(-99, 99).map(str) | st.floats(-1e3, 1e3).map(lambda x: format(x, ".3f"))
 _expressions = st.recursive(
     _numbers,

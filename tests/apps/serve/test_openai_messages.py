@@ -75,6 +75,16 @@ def test_a_fault_is_named_by_its_place(message, param):
     assert caught.value.param == param
 
 
+@pytest.mark.parametrize("before", [(), (with_arguments("{}"), {"role": "user", "content": "x"})])
+def test_a_result_is_that_of_a_call_before_it(before):
+    result = {"role": "tool", "content": "5", "tool_call_id": "c2"}
+    later = {**with_arguments("{}"), "tool_calls": [{**CALL, "id": "c2"}]}
+    with pytest.raises(BadRequest, match="'c2', which no call before it has") as caught:
+        turned(*before, result, later)
+    assert caught.value.param == f"messages[{len(before)}].tool_call_id"
+    assert turned(*before, later, result)[-1]["tool_call_id"] == "c2"
+
+
 def test_no_arguments_are_an_empty_object():
     (message,) = turned(with_arguments(""))
     assert message["tool_calls"][0]["function"]["arguments"] == {}

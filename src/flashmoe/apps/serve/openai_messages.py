@@ -23,7 +23,7 @@ from flashmoe.apps.serve.fields import (
     Whole,
 )
 from flashmoe.apps.serve.tool_choice import allowed
-from flashmoe.apps.serve.transcript import arguments_of
+from flashmoe.apps.serve.transcript import arguments_of, check_called
 from flashmoe.turn import Named, ToolChoice
 
 _TEXT_ONLY = "the model reads text alone"
@@ -140,13 +140,8 @@ def _check_results(turned: Sequence[Mapping[str, Any]]) -> None:
     called = set[str]()
     for index, message in enumerate(turned):
         called.update(call["id"] for call in message.get("tool_calls", ()))
-        if message["role"] == "tool" and message["tool_call_id"] not in called:
-            path = f"messages[{index}].tool_call_id"
-            raise BadRequest(
-                f"{path} is {message['tool_call_id']!r}, which no call before it has: send the "
-                "assistant's message with its tool_calls as well",
-                path,
-            )
+        if message["role"] == "tool":
+            check_called(message["tool_call_id"], called, f"messages[{index}].tool_call_id")
 
 
 def _turned(message: Mapping[str, Any], path: str) -> dict[str, Any]:

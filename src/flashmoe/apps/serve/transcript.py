@@ -12,7 +12,7 @@ stays where it is, for the template to take or to refuse.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from flashmoe.apps.serve.ask import BadRequest
@@ -66,12 +66,7 @@ class Transcript:
         Raises:
             BadRequest: no call before has that id, which stands at ``path``.
         """
-        if id not in self._called:
-            raise BadRequest(
-                f"{path} is {id[:80]!r}, which no call before it has: give the call as well",
-                path,
-                "invalid_value",
-            )
+        check_called(id, self._called, path)
         self._messages.append(
             {"role": "tool", "tool_call_id": id, "name": self._called[id], "content": text}
         )
@@ -85,6 +80,16 @@ class Transcript:
         if last["role"] != "assistant" or any(last.get(key) for key in before):
             self._add("assistant", "")
         return self._messages[-1]
+
+
+def check_called(id: str, called: Container[str], path: str) -> None:
+    """Raises BadRequest where ``id``, which stands at ``path``, is that of no call before it."""
+    if id not in called:
+        raise BadRequest(
+            f"{path} is {id[:80]!r}, which no call before it has: give the call as well",
+            path,
+            "invalid_value",
+        )
 
 
 def arguments_of(text: str, path: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Every way flashmoe refuses.
 
-Owns the exception types and nothing else. Each message names the thing at fault (a file, tensor,
-key, record or value) and the mend. Hosts in ``apps/`` turn these into one line on the terminal
-or one error body; anything else that escapes is a bug.
+Owns the exception types, and how a failure of the system is told in one of them. Each message
+names the thing at fault (a file, tensor, key, record or value) and the mend. Hosts in ``apps/``
+turn these into one line on the terminal or one error body; anything else that escapes is a bug.
 """
 
 
@@ -53,3 +53,13 @@ class ClosedError(FlashMoeError):
 
 class BudgetError(FlashMoeError):
     """A memory budget below the floor; the message names the number and what binds."""
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, for a message that names the file itself: without the system's number,
+    the path and Python's word for a text that is no text."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flashmoe.engine import Engine
-from flashmoe.errors import InputError, TemplateError
+from flashmoe.errors import InputError, TemplateError, reason
 from flashmoe.text.template import Segment
 from flashmoe.turn import Opening, Plain, Turn
 
@@ -54,9 +54,9 @@ def read_prompt(prompt: str | None) -> str | None:
     try:
         text = sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"standard input is not UTF-8: byte {error.start} is the first") from error
+        raise InputError("standard input is not UTF-8: send it as that") from error
     except OSError as error:
-        raise InputError(f"standard input cannot be read: {error.strerror}") from error
+        raise InputError(f"standard input cannot be read: {reason(error)}") from error
     return text.removesuffix("\n")
 
 
@@ -69,8 +69,7 @@ def read_tools(path: Path) -> list[dict[str, Any]]:
     try:
         tools = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        told = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"the tools in {path} cannot be read: {told}") from error
+        raise InputError(f"the tools in {path} cannot be read: {reason(error)}") from error
     if not isinstance(tools, list) or not all(map(_is_tool, tools)):
         raise InputError(
             f"{path} is not a JSON list of tools, such as "

@@ -20,7 +20,7 @@ from typing import Any, Literal, TextIO, TypeAlias
 
 import numpy as np
 
-from flashmoe.errors import InputError
+from flashmoe.errors import InputError, reason
 from flashmoe.model.observer import Observer, Phase
 from flashmoe.quant import Array
 
@@ -172,7 +172,7 @@ def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if line.strip():
                     yield number, _object(line, f"{path} line {number}")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the routing log {path} cannot be read: {error}") from error
+        raise InputError(f"the routing log {path} cannot be read: {reason(error)}") from error
 
 
 def _object(line: str, where: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from flashmoe.errors import InputError
+from flashmoe.errors import InputError, reason
 from flashmoe.model.state import State
 from flashmoe.options import PrefixCache
 from flashmoe.prefix import entry, keys, pieces, places
@@ -140,8 +140,7 @@ class Prefixes:
                 _log.warning("%s of the prefix cache is refused, since %s", name, error)
                 self._forget(name)
             except (OSError, NoRoom) as error:
-                why = error.strerror if isinstance(error, OSError) else error
-                _log.warning("%s of the prefix cache is not used: %s", name, why)
+                _log.warning("%s of the prefix cache is not used: %s", name, reason(error))
             except BaseException:
                 state.clear()
                 raise

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import xxhash
 
-from flashmoe.errors import InputError
+from flashmoe.errors import InputError, reason
 from flashmoe.prefix import directory, entry
 from flashmoe.store.lock import alone
 from flashmoe.store.writer import PARTIAL
@@ -167,8 +167,7 @@ def _piece(path: Path, about: os.stat_result, whole: bool) -> Piece:
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        return Piece(path, about.st_size, about.st_mtime, fault=why)
+        return Piece(path, about.st_size, about.st_mtime, fault=reason(error))
     return Piece(path, about.st_size, about.st_mtime, head.position, head.blocks)
 
 

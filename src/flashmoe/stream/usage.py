@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from flashmoe.errors import reason
 from flashmoe.quant import Array
 from flashmoe.store.lock import alone
 from flashmoe.store.reader import locate
@@ -131,8 +132,7 @@ def load(directory: Path, identity: str, layers: int, experts: int) -> Usage | N
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        _log.info("%s is not used, since %s; a later run writes another", path, why)
+        _log.info("%s is not used, since %s; a later run writes another", path, reason(error))
         return None
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flashmoe.apps.chat.tools import Refusal, Tool, text_of
+from flashmoe.errors import reason
 from flashmoe.stream.units import format_bytes
 
 READ_BYTES = 16_000
@@ -40,8 +41,7 @@ def read_file(directory: Path, name: str, first_line: int = 1) -> str:
             return _listing(path, name)
         return _lines(path, name, first_line)
     except (OSError, RuntimeError, ValueError) as error:  # loops of links, NUL in a name
-        told = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise Refusal(f"{name} cannot be read: {told}") from error
+        raise Refusal(f"{name} cannot be read: {reason(error)}") from error
 
 
 def _listing(path: Path, name: str) -> str:

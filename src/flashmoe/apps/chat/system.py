@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flashmoe.apps.visible import one_line
-from flashmoe.errors import InputError
+from flashmoe.errors import InputError, reason
 from flashmoe.stream.kept import read_kept
 
 SYSTEM_BYTES = 1 << 20
@@ -72,7 +72,7 @@ def read_system(path: Path) -> str:
     try:
         text = read_kept(path, SYSTEM_BYTES).removesuffix("\n")
     except (OSError, ValueError) as error:
-        raise InputError(f"the system prompt in {path} cannot be read: {error}") from error
+        raise InputError(f"the system prompt in {path} cannot be read: {reason(error)}") from error
     if not text.strip():
         raise InputError(f"the system prompt in {path} is empty: write one, or name another file")
     return text

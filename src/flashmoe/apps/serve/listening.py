@@ -23,7 +23,7 @@ from flashmoe.apps.serve.app import Door
 from flashmoe.apps.serve.connection import protocol
 from flashmoe.apps.serve.limits import Limits
 from flashmoe.apps.serve.service import Service
-from flashmoe.errors import InputError
+from flashmoe.errors import InputError, reason
 
 HEAD_BYTES = 32 << 10
 """The longest head of a request."""
@@ -76,8 +76,7 @@ def _mend(error: Exception, host: str) -> str:
             "the system does not allow it to this user, as for most ports below 1024; give "
             "--port 1024 or above"
         )
-    why = error.strerror if isinstance(error, OSError) else error
-    return f"{why}; give another --host or --port"
+    return f"{reason(error)}; give another --host or --port"
 
 
 def is_loopback(listener: socket.socket) -> bool:

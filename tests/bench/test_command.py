@@ -48,6 +48,11 @@ def test_every_bench_says_what_it_takes(name: str) -> None:
         ("plot.py", ("--results", "/no/such/place", "--out", "x.png"), "no results to draw"),
         ("quality.py", ("/no/such/checkpoint", "WORK"), "ended with 1: see above"),
         ("rounding.py", ("/no/such/store",), "/no/such/store is not a directory"),
+        (
+            "serve_prompt.py",
+            ("--model", "x", "--url", "http://127.0.0.1:9"),
+            "start `flashmoe serve`",
+        ),
         ("spread.py", (".", "/no/such/place"), "there is no directory /no/such/place"),
         ("spread.py", (".", "."), "a directory is given twice"),
         ("synthetic.py", ("tiny", "--out", "/proc/x/y"), "are needed below /proc"),

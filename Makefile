@@ -12,6 +12,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install -qq --disable-pip-version-check
 COMPILED := CMakeLists.txt pyproject.toml $(wildcard native/*.cpp native/*.h)
+FORMATTED := $(wildcard native/*.cpp native/*.h tests/native/*.cpp \
+  src/flashmoe/kernels/cuda/source/* tests/kernels/cuda/*.h)
 SMOLLM := build/smollm
 # Where tests/oracle looks for it too.
 SMOLLM_GGUF := build/oracle/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -92,12 +94,12 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run -Werror native/*.cpp native/*.h tests/native/*.cpp
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i native/*.cpp native/*.h tests/native/*.cpp
+	$(BIN)/clang-format -i $(FORMATTED)
 
 clean:
 	rm -rf build .venv

@@ -55,6 +55,10 @@ class BudgetError(FlashMoeError):
     """A memory budget below the floor; the message names the number and what binds."""
 
 
+class DeviceError(FlashMoeError):
+    """A GPU that is not there, cannot be used, or reports an error."""
+
+
 def reason(error: BaseException) -> str:
     """Why something failed, for a message that names the file itself: without the system's number,
     the path and Python's word for a text that is no text."""

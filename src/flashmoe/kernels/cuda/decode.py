@@ -1,0 +1,234 @@
+"""One token's launches: embedding, norms, products, router and experts (source/decode.cu,
+experts.cu).
+
+Owns the checks and the launch geometry, and knows nothing of layers. Vectors are float32 arrays
+(n,) of the device; a *fixed* vector has the form of source/fixed.cuh beside the floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flashmoe.errors import InputError
+from flashmoe.kernels.cuda.descriptors import CHUNK, EXPERTS, Resident, described, uploaded
+from flashmoe.kernels.cuda.device import Device, DeviceArray
+from flashmoe.quant import Format
+
+BLOCK_ROWS = 16
+"""Rows a block of ``project`` multiplies: kWarps * kRows of source/decode.cu."""
+DOWN_ROWS = 8
+"""kDownWarps * kDownRows of source/experts.cu."""
+MOST_EXPERTS, MOST_CHOSEN = 1024, 31
+"""Of a layer, and of a token with the shared one beside: a warp's registers and lanes."""
+
+_i32, _f32 = np.int32, np.float32
+
+
+def fixed_bytes(inputs: int) -> int:
+    """Bytes of a vector in fixed point."""
+    return 3 * inputs + inputs // 4
+
+
+@dataclass(frozen=True, eq=False)
+class Vector:
+    """Activations of one token, both ways."""
+
+    floats: DeviceArray
+    fixed: DeviceArray
+
+    def __len__(self) -> int:
+        return len(self.floats)
+
+
+def vector(device: Device, inputs: int) -> Vector:
+    """Room for one."""
+    return Vector(
+        device.empty((inputs,), np.float32), device.empty((fixed_bytes(inputs),), np.uint8)
+    )
+
+
+class Projection:
+    """Products of the same vector with several matrices, one after the other in the result."""
+
+    def __init__(self, device: Device, matrices: Sequence[Resident]) -> None:
+        columns = {weights.shape[1] for weights in matrices}
+        if len(columns) != 1:
+            raise InputError(f"matrices of {sorted(columns)} inputs do not share a vector")
+        (self.inputs,) = columns
+        self.rows = [weights.shape[0] for weights in matrices]
+        self._device = device
+        self._matrices = tuple(matrices)  # whose memory must live
+        blocks, made = 0, []
+        for weights in matrices:
+            made.append(weights.described(blocks))
+            blocks += -(-weights.shape[0] // BLOCK_ROWS)
+        self._blocks = blocks
+        self._table = uploaded(device, *made)
+
+    @property
+    def outputs(self) -> int:
+        """Values of the result."""
+        return sum(self.rows)
+
+    def __call__(self, x: Vector, y: DeviceArray, residual: DeviceArray | None = None) -> None:
+        """``y = matrices @ x``, plus ``residual`` where there is one, which may be y itself."""
+        _check("activations", x.floats, self.inputs)
+        _check("results", y, self.outputs)
+        if residual is not None:
+            _check("the residual", residual, self.outputs)
+        self._device.launch(
+            "decode",
+            "project",
+            (self._blocks, 1, 1),
+            128,
+            self._table,
+            _i32(len(self.rows)),
+            x.floats,
+            x.fixed,
+            residual,
+            y,
+        )
+
+
+class Embedding:
+    """Rows of the embedding by id."""
+
+    def __init__(self, device: Device, weights: Resident) -> None:
+        self._device, self._weights = device, weights
+        self._table = uploaded(device, weights.described())
+
+    def __call__(self, token: DeviceArray, x: DeviceArray) -> None:
+        """``x`` (hidden) becomes the row of the id in ``token`` (1,), an int32."""
+        hidden = self._weights.shape[1]
+        _check("the residual stream", x, hidden)
+        grid = (-(-hidden // 256), 1, 1)
+        self._device.launch("decode", "lookup", grid, 256, self._table, token, x)
+
+
+class Norm:
+    """``y = x / sqrt(mean(x^2) + eps) * weight``, as floats and fixed."""
+
+    def __init__(self, device: Device, weight: DeviceArray, eps: float) -> None:
+        self._device, self._weight, self._eps = device, weight, _f32(eps)
+
+    def __call__(self, x: DeviceArray, y: Vector) -> None:
+        columns = len(self._weight)
+        _check("the residual stream", x, columns)
+        _check("results", y.floats, columns)
+        threads = min(1024, columns)
+        arguments = x, self._weight, self._eps, _i32(columns), y.floats, y.fixed
+        self._device.launch("decode", "rms_norm", (1, 1, 1), threads, *arguments)
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What the router said: ids, weights and slots (top_k,) of the device."""
+
+    ids: DeviceArray
+    weights: DeviceArray
+    slots: DeviceArray
+
+
+def choice(device: Device, top_k: int) -> Choice:
+    """Room for one."""
+    whole = (device.empty((top_k,), np.int32) for _ in range(2))
+    ids, slots = whole
+    return Choice(ids, device.empty((top_k,), np.float32), slots)
+
+
+def route(
+    device: Device,
+    logits: DeviceArray,
+    renormalize: bool,
+    table: DeviceArray | None,
+    into: Choice,
+) -> None:
+    """The ``top_k`` best of logits (experts,), as ``reference.route``; ``table`` (experts,) int32
+    says in which slot each lies, -1 for none."""
+    top_k = len(into.ids)
+    if len(logits) > MOST_EXPERTS or not 0 < top_k <= min(MOST_CHOSEN, len(logits)):
+        raise InputError(
+            f"{top_k} of {len(logits)} experts: the GPU's kernels choose at most {MOST_CHOSEN} of "
+            f"{MOST_EXPERTS}; run this model with --kernels cpu"
+        )
+    numbers = _i32(len(logits)), _i32(top_k), _i32(renormalize)
+    arguments = logits, *numbers, table, into.ids, into.weights, into.slots
+    device.launch("experts", "route", (1, 1, 1), 32, *arguments)
+
+
+Placed = tuple[Format, tuple[int, int], tuple[int, ...]]
+"""Format and shape of an expert's matrix, and where its arrays begin in the record."""
+
+
+class FeedForward:
+    """The experts of a layer, in slots of an arena, and the shared one.
+
+    ``record`` describes gate, up and down of every expert; ``shared`` are those of the shared
+    one, or none.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        arena: int,
+        slot_bytes: int,
+        record: Sequence[Placed],
+        shared: Sequence[Resident],
+    ) -> None:
+        self._device, self._shared = device, tuple(shared)
+        (self.width, self.hidden) = record[0][1]
+        widths = [self.width, *(weights.shape[0] for weights in shared[:1])]
+        for width in widths:
+            if width % CHUNK:
+                raise InputError(
+                    f"experts of width {width}: the GPU's kernels want a multiple of {CHUNK}; "
+                    "run this model with --kernels cpu"
+                )
+        made = np.zeros((), EXPERTS)
+        made["arena"], made["slot_bytes"] = arena, slot_bytes
+        for name, placed in zip(("gate", "up", "down"), record, strict=True):
+            made[name] = described(*placed)
+        for name, weights in zip(("gate", "up", "down"), shared, strict=False):
+            made[f"shared_{name}"] = weights.described()
+        self._widest = max(widths)
+        self._table = uploaded(device, made)
+
+    def room(self, top_k: int) -> tuple[DeviceArray, DeviceArray]:
+        """Memory for what lies between the two halves, for any layer of these widths."""
+        stride = fixed_bytes(self._widest)
+        floats = self._device.empty((top_k + 1, self._widest), np.float32)
+        return floats, self._device.empty((top_k + 1, stride), np.uint8)
+
+    def __call__(
+        self,
+        x: Vector,
+        chosen: Choice,
+        shared_logit: DeviceArray | None,
+        room: tuple[DeviceArray, DeviceArray],
+        residual: DeviceArray,
+        y: DeviceArray,
+    ) -> None:
+        """``y = residual + sum weight * expert(x) + sigmoid(shared_logit) * shared(x)``.
+
+        Every slot in ``chosen`` holds its expert. y may be the residual itself.
+        """
+        _check("activations", x.floats, self.hidden)
+        _check("results", y, self.hidden)
+        top_k = len(chosen.ids)
+        h, fixed = room
+        width, stride = _i32(h.shape[1]), _i32(fixed.shape[1])
+        grid = (self._widest // CHUNK, top_k + bool(self._shared), 1)
+        inward = self._table, chosen.slots, _i32(top_k), x.floats, x.fixed, h, fixed, width, stride
+        self._device.launch("experts", "experts_up", grid, 256, *inward)
+        grid = (-(-self.hidden // DOWN_ROWS), 1, 1)
+        outward = self._table, chosen.slots, chosen.weights, _i32(top_k), shared_logit, h, fixed
+        arguments = *outward, width, stride, residual, y
+        self._device.launch("experts", "experts_down", grid, 128, *arguments)
+
+
+def _check(name: str, array: DeviceArray, length: int) -> None:
+    if array.shape != (length,):
+        raise ValueError(f"{name} of shape {array.shape} do not fit; {(length,)} is wanted")

@@ -1,0 +1,159 @@
+// What every kernel builds on: instructions that C++ has no name for, floats of 16 bits, sums over
+// a warp or block.
+//
+// Owns no formula of the model. Sources are compiled at run time (NVRTC) without any header of the
+// toolkit's; tests compile the same files with an ordinary C++ compiler, against a header that
+// imitates the machine (tests/kernels/cuda/emulator.h) and gives the first section's functions.
+
+#pragma once
+
+#ifdef FLASHMOE_EMULATED
+#include "emulator.h"
+#else
+
+using int8_t = signed char;
+using uint8_t = unsigned char;
+using int16_t = short;
+using uint16_t = unsigned short;
+using int32_t = int;
+using uint32_t = unsigned;
+using int64_t = long long;
+using uint64_t = unsigned long long;
+
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#define DEVICE __device__ __forceinline__
+// Shared memory whose size the launch gives: a pointer to bytes, aligned to 16.
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+
+template <class T>
+DEVICE T shuffle(T value, int lane) {
+    return __shfl_sync(0xFFFFFFFFU, value, lane);
+}
+template <class T>
+DEVICE T shuffle_xor(T value, int mask) {
+    return __shfl_xor_sync(0xFFFFFFFFU, value, mask);
+}
+DEVICE void warp_barrier() { __syncwarp(); }
+DEVICE void block_barrier() { __syncthreads(); }
+
+// c + the products of four unsigned bytes and four bytes with a sign.
+DEVICE int dot_us(uint32_t a, uint32_t b, int c) {
+    int d;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+// The same, both unsigned.
+DEVICE int dot_uu(uint32_t a, uint32_t b, int c) {
+    int d;
+    asm("dp4a.u32.u32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
+    return __byte_perm(a, b, selector);
+}
+// d (16, 8) += a (16, 32) of unsigned bytes, b (32, 8) of bytes with a sign, in the fragments of
+// PTX's mma.m16n8k32.
+DEVICE void multiply_us(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// The same of b's bytes without a sign.
+DEVICE void multiply_uu(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+DEVICE float half_to_float(uint16_t bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+DEVICE uint16_t float_to_half(float value) {
+    uint16_t bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+// 16 bytes that only this warp reads, and once: past the first cache.
+DEVICE uint4 load_once(const void* from) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from));
+    return v;
+}
+DEVICE uint2 load_once_8(const void* from) {
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];"
+                 : "=r"(v.x), "=r"(v.y)
+                 : "l"(from));
+    return v;
+}
+DEVICE uint32_t load_once_4(const void* from) {
+    uint32_t v;
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(from));
+    return v;
+}
+// 16 bytes from global to shared memory, in the background; both addresses aligned so.
+DEVICE void copy_async(void* shared, const void* global) {
+    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+DEVICE void copies_committed() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most `pending` groups are under way.
+template <int pending>
+DEVICE void copies_awaited() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+#endif  // FLASHMOE_EMULATED
+
+// ------------------------------------------------------------------ both
+
+DEVICE float infinity() { return __uint_as_float(0x7F800000U); }
+DEVICE float not_a_number() { return __uint_as_float(0x7FC00000U); }
+
+DEVICE float bf16_to_float(uint16_t bits) { return __uint_as_float(uint32_t{bits} << 16); }
+
+// To nearest, ties to even; NaN stays NaN.
+DEVICE uint16_t float_to_bf16(float value) {
+    const uint32_t bits = __float_as_uint(value);
+    if ((bits & 0x7FFFFFFFU) > 0x7F800000U) return static_cast<uint16_t>((bits >> 16) | 0x40);
+    return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+// The element types of scales and plain weights, as the launchers number them.
+enum Type : int { kF32 = 0, kF16 = 1, kBF16 = 2 };
+
+// Element `index` of an array of such a type.
+DEVICE float load_float(const void* array, int64_t index, int type) {
+    if (type == kF32) return static_cast<const float*>(array)[index];
+    const uint16_t bits = static_cast<const uint16_t*>(array)[index];
+    return type == kF16 ? half_to_float(bits) : bf16_to_float(bits);
+}
+
+DEVICE float warp_sum(float value) {
+    for (int mask = 16; mask; mask >>= 1) value += shuffle_xor(value, mask);
+    return value;
+}
+DEVICE float warp_max(float value) {
+    for (int mask = 16; mask; mask >>= 1) value = fmaxf(value, shuffle_xor(value, mask));
+    return value;
+}
+
+// Over a block of up to 1,024 threads, for all of them; `room` has 32 floats of shared memory.
+DEVICE float block_sum(float value, float* room) {
+    value = warp_sum(value);
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    if (lane == 0) room[warp] = value;
+    block_barrier();
+    const int warps = (static_cast<int>(blockDim.x) + 31) / 32;
+    value = warp_sum(lane < warps ? room[lane] : 0.0F);
+    block_barrier();  // room may be used again
+    return value;
+}
+
+DEVICE float sigmoid(float x) { return 1.0F / (1.0F + expf(-x)); }
+DEVICE float silu(float x) { return x * sigmoid(x); }

@@ -1,0 +1,85 @@
+// One token: embedding, norms, products, and the sum that is the residual stream.
+//
+// Every kernel's twin is in kernels/reference.py. Vectors are float32; `fixed` arrays as fixed.cuh
+// says. Plain weights want columns in multiples of 32 too.
+
+#include "matrix.cuh"
+
+constexpr int kRows = 4;   // rows a warp multiplies at once
+constexpr int kWarps = 4;  // warps a block of project()
+
+// x = row `id` of the embedding. Blocks of 256 threads, one thread an element.
+KERNEL(256)
+lookup(const Matrix* __restrict__ embedding, const int* __restrict__ id, float* __restrict__ x) {
+    const Matrix m = *embedding;
+    const int column = static_cast<int>(blockIdx.x * 256 + threadIdx.x);
+    if (column >= m.columns) return;
+    const int64_t row = *id;
+    if (m.bits == 0) {
+        x[column] = load_float(m.weight, row * m.columns + column, m.type);
+        return;
+    }
+    const int64_t bit = int64_t{column} * m.bits;
+    const auto* words =
+        reinterpret_cast<const uint32_t*>(m.weight) + row * (int64_t{m.columns} * m.bits / 32);
+    const int word = static_cast<int>(bit / 32), shift = static_cast<int>(bit % 32);
+    uint32_t code = words[word] >> shift;
+    if (shift + m.bits > 32) code |= words[word + 1] << (32 - shift);
+    code &= (1U << m.bits) - 1;
+    const int64_t at = row * (m.columns / m.group) + column / m.group;
+    // Two roundings, not one: what the weight is (quant.py).
+    const float scaled = __fmul_rn(static_cast<float>(code), load_float(m.scales, at, m.type));
+    x[column] = __fadd_rn(scaled, load_float(m.biases, at, m.type));
+}
+
+// y = x / sqrt(mean(x^2) + eps) * weight, as floats and fixed. One block.
+KERNEL(1024)
+rms_norm(const float* __restrict__ x, const float* __restrict__ weight, float eps, int columns,
+         float* __restrict__ y, uint8_t* __restrict__ fixed) {
+    __shared__ float room[32];
+    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    float squares = 0.0F;
+    for (int i = thread; i < columns; i += threads) squares = fmaf(x[i], x[i], squares);
+    const float mean = block_sum(squares, room) / static_cast<float>(columns);
+    const float factor = 1.0F / sqrtf(mean + eps);
+    for (int i = thread; i < columns; i += threads) {
+        const float value = x[i] * factor * weight[i];
+        y[i] = value;
+        fix(value, i / 32, Fixed{fixed, columns});
+    }
+}
+
+// x (columns) as fixed, a warp a chunk.
+KERNEL(128) fix_vector(const float* __restrict__ x, int columns, uint8_t* __restrict__ fixed) {
+    const int chunk = static_cast<int>(blockIdx.x * 128 + threadIdx.x) / 32;
+    if (chunk >= columns / 32) return;
+    fix(x[32 * chunk + static_cast<int>(threadIdx.x) % 32], chunk, Fixed{fixed, columns});
+}
+
+// The products of the same x with several matrices, one after the other in y; `first` of each is
+// its first block. A block multiplies kWarps * kRows rows of one matrix. `residual`, where there is
+// one, is added.
+KERNEL(128)
+project(const Matrix* __restrict__ matrices, int count, const float* __restrict__ x,
+        const uint8_t* __restrict__ fixed, const float* residual, float* y) {
+    int which = 0, before = 0;
+    while (which + 1 < count && static_cast<int>(blockIdx.x) >= matrices[which + 1].first)
+        before += matrices[which++].rows;
+    const Matrix m = matrices[which];
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int row = ((static_cast<int>(blockIdx.x) - m.first) * kWarps + warp) * kRows;
+    if (row >= m.rows) return;
+    int rows[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) rows[r] = min(row + r, m.rows - 1);
+    float sums[kRows];
+    const Activations in{x, Fixed{const_cast<uint8_t*>(fixed), m.columns}};
+    row_products(m, in, rows, sums);
+    float mine = sums[0];
+#pragma unroll
+    for (int r = 1; r < kRows; ++r) mine = lane == r ? sums[r] : mine;
+    if (lane < kRows && row + lane < m.rows) {
+        const int at = before + row + lane;
+        y[at] = residual == nullptr ? mine : residual[at] + mine;
+    }
+}

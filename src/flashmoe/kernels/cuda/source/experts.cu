@@ -1,0 +1,152 @@
+// One token's feed-forward part: the router's choice, the chosen experts and the shared one.
+//
+// An expert lies in a slot of an arena; which slot is the host's decision and never shows in the
+// result. Twins: route, experts and swiglu of kernels/reference.py.
+
+#include "matrix.cuh"
+
+constexpr int kMostExperts = 1024;  // of a layer
+constexpr int kUpWarps = 8, kUpRows = 4;
+constexpr int kChunkRows = kUpWarps * kUpRows;  // one chunk of the activations between
+constexpr int kDownWarps = 4, kDownRows = 2;
+
+// As descriptors.py writes it: one layer's experts. Matrices have offsets into a record.
+struct Experts {
+    const uint8_t* arena;
+    int64_t slot_bytes;
+    Matrix gate, up, down;
+    Matrix shared_gate, shared_up, shared_down;  // addresses; rows 0 where there is none
+};
+
+// Softmax over the router's logits; the top_k ids, best first, ties to the lower, their weights,
+// and where each lies. One warp. `slots` -1 for an expert that is in no slot.
+KERNEL(32)
+route(const float* __restrict__ logits, int count, int top_k, int renormalize,
+      const int* __restrict__ table, int* __restrict__ ids, float* __restrict__ weights,
+      int* __restrict__ slots) {
+    const int lane = static_cast<int>(threadIdx.x);
+    constexpr int kEach = kMostExperts / 32;
+    float own[kEach];
+    float most = -infinity();
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+        const int expert = lane + 32 * i;
+        own[i] = expert < count ? logits[expert] : -infinity();
+        most = fmaxf(most, own[i]);
+    }
+    most = warp_max(most);
+    float total = 0.0F;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+        if (lane + 32 * i < count) total += expf(own[i] - most);
+    total = warp_sum(total);
+    float chosen = 0.0F;  // of lane k, the weight of the k-th
+    int number = 0;
+    for (int k = 0; k < top_k; ++k) {
+        float best = -infinity();
+        int at = kMostExperts;
+#pragma unroll
+        for (int i = 0; i < kEach; ++i) {
+            if (own[i] > best) best = own[i], at = lane + 32 * i;
+        }
+        for (int mask = 16; mask; mask >>= 1) {
+            const float other = shuffle_xor(best, mask);
+            const int its = shuffle_xor(at, mask);
+            if (other > best || (other == best && its < at)) best = other, at = its;
+        }
+        if (at >= count) at = 0, best = not_a_number();  // logits of NaN
+        if (lane == k % 32) chosen = expf(best - most) / total, number = at;
+#pragma unroll
+        for (int i = 0; i < kEach; ++i)
+            if (lane + 32 * i == at) own[i] = -infinity();
+    }
+    const float sum = renormalize ? warp_sum(lane < top_k ? chosen : 0.0F) : 1.0F;
+    if (lane < top_k) {
+        ids[lane] = number;
+        weights[lane] = chosen / sum;
+        slots[lane] = table == nullptr ? -1 : table[number];
+    }
+}
+
+// h = silu(gate(x)) * up(x) of every chosen expert, as floats (top_k + 1, width) and fixed,
+// `stride` bytes each; the shared one comes last. A block makes 32 values of one: blockIdx.y says
+// of which.
+KERNEL(256)
+experts_up(const Experts* __restrict__ layer, const int* __restrict__ slots, int top_k,
+           const float* __restrict__ x, const uint8_t* __restrict__ fixed, float* __restrict__ h,
+           uint8_t* __restrict__ h_fixed, int width, int stride) {
+    __shared__ float made[kChunkRows];
+    const int which = static_cast<int>(blockIdx.y), warp = static_cast<int>(threadIdx.x) / 32;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const bool shared = which == top_k;
+    Matrix gate = shared ? layer->shared_gate : layer->gate;
+    Matrix up = shared ? layer->shared_up : layer->up;
+    const int first = static_cast<int>(blockIdx.x) * kChunkRows;
+    if (first >= gate.rows) return;
+    if (!shared) {
+        const uint8_t* record = layer->arena + int64_t{slots[which]} * layer->slot_bytes;
+        gate = gate.at(record);
+        up = up.at(record);
+    }
+    int rows[kUpRows];
+#pragma unroll
+    for (int r = 0; r < kUpRows; ++r) rows[r] = first + warp * kUpRows + r;
+    const Activations in{x, Fixed{const_cast<uint8_t*>(fixed), gate.columns}};
+    float gated[kUpRows], straight[kUpRows];
+    row_products(gate, in, rows, gated);
+    row_products(up, in, rows, straight);
+#pragma unroll
+    for (int r = 0; r < kUpRows; ++r)
+        if (lane == r) made[warp * kUpRows + r] = silu(gated[r]) * straight[r];
+    block_barrier();
+    if (warp == 0) {
+        const float value = made[lane];
+        h[which * width + first + lane] = value;
+        fix(value, first / 32, Fixed{h_fixed + int64_t{which} * stride, gate.rows});
+    }
+}
+
+// y = residual + sum over the chosen of weight * down(h) + sigmoid(shared_logit) * the shared one.
+KERNEL(128)
+experts_down(const Experts* __restrict__ layer, const int* __restrict__ slots,
+             const float* __restrict__ weights, int top_k, const float* __restrict__ shared_logit,
+             const float* __restrict__ h, const uint8_t* __restrict__ h_fixed, int width,
+             int stride, const float* residual, float* y) {
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const Matrix down = layer->down;
+    const int row = (static_cast<int>(blockIdx.x) * kDownWarps + warp) * kDownRows;
+    if (row >= down.rows) return;
+    int rows[kDownRows];
+    float total[kDownRows];
+#pragma unroll
+    for (int r = 0; r < kDownRows; ++r) rows[r] = min(row + r, down.rows - 1), total[r] = 0.0F;
+    const int chunks = down.columns / 32;
+    // As many experts at once as a warp has lanes for.
+    const int lanes = chunks < 32 ? chunks : 32, together = 32 / lanes;
+    for (int e = lane / lanes; e < top_k; e += together) {
+        if (lane / lanes >= together) break;
+        const Matrix m = down.at(layer->arena + int64_t{slots[e]} * layer->slot_bytes);
+        const Activations in{h + int64_t{e} * width,
+                             Fixed{const_cast<uint8_t*>(h_fixed) + int64_t{e} * stride, m.columns}};
+        float sums[kDownRows] = {};
+        add_chunks(m, in, lane % lanes, lanes, rows, sums);
+#pragma unroll
+        for (int r = 0; r < kDownRows; ++r) total[r] = fmaf(weights[e], sums[r], total[r]);
+    }
+    const Matrix shared = layer->shared_down;
+    if (shared.rows) {
+        const Activations in{
+            h + int64_t{top_k} * width,
+            Fixed{const_cast<uint8_t*>(h_fixed) + int64_t{top_k} * stride, shared.columns}};
+        float sums[kDownRows] = {};
+        add_chunks(shared, in, lane, 32, rows, sums);
+        const float open = shared_logit == nullptr ? 1.0F : sigmoid(*shared_logit);
+#pragma unroll
+        for (int r = 0; r < kDownRows; ++r) total[r] = fmaf(open, sums[r], total[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < kDownRows; ++r) {
+        const float sum = warp_sum(total[r]);
+        if (lane == r && row + r < down.rows) y[row + r] = residual[row + r] + sum;
+    }
+}

@@ -1,0 +1,130 @@
+// A weight matrix as the launchers describe it, and rows of it times one token's activations.
+//
+// Owns the split of a product over a warp: a lane takes every 32nd chunk of 32 inputs, of `rows`
+// rows at once, so that so many loads are under way together, and the warp adds up. The order of
+// the sums depends on nothing but the shapes.
+
+#pragma once
+
+#include "fixed.cuh"
+
+// As descriptors.py writes it. `weight`, `scales` and `biases` are addresses, or, of an expert,
+// offsets into its record.
+struct Matrix {
+    const uint8_t* weight;
+    const uint8_t* scales;
+    const uint8_t* biases;
+    int rows, columns;
+    int bits;   // 0: plain weights of `type`
+    int group;  // inputs a scale
+    int type;   // of scales and biases, or of plain weights
+    int first;  // where the rows begin, in blocks of a launch or in the output; the kernel says
+
+    DEVICE Matrix at(const uint8_t* record) const {
+        Matrix moved = *this;
+        const auto base = reinterpret_cast<uint64_t>(record);
+        moved.weight = reinterpret_cast<const uint8_t*>(base + reinterpret_cast<uint64_t>(weight));
+        moved.scales = reinterpret_cast<const uint8_t*>(base + reinterpret_cast<uint64_t>(scales));
+        moved.biases = reinterpret_cast<const uint8_t*>(base + reinterpret_cast<uint64_t>(biases));
+        return moved;
+    }
+};
+
+// One token's activations, both ways. `floats` serve plain weights.
+struct Activations {
+    const float* floats;
+    Fixed fixed;
+};
+
+template <int bits, int count>
+DEVICE void affine_chunk(const Matrix& m, Fixed x, int chunk, const int (&rows)[count],
+                         float (&sums)[count]) {
+    const int64_t row_bytes = int64_t{m.columns} / 32 * bits * 4;
+    const int groups = m.columns / m.group, group = 32 * chunk / m.group;
+    uint32_t words[count][bits];
+#pragma unroll
+    for (int r = 0; r < count; ++r)
+        load_codes<bits>(m.weight + rows[r] * row_bytes, chunk, words[r]);
+    float scales[count], biases[count];
+#pragma unroll
+    for (int r = 0; r < count; ++r) {
+        const int64_t at = int64_t{rows[r]} * groups + group;
+        scales[r] = load_float(m.scales, at, m.type);
+        biases[r] = load_float(m.biases, at, m.type);
+    }
+    FixedChunk v;
+    load_chunk<bits>(x, chunk, v);
+#pragma unroll
+    for (int r = 0; r < count; ++r) {
+        sums[r] = fmaf(dot<bits>(v, words[r]), v.scale * scales[r], sums[r]);
+        sums[r] = fmaf(biases[r], v.sum, sums[r]);
+    }
+}
+
+template <int count>
+DEVICE void plain_chunk(const Matrix& m, const float* x, int chunk, const int (&rows)[count],
+                        float (&sums)[count]) {
+    for (int i = 32 * chunk; i < 32 * chunk + 32; i += 8) {
+        float v[8];
+#pragma unroll
+        for (int k = 0; k < 8; ++k) v[k] = x[i + k];
+#pragma unroll
+        for (int r = 0; r < count; ++r) {
+            const int64_t at = int64_t{rows[r]} * m.columns + i;
+            if (m.type == kF32) {
+                const float* w = reinterpret_cast<const float*>(m.weight) + at;
+#pragma unroll
+                for (int k = 0; k < 8; ++k) sums[r] = fmaf(w[k], v[k], sums[r]);
+            } else {
+                const uint4 w = load_once(reinterpret_cast<const uint16_t*>(m.weight) + at);
+                const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+                for (int k = 0; k < 8; ++k) {
+                    const auto bits = static_cast<uint16_t>(words[k / 2] >> (16 * (k % 2)));
+                    const float value = m.type == kF16 ? half_to_float(bits) : bf16_to_float(bits);
+                    sums[r] = fmaf(value, v[k], sums[r]);
+                }
+            }
+        }
+    }
+}
+
+// Adds chunks first, first + step, ... of several rows to the lane's own sums.
+template <int count>
+DEVICE void add_chunks(const Matrix& m, Activations x, int first, int step,
+                       const int (&rows)[count], float (&sums)[count]) {
+    const int chunks = m.columns / 32;
+    switch (m.bits) {
+        case 2:
+            for (int c = first; c < chunks; c += step) affine_chunk<2>(m, x.fixed, c, rows, sums);
+            break;
+        case 3:
+            for (int c = first; c < chunks; c += step) affine_chunk<3>(m, x.fixed, c, rows, sums);
+            break;
+        case 4:
+            for (int c = first; c < chunks; c += step) affine_chunk<4>(m, x.fixed, c, rows, sums);
+            break;
+        case 5:
+            for (int c = first; c < chunks; c += step) affine_chunk<5>(m, x.fixed, c, rows, sums);
+            break;
+        case 6:
+            for (int c = first; c < chunks; c += step) affine_chunk<6>(m, x.fixed, c, rows, sums);
+            break;
+        case 8:
+            for (int c = first; c < chunks; c += step) affine_chunk<8>(m, x.fixed, c, rows, sums);
+            break;
+        default:
+            for (int c = first; c < chunks; c += step) plain_chunk(m, x.floats, c, rows, sums);
+    }
+}
+
+// The rows' products with x, whole, for every lane.
+template <int count>
+DEVICE void row_products(const Matrix& m, Activations x, const int (&rows)[count],
+                         float (&sums)[count]) {
+#pragma unroll
+    for (int r = 0; r < count; ++r) sums[r] = 0.0F;
+    add_chunks(m, x, static_cast<int>(threadIdx.x) % 32, 32, rows, sums);
+#pragma unroll
+    for (int r = 0; r < count; ++r) sums[r] = warp_sum(sums[r]);
+}

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <math.h>
+#include <sched.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -358,3 +359,7 @@ inline void copy_async(void* shared, const void* global) {
 inline void copies_committed() {}
 template <int pending>
 void copies_awaited() {}
+inline void wait_a_moment() {
+    ++::emulator::progress;
+    sched_yield();
+}

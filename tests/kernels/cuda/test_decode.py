@@ -52,7 +52,9 @@ def test_lookup_gives_the_very_numbers(device, form):
     table = decode.Embedding(device, resident(device, embedding))
     x = device.empty((384,), np.float32)
     for token in (4, 0):
-        table(device.upload(np.array([token], np.int32)), x)
+        inputs = device.empty((3,), np.int32)
+        table(device.upload(np.array([token, 7, 8], np.int32)), inputs, x)
+        np.testing.assert_array_equal(device.download(inputs), [token, 7, 8])
         wanted = reference.lookup(np.array([token]), embedding, np.dtype(np.float32))[0]
         np.testing.assert_array_equal(device.download(x), wanted)
 
@@ -109,9 +111,17 @@ def test_route(device, count, top_k, renormalize):
 
 
 def test_more_than_the_kernels_choose_is_refused(device):
-    logits = device.zeros((2048,), np.float32)
+    logits, table = device.zeros((2048,), np.float32), device.zeros((2048,), np.int32)
     with pytest.raises(InputError, match="8 of 2048 experts"):
-        decode.route(device, logits, True, None, decode.choice(device, 8))
+        decode.route(device, logits, True, table, decode.choice(device, 8))
+
+
+def test_all_experts_are_chosen_where_there_is_no_router(device):
+    into = decode.choice(device, 5)
+    decode.route(device, None, False, device.upload(np.arange(5, 0, -1, dtype=np.int32)), into)
+    np.testing.assert_array_equal(device.download(into.ids), np.arange(5))
+    np.testing.assert_array_equal(device.download(into.slots), np.arange(5, 0, -1))
+    np.testing.assert_array_equal(device.download(into.weights), np.ones(5))
 
 
 NETWORKS = {

@@ -100,12 +100,16 @@ class Embedding:
         self._device, self._weights = device, weights
         self._table = uploaded(device, weights.described())
 
-    def __call__(self, token: DeviceArray, x: DeviceArray) -> None:
-        """``x`` (hidden) becomes the row of the id in ``token`` (1,), an int32."""
+    def __call__(self, given: DeviceArray, inputs: DeviceArray, x: DeviceArray) -> None:
+        """``x`` (hidden) becomes the row of the token.
+
+        ``given`` (3,) int32, which may be the host's, has token, position and number of the step;
+        they are taken over into ``inputs`` (3,).
+        """
         hidden = self._weights.shape[1]
         _check("the residual stream", x, hidden)
         grid = (-(-hidden // 256), 1, 1)
-        self._device.launch("decode", "lookup", grid, 256, self._table, token, x)
+        self._device.launch("decode", "lookup", grid, 256, self._table, given, inputs, x)
 
 
 class Norm:
@@ -141,21 +145,27 @@ def choice(device: Device, top_k: int) -> Choice:
 
 def route(
     device: Device,
-    logits: DeviceArray,
+    logits: DeviceArray | None,
     renormalize: bool,
-    table: DeviceArray | None,
+    table: DeviceArray,
     into: Choice,
+    inputs: DeviceArray | None = None,
+    letter: DeviceArray | None = None,
 ) -> None:
-    """The ``top_k`` best of logits (experts,), as ``reference.route``; ``table`` (experts,) int32
-    says in which slot each lies, -1 for none."""
-    top_k = len(into.ids)
-    if len(logits) > MOST_EXPERTS or not 0 < top_k <= min(MOST_CHOSEN, len(logits)):
+    """The ``top_k`` best of logits (experts,), as ``reference.route``; without logits all.
+
+    ``table`` (experts,) int32 says in which slot each lies, -1 for none. Where there is a
+    ``letter`` (one of ``mailbox``), the host hears of the choice in step ``inputs[2]``, and is
+    waited for where a slot is missing.
+    """
+    top_k, count = len(into.ids), len(table)
+    if count > MOST_EXPERTS or not 0 < top_k <= min(MOST_CHOSEN, count):
         raise InputError(
-            f"{top_k} of {len(logits)} experts: the GPU's kernels choose at most {MOST_CHOSEN} of "
+            f"{top_k} of {count} experts: the GPU's kernels choose at most {MOST_CHOSEN} of "
             f"{MOST_EXPERTS}; run this model with --kernels cpu"
         )
-    numbers = _i32(len(logits)), _i32(top_k), _i32(renormalize)
-    arguments = logits, *numbers, table, into.ids, into.weights, into.slots
+    numbers = _i32(count), _i32(top_k), _i32(renormalize)
+    arguments = logits, *numbers, table, inputs, letter, into.ids, into.weights, into.slots
     device.launch("experts", "route", (1, 1, 1), 32, *arguments)
 
 

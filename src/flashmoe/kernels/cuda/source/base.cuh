@@ -108,6 +108,9 @@ DEVICE void copies_awaited() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
+// Let others have the processor, or the bus, while this thread looks again and again.
+DEVICE void wait_a_moment() { __nanosleep(100); }
+
 #endif  // FLASHMOE_EMULATED
 
 // ------------------------------------------------------------------ both
@@ -142,6 +145,8 @@ DEVICE float warp_max(float value) {
     for (int mask = 16; mask; mask >>= 1) value = fmaxf(value, shuffle_xor(value, mask));
     return value;
 }
+
+DEVICE bool warp_any(bool value) { return warp_max(value ? 1.0F : 0.0F) > 0.0F; }
 
 // Over a block of up to 1,024 threads, for all of them; `room` has 32 floats of shared memory.
 DEVICE float block_sum(float value, float* room) {

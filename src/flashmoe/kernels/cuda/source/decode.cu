@@ -8,13 +8,16 @@
 constexpr int kRows = 4;   // rows a warp multiplies at once
 constexpr int kWarps = 4;  // warps a block of project()
 
-// x = row `id` of the embedding. Blocks of 256 threads, one thread an element.
+// x = row `given[0]` of the embedding, and the step's own numbers taken over: `given` is the host's
+// memory, `input` (token, position, step) the device's. Blocks of 256 threads, one an element.
 KERNEL(256)
-lookup(const Matrix* __restrict__ embedding, const int* __restrict__ id, float* __restrict__ x) {
+lookup(const Matrix* __restrict__ embedding, const int* __restrict__ given, int* __restrict__ input,
+       float* __restrict__ x) {
+    if (blockIdx.x == 0 && threadIdx.x < 3) input[threadIdx.x] = given[threadIdx.x];
     const Matrix m = *embedding;
     const int column = static_cast<int>(blockIdx.x * 256 + threadIdx.x);
     if (column >= m.columns) return;
-    const int64_t row = *id;
+    const int64_t row = given[0];
     if (m.bits == 0) {
         x[column] = load_float(m.weight, row * m.columns + column, m.type);
         return;

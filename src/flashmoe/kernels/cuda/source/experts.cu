@@ -18,54 +18,85 @@ struct Experts {
     Matrix shared_gate, shared_up, shared_down;  // addresses; rows 0 where there is none
 };
 
+// Where device and host meet once a layer and token, in the host's memory (mailbox.py).
+struct Letter {
+    int ids[32];    // what the router chose
+    int slots[32];  // the host's answer
+    int asked;      // twice the step's number, and one more where the device waits for an answer
+    int answered;   // the step's number; negative: the pass is given up, any slots will do
+    int unused[14];
+};
+
 // Softmax over the router's logits; the top_k ids, best first, ties to the lower, their weights,
-// and where each lies. One warp. `slots` -1 for an expert that is in no slot.
+// and where each lies. Without logits all experts are chosen, with weight 1. One warp.
+//
+// `table` says in which slot an expert lies, -1 for none. The host is told the ids; only where one
+// of them has no slot it is waited for, and its answer are the slots of all. A letter is the host's
+// memory, `input` the step's own numbers (lookup).
 KERNEL(32)
 route(const float* __restrict__ logits, int count, int top_k, int renormalize,
-      const int* __restrict__ table, int* __restrict__ ids, float* __restrict__ weights,
-      int* __restrict__ slots) {
+      const int* __restrict__ table, const int* __restrict__ input, Letter* letter,
+      int* __restrict__ ids, float* __restrict__ weights, int* __restrict__ slots) {
     const int lane = static_cast<int>(threadIdx.x);
-    constexpr int kEach = kMostExperts / 32;
-    float own[kEach];
-    float most = -infinity();
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-        const int expert = lane + 32 * i;
-        own[i] = expert < count ? logits[expert] : -infinity();
-        most = fmaxf(most, own[i]);
-    }
-    most = warp_max(most);
-    float total = 0.0F;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i)
-        if (lane + 32 * i < count) total += expf(own[i] - most);
-    total = warp_sum(total);
-    float chosen = 0.0F;  // of lane k, the weight of the k-th
-    int number = 0;
-    for (int k = 0; k < top_k; ++k) {
-        float best = -infinity();
-        int at = kMostExperts;
+    float chosen = 1.0F;  // of lane k, the weight of the k-th
+    int number = lane;
+    if (logits != nullptr) {
+        constexpr int kEach = kMostExperts / 32;
+        float own[kEach];
+        float most = -infinity();
 #pragma unroll
         for (int i = 0; i < kEach; ++i) {
-            if (own[i] > best) best = own[i], at = lane + 32 * i;
+            const int expert = lane + 32 * i;
+            own[i] = expert < count ? logits[expert] : -infinity();
+            most = fmaxf(most, own[i]);
         }
-        for (int mask = 16; mask; mask >>= 1) {
-            const float other = shuffle_xor(best, mask);
-            const int its = shuffle_xor(at, mask);
-            if (other > best || (other == best && its < at)) best = other, at = its;
-        }
-        if (at >= count) at = 0, best = not_a_number();  // logits of NaN
-        if (lane == k % 32) chosen = expf(best - most) / total, number = at;
+        most = warp_max(most);
+        float total = 0.0F;
 #pragma unroll
         for (int i = 0; i < kEach; ++i)
-            if (lane + 32 * i == at) own[i] = -infinity();
+            if (lane + 32 * i < count) total += expf(own[i] - most);
+        total = warp_sum(total);
+        for (int k = 0; k < top_k; ++k) {
+            float best = -infinity();
+            int at = kMostExperts;
+#pragma unroll
+            for (int i = 0; i < kEach; ++i) {
+                if (own[i] > best) best = own[i], at = lane + 32 * i;
+            }
+            for (int mask = 16; mask; mask >>= 1) {
+                const float other = shuffle_xor(best, mask);
+                const int its = shuffle_xor(at, mask);
+                if (other > best || (other == best && its < at)) best = other, at = its;
+            }
+            if (at >= count) at = k, best = not_a_number();  // logits that are none
+            if (lane == k) chosen = expf(best - most) / total, number = at;
+#pragma unroll
+            for (int i = 0; i < kEach; ++i)
+                if (lane + 32 * i == at) own[i] = -infinity();
+        }
+        if (renormalize) chosen /= warp_sum(lane < top_k ? chosen : 0.0F);
     }
-    const float sum = renormalize ? warp_sum(lane < top_k ? chosen : 0.0F) : 1.0F;
-    if (lane < top_k) {
-        ids[lane] = number;
-        weights[lane] = chosen / sum;
-        slots[lane] = table == nullptr ? -1 : table[number];
+    const bool mine = lane < top_k;
+    int slot = mine ? table[number] : 0;
+    if (letter != nullptr) {
+        const int step = input[2];
+        volatile Letter* mail = letter;
+        if (mine) mail->ids[lane] = number;
+        __threadfence_system();
+        const bool absent = warp_any(slot < 0);
+        if (lane == 0) mail->asked = 2 * step + (absent ? 1 : 0);
+        if (absent) {
+            int answer = 0;
+            while (true) {
+                answer = mail->answered;
+                if (answer == step || answer == -step) break;
+                wait_a_moment();
+            }
+            __threadfence_system();
+            slot = mine && answer == step ? mail->slots[lane] : 0;
+        }
     }
+    if (mine) ids[lane] = number, weights[lane] = chosen, slots[lane] = slot;
 }
 
 // h = silu(gate(x)) * up(x) of every chosen expert, as floats (top_k + 1, width) and fixed,

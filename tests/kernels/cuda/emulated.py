@@ -2,10 +2,12 @@
 
 import ctypes
 import hashlib
+import itertools
 import os
 import re
 import shutil
 import subprocess
+import threading
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -24,6 +26,8 @@ class EmulatedDevice:
 
     def __init__(self) -> None:
         self.launches: list[str] = []
+        self._recorded: list | None = None
+        self._thread: threading.Thread | None = None
 
     def empty(self, shape, dtype):
         array = np.empty(shape, dtype)
@@ -42,17 +46,102 @@ class EmulatedDevice:
         return copied[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
 
     def download(self, array):
+        self.synchronize()
         return np.array(array)
+
+    def pinned(self, shape, dtype):
+        return np.zeros(shape, dtype)
+
+    def arena(self, nbytes):
+        array = self.upload(np.full(nbytes + 4096, 0xAA, np.uint8))
+        start = -array.ctypes.data % 4096
+        return array[start : start + nbytes]
+
+    def mover(self, arena, slot_bytes):
+        return EmulatedMover(arena, slot_bytes)
+
+    def pin(self, array):
+        pass
+
+    def unpin(self, array):
+        pass
+
+    def captured(self, work):
+        self._recorded = []
+        try:
+            work()
+            return EmulatedGraph(self, self._recorded)
+        finally:
+            self._recorded = None
+
+    def synchronize(self):
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def busy(self):
+        return self._thread is not None and self._thread.is_alive()
+
+    def run(self, launches):
+        """Launches one after the other, in the background."""
+        self.synchronize()
+        self._thread = threading.Thread(target=lambda: [each() for each in launches])
+        self._thread.start()
 
     def address(self, array):
         return array.ctypes.data
 
     def launch(self, source, kernel, grid, threads, *arguments, shared_bytes=0):
-        self.launches.append(kernel)
         values = [_value(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(each) for each in values))
         function = getattr(library(source), f"launch_{kernel}")
-        function((ctypes.c_uint * 3)(*grid), threads, ctypes.c_size_t(shared_bytes), pointers)
+        numbers = (ctypes.c_uint * 3)(*grid), threads, ctypes.c_size_t(shared_bytes)
+
+        def launch(kept=(arguments, values)):  # which the pointers are of
+            self.launches.append(kernel)
+            function(*numbers, pointers)
+
+        if self._recorded is not None:
+            self._recorded.append(launch)
+        else:
+            self.synchronize()
+            launch()
+
+
+class EmulatedGraph:
+    def __init__(self, device, launches):
+        self._device, self._launches = device, launches
+
+    def launch(self):
+        self._device.run(self._launches)
+
+
+class EmulatedMover:
+    """Copies happen when they are waited for, the latest moment there is."""
+
+    def __init__(self, arena, slot_bytes):
+        self._arena, self._slot_bytes = arena, slot_bytes
+        self._waiting = {}
+        self._tickets = itertools.count()
+
+    def copy(self, slot, record):
+        ticket = next(self._tickets)
+        self._waiting[ticket] = slot * self._slot_bytes, record
+        return ticket
+
+    def done(self, ticket):
+        return False
+
+    def wait(self, ticket):
+        start, record = self._waiting.pop(ticket)
+        self._arena[start : start + len(record)] = record
+
+    def fence(self):
+        pass
+
+    def drain(self):
+        for ticket in list(self._waiting):
+            self.wait(ticket)
 
 
 def _value(argument):

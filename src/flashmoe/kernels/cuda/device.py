@@ -6,6 +6,7 @@ on the processor.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -16,7 +17,16 @@ DeviceArray: TypeAlias = Any
 """An array in the device's memory, with numpy's face: shape, dtype, slices, assignment."""
 
 Argument: TypeAlias = DeviceArray | np.generic | None
-"""What a kernel takes: an array (its address), a number of the parameter's type, None for null."""
+"""What a kernel takes: an array by its address (of numpy's, one of :meth:`Device.pinned`), a number
+of the parameter's type, None for null."""
+
+
+class Graph(Protocol):
+    """Launches captured once (:meth:`Device.captured`)."""
+
+    def launch(self) -> None:
+        """All of them again, in their order; does not wait for them."""
+        ...
 
 
 class Device(Protocol):
@@ -45,6 +55,43 @@ class Device(Protocol):
 
     def address(self, array: DeviceArray) -> int:
         """Where it begins."""
+        ...
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Zeroed memory of the host that the device reads and writes too, at the same address."""
+        ...
+
+    def arena(self, nbytes: int) -> DeviceArray:
+        """Memory for slots, bytes that begin at a multiple of 4,096, outside of any pool."""
+        ...
+
+    def mover(self, arena: DeviceArray, slot_bytes: int) -> Any:
+        """Copies of records into slots of an arena, beside the launches (``copies.Mover``)."""
+        ...
+
+    def pin(self, array: Array) -> None:
+        """Have memory of the host stay where it is, so that copies from it need no other."""
+        ...
+
+    def unpin(self, array: Array) -> None:
+        """The end of that."""
+        ...
+
+    def captured(self, work: Callable[[], None]) -> Graph:
+        """What ``work`` launches, to be launched again as one; everything else in it happens now,
+        once. Arguments must live as long as the graph."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until all before has been done.
+
+        Raises:
+            DeviceError: something of it failed.
+        """
+        ...
+
+    def busy(self) -> bool:
+        """Whether something of it is still to be done; raises as :meth:`synchronize`."""
         ...
 
     def launch(

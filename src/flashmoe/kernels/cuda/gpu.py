@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,14 @@ class Gpu:
     def __init__(self, number: int = 0) -> None:
         self._cupy = cupy = _cupy()
         try:
-            count = cupy.cuda.runtime.getDeviceCount()
+            there = cupy.cuda.runtime.getDeviceCount()
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise DeviceError(
                 f"no NVIDIA GPU can be used ({error}): check that nvidia-smi lists one, or run "
                 "with --kernels cpu"
             ) from error
-        if not 0 <= number < count:
-            raise DeviceError(f"there is no GPU {number}: this machine has {count}, from 0 on")
+        if not 0 <= number < there:
+            raise DeviceError(f"there is no GPU {number}: this machine has {there}, from 0 on")
         self.number = number
         self._device = cupy.cuda.Device(number)
         found = cupy.cuda.runtime.getDeviceProperties(number)
@@ -106,6 +107,36 @@ class Gpu:
         """Where it begins."""
         return int(array.data.ptr)
 
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Zeroed memory of the host that the device reads and writes too, at the same address."""
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        with self._here():
+            memory = self._cupy.cuda.alloc_pinned_memory(nbytes)
+        array = np.frombuffer(memory, dtype, count=int(np.prod(shape))).reshape(shape)
+        array[...] = 0
+        return array
+
+    def arena(self, nbytes: int) -> DeviceArray:
+        """Memory for slots, bytes that begin at a multiple of 4,096, outside of any pool."""
+        cupy = self._cupy
+        with self._here():
+            memory = cupy.cuda.memory.Memory(nbytes)
+        return cupy.ndarray((nbytes,), np.uint8, cupy.cuda.MemoryPointer(memory, 0))
+
+    def mover(self, arena: DeviceArray, slot_bytes: int) -> Mover:
+        """Copies of records into slots of an arena, beside the launches."""
+        return Mover(self, arena, slot_bytes)
+
+    def pin(self, array: Array) -> None:
+        """Have memory of the host stay where it is, so that copies from it need no other."""
+        with self._here():
+            self._cupy.cuda.runtime.hostRegister(array.ctypes.data, array.nbytes, 0)
+
+    def unpin(self, array: Array) -> None:
+        """The end of that."""
+        with self._here():
+            self._cupy.cuda.runtime.hostUnregister(array.ctypes.data)
+
     def synchronize(self) -> None:
         """Wait until all before has been done.
 
@@ -114,6 +145,11 @@ class Gpu:
         """
         with self._here():
             self._stream.synchronize()
+
+    def busy(self) -> bool:
+        """Whether something of it is still to be done; raises as :meth:`synchronize`."""
+        with self._here():
+            return not self._stream.done
 
     def launch(
         self,
@@ -130,7 +166,7 @@ class Gpu:
             DeviceError: the GPU reports an error, of this or an earlier launch.
         """
         function = self._kernels.get((source, kernel)) or self._compiled(source, kernel)
-        given = tuple(np.uint64(0) if each is None else each for each in arguments)
+        given = tuple(map(_given, arguments))
         with self._here():
             if shared_bytes > function.max_dynamic_shared_size_bytes:
                 function.max_dynamic_shared_size_bytes = shared_bytes
@@ -177,6 +213,60 @@ class Gpu:
         return float(self._cupy.cuda.get_elapsed_time(begin, end))
 
 
+class Mover:
+    """Copies of records into slots, on a stream of their own (``stream.tiers.mover``)."""
+
+    def __init__(self, gpu: Gpu, arena: DeviceArray, slot_bytes: int) -> None:
+        self._gpu, self._arena, self._slot_bytes = gpu, arena, slot_bytes
+        with gpu._here():
+            self._stream = gpu._cupy.cuda.Stream(non_blocking=True)
+        self._tickets = count()
+        self._events: dict[int, Any] = {}
+        self._spare: list[Any] = []
+
+    def copy(self, slot: int, record: Array) -> int:
+        """Start copying a record, uint8 (record_bytes,), to the beginning of a slot; the ticket."""
+        cupy = self._gpu._cupy
+        target = self._gpu.address(self._arena) + slot * self._slot_bytes
+        with self._gpu._here():
+            kind = cupy.cuda.runtime.memcpyHostToDevice
+            source = record.ctypes.data
+            stream = self._stream.ptr
+            cupy.cuda.runtime.memcpyAsync(target, source, record.nbytes, kind, stream)
+            event = self._spare.pop() if self._spare else cupy.cuda.Event(disable_timing=True)
+            event.record(self._stream)
+        ticket = next(self._tickets)
+        self._events[ticket] = event
+        return ticket
+
+    def done(self, ticket: int) -> bool:
+        """Whether :meth:`wait` would return, or raise, at once."""
+        with self._gpu._here():
+            return bool(self._events[ticket].done)
+
+    def wait(self, ticket: int) -> None:
+        """Wait until a copy has ended; its ticket ends with that.
+
+        Raises:
+            DeviceError: the slot does not hold the record.
+        """
+        event = self._events.pop(ticket)
+        with self._gpu._here():
+            event.synchronize()
+        self._spare.append(event)
+
+    def fence(self) -> None:
+        """Copies from now on begin after all that was launched by now."""
+        with self._gpu._here():
+            self._stream.wait_event(self._gpu._stream.record())
+
+    def drain(self) -> None:
+        """Wait until no copy is under way, whatever came of them; every ticket has ended then."""
+        self._events.clear()
+        with self._gpu._here():
+            self._stream.synchronize()
+
+
 class Graph:
     """Launches captured once (:meth:`Gpu.captured`)."""
 
@@ -197,6 +287,13 @@ def _cupy() -> Any:
             "the GPU's kernels need CuPy: pip install 'flash-moe[cuda]', or run with --kernels cpu"
         ) from error
     return cupy
+
+
+def _given(argument: Argument) -> Any:
+    """As CuPy passes it: null and the host's arrays by address."""
+    if argument is None:
+        return np.uint64(0)
+    return np.uint64(argument.ctypes.data) if isinstance(argument, np.ndarray) else argument
 
 
 def _dotted(capability: tuple[int, int]) -> str:

@@ -45,6 +45,10 @@ class EmulatedDevice:
         )
         return copied[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
 
+    def write(self, target, array):
+        self.synchronize()
+        target[...] = array
+
     def download(self, array):
         self.synchronize()
         return np.array(array)

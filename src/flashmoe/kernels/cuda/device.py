@@ -49,6 +49,10 @@ class Device(Protocol):
         """A copy of a numpy array."""
         ...
 
+    def write(self, target: DeviceArray, array: Array) -> None:
+        """Overwrite an array, or a part of one, with numpy's of the same shape and type."""
+        ...
+
     def download(self, array: DeviceArray) -> Array:
         """A copy as numpy array, when all before has been done."""
         ...

@@ -98,6 +98,11 @@ class Gpu:
         with self._here():
             return self._cupy.asarray(array)
 
+    def write(self, target: DeviceArray, array: Array) -> None:
+        """Overwrite an array, or a part of one, with numpy's of the same shape and type."""
+        with self._here():
+            target[...] = self._cupy.asarray(array)
+
     def download(self, array: DeviceArray) -> Array:
         """A copy as numpy array, when all before has been done."""
         with self._here():

@@ -38,6 +38,10 @@ class ReadError(StoreError):
     """A record that could not be read whole, or whose checksum does not match."""
 
 
+class DeviceError(FlashMoeError):
+    """A graphics processor that cannot be used, or that failed while it was; names it."""
+
+
 class SessionError(FlashMoeError):
     """A saved session that cannot be written, is damaged, or belongs to another model."""
 

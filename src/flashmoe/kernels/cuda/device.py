@@ -1,7 +1,7 @@
 """What the launchers want of a GPU, so that they can be tested without one.
 
-Owns the interface alone. ``gpu`` is the real one; tests have another, which runs the same sources
-on the processor.
+Owns the interface, and the check of what goes through it. ``gpu`` is the real one; tests
+have another, which runs the same sources on the processor.
 """
 
 from __future__ import annotations
@@ -113,3 +113,9 @@ class Device(Protocol):
             DeviceError: the GPU reports an error, of this or an earlier launch.
         """
         ...
+
+
+def check(name: str, array: DeviceArray, shape: tuple[int, ...]) -> None:
+    """Kernels trust what they are given: a shape that is not ``shape`` is a ValueError here."""
+    if array.shape != shape:
+        raise ValueError(f"{name} of shape {array.shape} do not fit; {shape} is wanted")

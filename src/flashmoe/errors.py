@@ -38,10 +38,6 @@ class ReadError(StoreError):
     """A record that could not be read whole, or whose checksum does not match."""
 
 
-class DeviceError(FlashMoeError):
-    """A graphics processor that cannot be used, or that failed while it was; names it."""
-
-
 class SessionError(FlashMoeError):
     """A saved session that cannot be written, is damaged, or belongs to another model."""
 
@@ -60,7 +56,7 @@ class BudgetError(FlashMoeError):
 
 
 class DeviceError(FlashMoeError):
-    """A GPU that is not there, cannot be used, or reports an error."""
+    """A GPU that is not there, cannot be used, or has failed; the message names it."""
 
 
 def reason(error: BaseException) -> str:

@@ -25,9 +25,13 @@ class EmulatedDevice:
     name = "emulated"
 
     def __init__(self) -> None:
+        self.free_bytes = 1 << 33
         self.launches: list[str] = []
         self._recorded: list | None = None
         self._thread: threading.Thread | None = None
+
+    def memory(self):
+        return self.free_bytes, 1 << 34
 
     def empty(self, shape, dtype):
         array = np.empty(shape, dtype)

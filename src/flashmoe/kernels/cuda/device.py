@@ -37,6 +37,10 @@ class Device(Protocol):
         """As its maker calls it."""
         ...
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free for anyone, and bytes in all."""
+        ...
+
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         """Memory that holds anything. Raises BudgetError where there is none."""
         ...

@@ -40,6 +40,9 @@ class GpuDecoder:
     ``records`` says of each layer how an expert lies in its record.
     """
 
+    most_tokens = 1
+    """That may pass together: of two recurrent states one is always that before the pass."""
+
     def __init__(
         self,
         shape: ModelShape,
@@ -74,6 +77,10 @@ class GpuDecoder:
     def state(self, context_tokens: int, kv: str) -> State:
         """An empty timeline."""
         return GpuState(self.shape, context_tokens, np.dtype(np.float32), kv, self._device)
+
+    def empty(self) -> None:
+        """Forget every expert in the device's memory."""
+        self._tier.empty()
 
     def forward(
         self,

@@ -11,8 +11,9 @@ import numpy as np
 
 from flashmoe.kernels.cuda import decode
 from flashmoe.kernels.cuda.attention import Attention, KeyValues
-from flashmoe.kernels.cuda.decode import Choice, FeedForward, Norm, Placed, Projection, Vector
+from flashmoe.kernels.cuda.decode import FeedForward, Norm, Placed, Projection, Vector
 from flashmoe.kernels.cuda.delta import DeltaNet, DeltaState
+from flashmoe.kernels.cuda.descriptors import Resident
 from flashmoe.kernels.cuda.device import Device, DeviceArray
 from flashmoe.kernels.mixers import AttentionWeights, DeltaWeights
 from flashmoe.model.gpu.weights import Weights
@@ -38,8 +39,9 @@ class Rooms:
 
 @dataclass(frozen=True)
 class Slots:
-    """Where experts lie: the arena's address, bytes of a slot."""
+    """Where experts lie: the arena, its address, and bytes of a slot."""
 
+    arena: DeviceArray
     address: int
     slot_bytes: int
 
@@ -75,7 +77,7 @@ class Layer:
         routed = []
         if experts.router == "softmax":
             routed.append(weights.matrix(f"{mlp}.gate", experts.count, hidden))
-        shared: tuple[decode.Resident, ...] = ()
+        shared: tuple[Resident, ...] = ()
         if experts.shared_intermediate:
             routed.append(weights.matrix(f"{mlp}.shared_expert_gate", 1, hidden))
             shared = weights.expert(f"{mlp}.shared_expert", hidden, experts.shared_intermediate)
@@ -101,7 +103,7 @@ class Layer:
             self.mixer(projected, state, inputs[1:2], mixed)
         else:
             assert isinstance(state, tuple)
-            self.mixer(projected, *state, mixed)
+            self.mixer(projected, state[0], state[1], mixed)
         self.out(mixed, rooms.x, rooms.x)
         self.after(rooms.x, rooms.normed)
         logits, opening = self._route(rooms)

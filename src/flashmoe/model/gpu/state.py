@@ -47,7 +47,7 @@ class GpuState(State):
                 self.recurrent.append((_zeros(device, layer), _zeros(device, layer)))
 
     @property
-    def layers(self) -> list[LayerState]:  # type: ignore[override]
+    def layers(self) -> list[LayerState]:
         """The host's side, up to date, for whoever reads or writes it."""
         self._pull()
         return self._layers

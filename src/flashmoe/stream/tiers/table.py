@@ -18,10 +18,14 @@ ABSENT = -1
 
 
 class Table:
-    """Of ``layers`` layers of ``experts`` experts each."""
+    """Of ``layers`` layers of ``experts`` experts each.
 
-    def __init__(self, layers: int, experts: int) -> None:
-        self._slots = np.full((layers, experts), ABSENT, np.int32)
+    ``memory``, int32 of that shape, is where the table lies, where the device reads it itself.
+    """
+
+    def __init__(self, layers: int, experts: int, memory: Array | None = None) -> None:
+        self._slots = np.empty((layers, experts), np.int32) if memory is None else memory
+        self._slots[...] = ABSENT
         self._frozen = self._slots.view()
         self._frozen.flags.writeable = False
         self._changed: dict[Key, None] = {}

@@ -42,11 +42,18 @@ class Vram:
     """``slots`` slots that ``mover`` copies to, for the experts of ``store`` from ``streamer``.
 
     A token chooses ``top_k`` experts of a layer, 0 for as many as the published model's. What the
-    tier has cost is counted in ``streamer.counters``.
+    tier has cost is counted in ``streamer.counters``. ``table``, int32 (layers, experts), is memory
+    for the resident table that the device reads itself: then nothing has to be told.
     """
 
     def __init__(
-        self, store: Store, slots: int, mover: Mover, streamer: Streamer, top_k: int = 0
+        self,
+        store: Store,
+        slots: int,
+        mover: Mover,
+        streamer: Streamer,
+        top_k: int = 0,
+        table: Array | None = None,
     ) -> None:
         experts = store.shape.experts
         self.slots = slots
@@ -55,7 +62,7 @@ class Vram:
         self._experts = experts.count
         self._mover = mover
         self._streamer = streamer
-        self._table = Table(len(store.manifest.layers), experts.count)
+        self._table = Table(len(store.manifest.layers), experts.count, table)
         self._forget()
 
     def _forget(self) -> None:

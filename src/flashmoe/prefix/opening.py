@@ -5,7 +5,6 @@ Owns what names its pieces: all that decides the last bits of a state.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 
 from flashmoe import __version__
@@ -29,9 +28,10 @@ def prefixes_of(
     outlay: Outlay,
     runtime: Runtime,
     key: str,
-    reserve: weakref.WeakMethod[Callable[[State, int], None]],
+    reserve: Callable[[], Callable[[State, int], None] | None],
 ) -> Prefixes:
-    """That of the engine called ``key``, which makes room for a timeline by ``reserve``."""
+    """That of the engine called ``key``; ``reserve`` refers to what makes room for a timeline, as
+    long as that lives."""
     # Chunks that end at multiples of 64 do not decide anything.
     odd = (runtime.chunk_tokens or 0) % CHUNK
     variant = f"{kernels.name} {kernels.instruction_set}"

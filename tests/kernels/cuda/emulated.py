@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 SOURCES = Path(str(resources.files("flashmoe.kernels.cuda"))) / "source"
-KERNEL = re.compile(r"^KERNEL\([^)]*\)\s+(\w+)\(", re.MULTILINE)
+KERNEL = re.compile(r"^KERNEL(?:_TOGETHER)?\([^)]*\)\s+(\w+)\(", re.MULTILINE)
 BUILT = Path(__file__).parents[3] / "build" / "emulated"
 
 
@@ -159,6 +159,8 @@ def _value(argument):
         case np.ndarray():
             assert argument.flags.c_contiguous
             return ctypes.c_void_p(argument.ctypes.data)
+        case np.void():
+            return ctypes.create_string_buffer(argument.tobytes())
         case np.generic():
             return _number(argument)
     raise TypeError(f"a kernel takes arrays and numpy's numbers, not {type(argument)}")

@@ -240,6 +240,7 @@ void launch(const char* name, void (*kernel)(A...), const unsigned* grid, unsign
 #define blockDim (::emulator::block_size)
 #define gridDim (::emulator::grid_size)
 #define KERNEL(threads) static void
+#define KERNEL_TOGETHER(threads, blocks) static void
 #define DEVICE inline
 #define __shared__ static
 #define __restrict__ __restrict

@@ -135,8 +135,15 @@ NETWORKS = {
 @pytest.mark.parametrize("width, shared_width", ((64, 128), (192, 64), (1088, 64)))
 @pytest.mark.parametrize("network", NETWORKS)
 def test_experts(device, network, width, shared_width):
-    rng = np.random.default_rng(8)
-    hidden, count, top_k = 192, 6, 3
+    check_experts(device, network, width, shared_width, count=6, top_k=3)
+
+
+def test_many_experts(device):
+    check_experts(device, "4 bits", 64, 64, count=20, top_k=18)
+
+
+def check_experts(device, network, width, shared_width, count, top_k):
+    rng, hidden = np.random.default_rng(8), 192
     forms, shared_forms = NETWORKS[network]
     layout = RecordLayout(*forms, hidden, width)
     shapes = [shape for _, shape, _ in layout.matrices]
@@ -159,7 +166,7 @@ def test_experts(device, network, width, shared_width):
         [resident(device, weights) for weights in shared],
     )
     x, residual = (rng.standard_normal(hidden).astype(np.float32) for _ in range(2))
-    ids, weights = np.array([4, 0, 5]), rng.random(3).astype(np.float32)
+    ids, weights = rng.permutation(count)[:top_k], rng.random(top_k).astype(np.float32)
     slots = (count - 1 - ids).astype(np.int32)  # they lie the other way round
     chosen = decode.Choice(*(device.upload(a) for a in (ids.astype(np.int32), weights, slots)))
     logit = np.float32(0.3)

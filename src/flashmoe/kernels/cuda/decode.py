@@ -13,14 +13,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashmoe.errors import InputError
-from flashmoe.kernels.cuda.descriptors import CHUNK, EXPERTS, Resident, described, uploaded
+from flashmoe.kernels.cuda.descriptors import (
+    CHUNK,
+    EXPERTS,
+    MATRICES,
+    MOST_MATRICES,
+    Resident,
+    described,
+)
 from flashmoe.kernels.cuda.device import Device, DeviceArray
 from flashmoe.quant import Format
 
 BLOCK_ROWS = 16
 """Rows a block of ``project`` multiplies: kWarps * kRows of source/decode.cu."""
-DOWN_ROWS = 8
-"""kDownWarps * kDownRows of source/experts.cu."""
+DOWN_ROWS, DOWN_WARPS = 8, 12
+"""kDownRows and kDownWarps of source/experts.cu."""
 MOST_EXPERTS, MOST_CHOSEN = 1024, 31
 """Of a layer, and of a token with the shared one beside: a warp's registers and lanes."""
 
@@ -61,12 +68,14 @@ class Projection:
         self.rows = [weights.shape[0] for weights in matrices]
         self._device = device
         self._matrices = tuple(matrices)  # whose memory must live
-        blocks, made = 0, []
-        for weights in matrices:
-            made.append(weights.described(blocks))
-            blocks += -(-weights.shape[0] // BLOCK_ROWS)
-        self._blocks = blocks
-        self._table = uploaded(device, *made)
+        if len(matrices) > MOST_MATRICES:
+            raise ValueError(f"{len(matrices)} matrices at once; {MOST_MATRICES} are possible")
+        self._blocks, made = 0, np.zeros((), MATRICES)
+        for number, weights in enumerate(matrices):
+            made["all"][number] = weights.described(self._blocks)
+            self._blocks += -(-weights.shape[0] // BLOCK_ROWS)
+        made["count"] = len(matrices)
+        self._table = made[()]
 
     @property
     def outputs(self) -> int:
@@ -85,7 +94,6 @@ class Projection:
             (self._blocks, 1, 1),
             128,
             self._table,
-            _i32(len(self.rows)),
             x.floats,
             x.fixed,
             residual,
@@ -98,7 +106,7 @@ class Embedding:
 
     def __init__(self, device: Device, weights: Resident) -> None:
         self._device, self._weights = device, weights
-        self._table = uploaded(device, weights.described())
+        self._table = weights.described()[()]
 
     def __call__(self, given: DeviceArray, inputs: DeviceArray, x: DeviceArray) -> None:
         """``x`` (hidden) becomes the row of the token.
@@ -204,7 +212,7 @@ class FeedForward:
         for name, weights in zip(("gate", "up", "down"), shared, strict=False):
             made[f"shared_{name}"] = weights.described()
         self._widest = max(widths)
-        self._table = uploaded(device, made)
+        self._table = made[()]
 
     def room(self, top_k: int) -> tuple[DeviceArray, DeviceArray]:
         """Memory for what lies between the two halves, for any layer of these widths."""
@@ -236,7 +244,8 @@ class FeedForward:
         grid = (-(-self.hidden // DOWN_ROWS), 1, 1)
         outward = self._table, chosen.slots, chosen.weights, _i32(top_k), shared_logit, h, fixed
         arguments = *outward, width, stride, residual, y
-        self._device.launch("experts", "experts_down", grid, 128, *arguments)
+        threads = 32 * min(top_k + bool(self._shared), DOWN_WARPS)
+        self._device.launch("experts", "experts_down", grid, threads, *arguments)
 
 
 def _check(name: str, array: DeviceArray, length: int) -> None:

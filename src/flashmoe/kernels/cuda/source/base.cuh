@@ -21,6 +21,9 @@ using int64_t = long long;
 using uint64_t = unsigned long long;
 
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// So many blocks of it fit a processor at once.
+#define KERNEL_TOGETHER(threads, blocks) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define DEVICE __device__ __forceinline__
 // Shared memory whose size the launch gives: a pointer to bytes, aligned to 16.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]

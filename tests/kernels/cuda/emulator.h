@@ -266,6 +266,11 @@ inline int __float_as_int(float value) { return static_cast<int>(__float_as_uint
 inline int __float2int_rn(float value) { return static_cast<int>(std::nearbyintf(value)); }
 inline float __fmul_rn(float a, float b) { return a * b; }  // built without contraction
 inline float __fadd_rn(float a, float b) { return a + b; }
+// Of x half turns.
+inline void sincospif(float x, float* sine, float* cosine) {
+    *sine = static_cast<float>(std::sin(M_PI * x));
+    *cosine = static_cast<float>(std::cos(M_PI * x));
+}
 inline void __threadfence_system() {}
 inline void __threadfence() {}
 using std::isfinite;
@@ -328,6 +333,23 @@ inline void multiply_us(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
 }
 inline void multiply_uu(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     emulator::multiply<uint8_t>(d, a, b);
+}
+inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    const uint32_t words[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    for (const uint32_t word : words)
+        if (word & 0x1FFF) std::abort();  // what a GPU would leave out
+    auto* lanes = emulator::exchange(words, 6);
+    const int lane = emulator::current->lane;
+    for (int i = 0; i < 4; ++i) {
+        const int row = lane / 4 + (i / 2) * 8, column = lane % 4 * 2 + i % 2;
+        for (int k = 0; k < 8; ++k) {
+            // a: word (k / 4) * 2 + row / 8 of lane (row % 8) * 4 + k % 4
+            const uint32_t wa = lanes[row % 8 * 4 + k % 4][k / 4 * 2 + row / 8];
+            // b: word k / 4 of lane column * 4 + k % 4
+            const uint32_t wb = lanes[column * 4 + k % 4][4 + k / 4];
+            d[i] += __uint_as_float(wa) * __uint_as_float(wb);
+        }
+    }
 }
 inline float half_to_float(uint16_t bits) {
     _Float16 value;

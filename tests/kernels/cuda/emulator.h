@@ -385,4 +385,5 @@ void copies_awaited() {}
 inline void wait_a_moment() {
     ++::emulator::progress;
     sched_yield();
+    ::emulator::yield();
 }

@@ -13,9 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from flashmoe.kernels.cuda.attention import KeyValues
 from flashmoe.kernels.cuda.decode import Embedding, Norm, Placed, Projection, vector
-from flashmoe.kernels.cuda.delta import DeltaState
 from flashmoe.kernels.cuda.device import Device, Graph
 from flashmoe.kernels.cuda.mailbox import Mailbox
 from flashmoe.model.decoder import Between
@@ -146,13 +144,7 @@ class GpuDecoder:
         def launch() -> None:
             self._embedding(mailbox.given, mailbox.inputs, self._rooms.x)
             for index, layer in enumerate(self._layers):
-                recurrent = state.recurrent[index]
-                kept: KeyValues | tuple[DeltaState, DeltaState]
-                if recurrent is None:
-                    kept = KeyValues(state.kv, state.kept[index])
-                else:
-                    kept = recurrent[here], recurrent[1 - here]
-                letter = mailbox.letter(index)
-                layer.launch(self._rooms, kept, mailbox.inputs, table(index), letter)
+                letter, memory = mailbox.letter(index), state.of_layer(index, here)
+                layer.launch(self._rooms, memory, mailbox.inputs, table(index), letter)
 
         return launch

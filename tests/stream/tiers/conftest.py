@@ -82,6 +82,17 @@ def use_hold(rig: Rig, layer: int, *experts: int) -> bool:
     return hold.ready
 
 
+def use_sweep(rig: Rig, layer: int, ids: Array) -> list[list[int]]:
+    """Pass a routing to its end, and compute with every batch."""
+    found = []
+    with rig.tier.sweep(layer, ids) as passing:
+        for batch in passing.batches():
+            found.append([expert for expert, _ in batch])
+            rig.device.compute([(slot, rig.record(layer, expert)) for expert, slot in batch])
+    assert [expert for batch in found for expert in batch] == np.unique(ids).tolist()
+    return found
+
+
 class RunningAhead:
     """The device of a decode step: it goes through layers on its own as far as its copy of the
     table says, and waits where an expert is missing until the host lets it go on."""

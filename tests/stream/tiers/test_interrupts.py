@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.stream.conftest import EXPERTS, LAYERS, TinyStore
 from tests.stream.test_interrupts import Interrupt
-from tests.stream.tiers.conftest import Rig, rigged, use_hold
+from tests.stream.tiers.conftest import Rig, rigged, use_hold, use_sweep
 
 SLOTS = 4
 
@@ -18,6 +19,9 @@ def use(rig: Rig) -> None:
     use_hold(rig, 1, 4, 5)
     with rig.tier.hold(2, rig.some()):
         rig.tier.changes()
+    use_sweep(rig, 1, np.array([[0, 1], [4, 5], [6, 7]]))
+    with rig.tier.sweep(3, np.array([[0, 1], [2, 3]])) as passing:
+        next(passing.batches())
     use_hold(rig, 0, 0, 1)
     rig.tier.changes()
 
@@ -39,7 +43,7 @@ def interrupted(tiny: TinyStore, at: int, *, opcodes: bool) -> bool:
         return True
 
 
-@pytest.mark.parametrize(("opcodes", "step", "least"), [(False, 1, 300), (True, 47, 2000)])
+@pytest.mark.parametrize(("opcodes", "step", "least"), [(False, 5, 300), (True, 97, 2000)])
 def test_an_interrupt_anywhere(tiny: TinyStore, opcodes: bool, step: int, least: int) -> None:
     at = 0
     while interrupted(tiny, at, opcodes=opcodes):

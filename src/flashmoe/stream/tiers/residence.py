@@ -92,4 +92,12 @@ class Residence:
         self.cache.unpin_all(layer, experts)
         for key in ((layer, expert) for expert in experts):
             if self.table.slot(key) == ABSENT and key not in flying:
-                self._owners[self.cache.drop(key)] = None
+                self._drop(key)
+
+    def drop(self, layer: int, expert: int) -> None:
+        """An expert that is not pinned leaves its slot."""
+        self.table.withdraw((layer, expert))
+        self._drop((layer, expert))
+
+    def _drop(self, key: Key) -> None:
+        self._owners[self.cache.drop(key)] = None

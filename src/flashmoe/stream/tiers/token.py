@@ -55,7 +55,7 @@ class TokenHold:
         counters.vram_hits += hits
         counters.vram_misses += len(experts) - hits
         absent = [expert for expert in experts if expert not in there]
-        self._places = there
+        self._places = dict(there)
         if not absent and not residence.copies.flying:
             streamer.usage.note(layer, ids)
             return
@@ -64,7 +64,7 @@ class TokenHold:
         if not absent:
             streamer.usage.note(layer, ids)
             return
-        self._places = there | residence.admit(layer, absent)
+        self._places |= residence.admit(layer, absent)
         self._lasting = len(absent) <= streamer.least_slots
         self._arrivals = streamer.hold(layer, ids, there)
 

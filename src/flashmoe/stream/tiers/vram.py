@@ -24,18 +24,23 @@ ended by then what the device was computing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from flashmoe.errors import DeviceError, ReadError
 from flashmoe.quant import Array
 from flashmoe.store.reader import Store
 from flashmoe.stream.records import is_wide
 from flashmoe.stream.streamer import Streamer
-from flashmoe.stream.tiers.held import Held
+from flashmoe.stream.tiers.held import Batch, Held, Passing
 from flashmoe.stream.tiers.mover import Mover
 from flashmoe.stream.tiers.residence import Residence
+from flashmoe.stream.tiers.sweep import ChunkHold
 from flashmoe.stream.tiers.table import Table
 from flashmoe.stream.tiers.token import TokenHold
+
+Outcome = TypeVar("Outcome")
 
 
 class Vram:
@@ -64,7 +69,7 @@ class Vram:
         self._residence = Residence(
             self.slots, self._top_k, self._table, self._mover, self.counters
         )
-        self._hold: TokenHold | None = None
+        self._hold: TokenHold | ChunkHold | None = None
         self._sound = True
 
     def hold(self, layer: int, ids: Array) -> Held:
@@ -89,6 +94,20 @@ class Vram:
         slots = hold.slots(ids)
         self._sound = True
         return Held(slots, not hold.waiting, partial(self._wait, hold), partial(self._end, hold))
+
+    def sweep(self, layer: int, ids: Array) -> Passing:
+        """Let the experts of any number of tokens pass, ids (T, k), while a ``with`` block uses
+        them: batch by batch, in ascending order, each once. One slot is enough.
+
+        Nothing on the device may run ahead. Leaving the block ends the hold, early if need be.
+        """
+        experts = self._routed(layer, ids)
+        self._sound = False
+        hold = ChunkHold(self._residence, self._streamer, self._mover, layer, self._top_k)
+        self._hold = hold
+        hold.claim(experts, ids, self.counters)
+        self._sound = True
+        return Passing(partial(self._take, hold), partial(self._end, hold))
 
     def table(self, layer: int) -> Array:
         """The slot of each expert of a layer that is in VRAM, else -1: int32 (experts,), read-only
@@ -129,6 +148,14 @@ class Vram:
 
     def _wait(self, hold: TokenHold) -> None:
         """Bring what a hold still lacks."""
+        self._advance(hold, hold.carry)
+
+    def _take(self, hold: ChunkHold) -> Batch:
+        """The next experts of a sweep that are there, at least one; none at its end."""
+        return self._advance(hold, hold.take)
+
+    def _advance(self, hold: TokenHold | ChunkHold, act: Callable[[], Outcome]) -> Outcome:
+        """Let an open hold act."""
         if self._hold is not hold or not self._sound:
             raise RuntimeError(
                 "this hold has ended: it was left, or ended by another hold or by an interrupt"
@@ -137,14 +164,15 @@ class Vram:
             raise hold.failed
         self._sound = False
         try:
-            hold.carry()
+            outcome = act()
         except (ReadError, DeviceError) as error:
             hold.failed = error
             self._sound = True  # what has come is whole, the rest goes when the hold ends
             raise
         self._sound = True
+        return outcome
 
-    def _end(self, hold: TokenHold) -> bool:
+    def _end(self, hold: TokenHold | ChunkHold) -> bool:
         """Leave a hold; False where another hold or an interrupt has ended it already."""
         if self._hold is not hold:
             return False

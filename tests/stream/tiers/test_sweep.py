@@ -13,12 +13,29 @@ from flashmoe.errors import DeviceError, ReadError
 from flashmoe.quant import Array
 from flashmoe.stream.sizes import BATCH_EXPERTS
 from tests.stream.conftest import EXPERTS, LAYERS, TOP_K, TinyStore
-from tests.stream.tiers.conftest import ALL, RunningAhead, rigged, use_hold, use_sweep
+from tests.stream.tiers.conftest import ALL, Rig, RunningAhead, rigged, use_hold, use_sweep
 
 
 def chunk(*experts: int) -> Array:
     """A routing of several tokens that wants these, (T, TOP_K)."""
     return np.array([[expert] * TOP_K for expert in (*experts, experts[-1])])
+
+
+def pass_some(rig: Rig, layer: int) -> None:
+    """A routing at random, hinted or not, to its end or not."""
+    ids = rig.some(rig.dice.choice([1, 3, 9]))
+    if rig.dice.random() < 0.5:
+        rig.tier.expect((layer + 1) % LAYERS, 9, lambda: rig.some(3))
+    if rig.dice.random() < 0.5:
+        rig.tier.hint(layer, ids)
+    if rig.dice.random() < 0.8:
+        use_sweep(rig, layer, ids)
+        return
+    with rig.tier.sweep(layer, ids) as passing:
+        for batch in passing.batches():
+            rig.device.compute([(slot, rig.record(layer, expert)) for expert, slot in batch])
+            if rig.dice.random() < 0.5:
+                return
 
 
 @settings(max_examples=250, deadline=None)
@@ -38,15 +55,7 @@ def test_no_schedule_mixes_up_the_bytes(
         for _ in range(6):
             try:
                 for layer in range(LAYERS):
-                    ids = rig.some(rig.dice.choice([1, 3, 9]))
-                    if rig.dice.random() < 0.8:
-                        use_sweep(rig, layer, ids)
-                        continue
-                    with rig.tier.sweep(layer, ids) as passing:
-                        for batch in passing.batches():
-                            rig.device.compute([(s, rig.record(layer, e)) for e, s in batch])
-                            if rig.dice.random() < 0.5:
-                                break
+                    pass_some(rig, layer)
             except (ReadError, DeviceError):
                 assert failing
             rig.device.finish()

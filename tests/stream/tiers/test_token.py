@@ -18,16 +18,19 @@ from tests.stream.tiers.conftest import ALL, RunningAhead, rigged, use_hold
     vram=st.integers(TOP_K, ALL),
     ram=st.integers(1, ALL),
     failing=st.sampled_from([0.0, 0.1]),
+    hinting=st.sampled_from([0.0, 0.5]),
+    spare=st.integers(0, 3),
 )
 def test_no_schedule_mixes_up_the_bytes(
-    tiny: TinyStore, seed: int, vram: int, ram: int, failing: float
+    tiny: TinyStore, seed: int, vram: int, ram: int, failing: float, hinting: float, spare: int
 ) -> None:
-    with rigged(tiny, vram, ram, seed) as rig:
+    with rigged(tiny, vram, ram, seed, spare) as rig:
         ahead = RunningAhead(rig)
         rig.fail(failing)
         for _ in range(8):
-            ahead.token()
+            ahead.token(hinting)
             rig.check_idle()
+            ahead.hear(still=True)
             np.testing.assert_array_equal(ahead.table, rig.tier._table.rows())
         rig.fail(0.0)
         for layer in range(LAYERS):

@@ -34,12 +34,14 @@ class Residence:
         self.copies = Copies(mover, table, counters)
         self._owners: list[Key | None] = [None] * slots
 
-    def admit(self, layer: int, experts: Sequence[int]) -> dict[int, int]:
+    def admit(
+        self, layer: int, experts: Sequence[int], chances: Sequence[float] | None = None
+    ) -> dict[int, int]:
         """Give absent experts a slot each and pin them, from the front, until none is to be had.
 
-        Returns the slots by expert.
+        Returns the slots by expert. ``chances`` are those of experts that nobody has asked for.
         """
-        return self._settle(layer, experts, self.cache.admit_all(layer, experts))
+        return self._settle(layer, experts, self.cache.admit_all(layer, experts, chances))
 
     def exchange(
         self,
@@ -90,6 +92,18 @@ class Residence:
         except DeviceError as error:
             _log.debug("a copy that nobody waits for has failed: %s", error)
         self.cache.unpin_all(layer, experts)
-        for key in ((layer, expert) for expert in experts):
-            if self.table.slot(key) == ABSENT and key not in flying:
-                self._owners[self.cache.drop(key)] = None
+        for expert in experts:
+            self.dismiss((layer, expert))
+
+    def dismiss(self, key: Key) -> None:
+        """An expert leaves its slot if it has no bytes there, and none will come."""
+        if self.table.slot(key) == ABSENT and key not in self.copies.flying:
+            self._drop(key)
+
+    def drop(self, layer: int, expert: int) -> None:
+        """An expert that is not pinned leaves its slot."""
+        self.table.withdraw((layer, expert))
+        self._drop((layer, expert))
+
+    def _drop(self, key: Key) -> None:
+        self._owners[self.cache.drop(key)] = None

@@ -9,8 +9,6 @@ pinned there; the streamer's hold is left only once no copy reads from it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import numpy as np
 
 from flashmoe.errors import DeviceError, ReadError
@@ -18,14 +16,12 @@ from flashmoe.quant import Array
 from flashmoe.stream.arrivals import Arrivals
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.streamer import Streamer
+from flashmoe.stream.tiers.climb import Climb
 from flashmoe.stream.tiers.residence import Residence
 
 
 class TokenHold:
-    """Of the distinct ``experts`` of a layer that one token chooses by ``ids`` (k,) or (1, k).
-
-    Those ``hinted`` are there because this routing was hinted: no hits.
-    """
+    """Of the experts of a layer that one token chooses."""
 
     def __init__(self, residence: Residence, streamer: Streamer, layer: int) -> None:
         self.layer = layer
@@ -34,7 +30,8 @@ class TokenHold:
         self._streamer = streamer
         self._places: dict[int, int] = {}
         self._coming: list[int] = []  # not in VRAM yet
-        self._begun: list[int] = []  # of these, copies for this hold
+        self._begun: list[int] = []  # of these, those whose copies have begun
+        self._borrowed: list[int] = []  # lent by the streamer, since they have climbed
         self._arrivals: Arrivals | None = None
         self._lasting = True
 
@@ -44,29 +41,47 @@ class TokenHold:
         return bool(self._coming)
 
     def claim(
-        self, experts: list[int], ids: Array, hinted: Collection[int], counters: Counters
+        self,
+        experts: list[int],
+        ids: Array,
+        climb: Climb,
+        counters: Counters,
+        *,
+        foreseen: bool,
     ) -> None:
-        """Pin what is in VRAM, give the rest slots, and ask the streamer for what it must bring."""
+        """Pin what is in VRAM, give the rest slots, and ask the streamer for what it must bring.
+
+        Also if nothing is missing, where the streamer has ``foreseen`` what to read meanwhile.
+        """
         layer, residence, streamer = self.layer, self._residence, self._streamer
         slots = residence.cache.lookup_all(layer, experts)
         there = {expert: slot for expert, slot in zip(experts, slots, strict=True) if slot >= 0}
         residence.cache.pin_all(layer, list(there))
+        hinted = climb.asked(layer, experts)
         hits = len(there) - sum(expert in there for expert in hinted)
         counters.vram_hits += hits
         counters.vram_misses += len(experts) - hits
         absent = [expert for expert in experts if expert not in there]
-        self._places = there
-        if not absent and not residence.copies.flying:
-            streamer.usage.note(layer, ids)
-            return
+        self._places = dict(there)
         flying = [expert for expert in there if (layer, expert) in residence.copies.flying]
-        self._coming = flying + absent
-        if not absent:
+        climb.hand_over(layer, flying)
+        self._begun, self._borrowed, self._coming = flying, list(flying), flying + absent
+        if not absent and not foreseen:
             streamer.usage.note(layer, ids)
             return
-        self._places = there | residence.admit(layer, absent)
+        self._admit(absent, climb)
         self._lasting = len(absent) <= streamer.least_slots
         self._arrivals = streamer.hold(layer, ids, there)
+        if not absent:
+            self._leave()
+
+    def _admit(self, absent: list[int], climb: Climb) -> None:
+        """Give absent experts slots, if need be those of what has climbed."""
+        self._places |= self._residence.admit(self.layer, absent)
+        rest = [expert for expert in absent if expert not in self._places]
+        if rest:
+            climb.land(all_of_them=True)
+            self._places |= self._residence.admit(self.layer, rest)
 
     def slots(self, ids: Array) -> Array:
         """The slot of each, int32 and shaped as ``ids``."""
@@ -98,6 +113,8 @@ class TokenHold:
     def end(self) -> None:
         """Give everything back, whatever has come of it."""
         self._residence.give_back(self.layer, list(self._places), self._begun)
+        while self._borrowed:
+            self._streamer.lending.take_back((self.layer, self._borrowed.pop()))
         self._leave()
 
     def _leave(self) -> None:

@@ -61,6 +61,7 @@ struct Fiber {
     Warp* warp = nullptr;
     bool done = false;
     unsigned exchanges = 0;
+    std::vector<std::pair<void*, const void*>> copies;  // not awaited yet; nulls end groups
     std::unique_ptr<char[]> stack;
 };
 
@@ -128,6 +129,7 @@ inline void prepare(Fiber& fiber) {
     if (!fiber.stack) fiber.stack.reset(new char[kStack]);
     fiber.done = false;
     fiber.exchanges = 0;
+    fiber.copies.clear();
 #if defined(__x86_64__)
     auto top = reinterpret_cast<uintptr_t>(fiber.stack.get() + kStack) & ~uintptr_t{63};
     auto** at = reinterpret_cast<void**>(top);
@@ -238,7 +240,7 @@ void launch(const char* name, void (*kernel)(A...), const unsigned* grid, unsign
 #define blockIdx (::emulator::block)
 #define blockDim (::emulator::block_size)
 #define gridDim (::emulator::grid_size)
-#define KERNEL(threads) static void
+#define KERNEL(...) static void
 #define DEVICE inline
 #define __shared__ static
 #define __restrict__ __restrict
@@ -327,6 +329,16 @@ inline void multiply_us(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
 inline void multiply_uu(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     emulator::multiply<uint8_t>(d, a, b);
 }
+inline void multiply_us(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                        const int (&c)[4]) {
+    std::memcpy(d, c, sizeof d);
+    multiply_us(d, a, b);
+}
+inline void multiply_uu(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                        const int (&c)[4]) {
+    std::memcpy(d, c, sizeof d);
+    multiply_uu(d, a, b);
+}
 inline float half_to_float(uint16_t bits) {
     _Float16 value;
     std::memcpy(&value, &bits, 2);
@@ -350,11 +362,30 @@ inline uint32_t load_once_4(const void* from) {
     if (reinterpret_cast<uintptr_t>(from) % 4) std::abort();
     return *static_cast<const uint32_t*>(from);
 }
+// Takes effect no sooner than it is waited for, so that a kernel which does not wait is caught.
 inline void copy_async(void* shared, const void* global) {
     if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16)
         std::abort();
-    std::memcpy(shared, global, 16);
+    emulator::current->copies.push_back({shared, global});
 }
-inline void copies_committed() {}
+inline void copies_committed() { emulator::current->copies.push_back({}); }
 template <int pending>
-void copies_awaited() {}
+void copies_awaited() {
+    auto& copies = emulator::current->copies;
+    int after = 0;  // groups
+    for (const auto& copy : copies) after += copy.first == nullptr;
+    std::size_t done = 0;
+    for (; after > pending; ++done) {
+        const auto [to, from] = copies[done];
+        if (to == nullptr)
+            --after;
+        else
+            std::memcpy(to, from, 16);
+    }
+    copies.erase(copies.begin(), copies.begin() + static_cast<std::ptrdiff_t>(done));
+}
+template <class T>
+T* afresh(T* address) {
+    return address;
+}
+inline int afresh(int number) { return number; }

@@ -20,7 +20,8 @@ using uint32_t = unsigned;
 using int64_t = long long;
 using uint64_t = unsigned long long;
 
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// Threads of a block, and how many blocks a multiprocessor should have room for.
+#define KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
 #define DEVICE __device__ __forceinline__
 // Shared memory whose size the launch gives: a pointer to bytes, aligned to 16.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
@@ -66,6 +67,23 @@ DEVICE void multiply_uu(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+// The same, d = c + a b, so that c stays in its registers.
+DEVICE void multiply_us(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                        const int (&c)[4]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%10,%11,%12,%13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]),
+          "r"(c[2]), "r"(c[3]));
+}
+DEVICE void multiply_uu(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                        const int (&c)[4]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%10,%11,%12,%13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]),
+          "r"(c[2]), "r"(c[3]));
+}
 DEVICE float half_to_float(uint16_t bits) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
@@ -106,6 +124,17 @@ DEVICE void copies_committed() { asm volatile("cp.async.commit_group;" ::: "memo
 template <int pending>
 DEVICE void copies_awaited() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+// The same address, of which the compiler knows nothing: what lies there is read again, and need
+// not wait in registers.
+template <class T>
+DEVICE T* afresh(T* address) {
+    asm volatile("" : "+l"(address));
+    return address;
+}
+DEVICE int afresh(int number) {
+    asm volatile("" : "+r"(number));
+    return number;
 }
 
 #endif  // FLASHMOE_EMULATED

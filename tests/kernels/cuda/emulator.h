@@ -53,6 +53,12 @@ struct Warp {
     uint32_t slots[2][32][8];
 };
 
+struct Copy {
+    void* to;
+    const void* from;
+    std::size_t bytes;
+};
+
 struct Fiber {
     ucontext_t context;
     void* sp = nullptr;
@@ -61,7 +67,7 @@ struct Fiber {
     Warp* warp = nullptr;
     bool done = false;
     unsigned exchanges = 0;
-    std::vector<std::pair<void*, const void*>> copies;  // not awaited yet; nulls end groups
+    std::vector<Copy> copies;  // not awaited yet; one of no bytes ends a group
     std::unique_ptr<char[]> stack;
 };
 
@@ -362,25 +368,34 @@ inline uint32_t load_once_4(const void* from) {
     if (reinterpret_cast<uintptr_t>(from) % 4) std::abort();
     return *static_cast<const uint32_t*>(from);
 }
-// Takes effect no sooner than it is waited for, so that a kernel which does not wait is caught.
+inline uint16_t load_once_2(const void* from) {
+    if (reinterpret_cast<uintptr_t>(from) % 2) std::abort();
+    return *static_cast<const uint16_t*>(from);
+}
+// Take effect no sooner than they are waited for, so that a kernel which does not wait is caught.
 inline void copy_async(void* shared, const void* global) {
     if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16)
         std::abort();
-    emulator::current->copies.push_back({shared, global});
+    emulator::current->copies.push_back({shared, global, 16});
+}
+inline void copy_async_8(void* shared, const void* global) {
+    if (reinterpret_cast<uintptr_t>(shared) % 8 || reinterpret_cast<uintptr_t>(global) % 8)
+        std::abort();
+    emulator::current->copies.push_back({shared, global, 8});
 }
 inline void copies_committed() { emulator::current->copies.push_back({}); }
 template <int pending>
 void copies_awaited() {
     auto& copies = emulator::current->copies;
     int after = 0;  // groups
-    for (const auto& copy : copies) after += copy.first == nullptr;
+    for (const auto& copy : copies) after += copy.bytes == 0;
     std::size_t done = 0;
     for (; after > pending; ++done) {
-        const auto [to, from] = copies[done];
-        if (to == nullptr)
+        const auto [to, from, bytes] = copies[done];
+        if (bytes == 0)
             --after;
         else
-            std::memcpy(to, from, 16);
+            std::memcpy(to, from, bytes);
     }
     copies.erase(copies.begin(), copies.begin() + static_cast<std::ptrdiff_t>(done));
 }

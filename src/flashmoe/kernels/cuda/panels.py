@@ -38,26 +38,34 @@ def group_of(form: Format) -> int:
 
 
 class Rows:
-    """Activations (T, inputs), in every form that was asked for."""
+    """Activations (T, inputs), in every form that was asked for.
 
-    def __init__(self, device: Device, floats: DeviceArray) -> None:
+    With ``up`` they are ``silu(floats) * up``, and may take the place of the floats.
+    """
+
+    def __init__(self, device: Device, floats: DeviceArray, up: DeviceArray | None = None) -> None:
         if len(floats.shape) != 2 or not all(floats.shape):
             raise ValueError(f"activations of shape {floats.shape} do not fit; (T, in) is wanted")
-        self.floats = floats
+        if up is not None:
+            check("the straight half", up, floats.shape)
         self.count, self.inputs = floats.shape
-        self._device = device
+        self._device, self._floats, self._up = device, floats, up
         self._planes: dict[int, DeviceArray] = {}
 
     def form(self, group: int) -> DeviceArray:
         """Floats for 0, else planes of that group size, made at the first call."""
+        grid = (-(-self.count // 8), -(-self.inputs // 256), 1)
+        sizes = _i32(self.count), _i32(self.inputs)
         if not group:
-            return self.floats
+            if self._up is not None:
+                self._device.launch("panels", "swiglu", grid, 256, self._floats, self._up, *sizes)
+                self._up = None
+            return self._floats
         if group not in self._planes:
             size = plane_bytes(self.count, self.inputs, group)
             self._planes[group] = made = self._device.empty((size,), np.uint8)
-            sizes = _i32(self.count), _i32(self.inputs), _i32(group)
-            grid = (-(-self.count // 8), -(-self.inputs // 256), 1)
-            self._device.launch("panels", "prepare", grid, 256, self.floats, *sizes, made)
+            arguments = self._floats, self._up, *sizes, _i32(group), made
+            self._device.launch("panels", "prepare", grid, 256, *arguments)
         return self._planes[group]
 
 

@@ -114,10 +114,20 @@ DEVICE uint32_t load_once_4(const void* from) {
     asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(from));
     return v;
 }
+DEVICE uint16_t load_once_2(const void* from) {
+    uint16_t v;
+    asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(from));
+    return v;
+}
 // 16 bytes from global to shared memory, in the background; both addresses aligned so.
 DEVICE void copy_async(void* shared, const void* global) {
     const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+// The same of 8 bytes.
+DEVICE void copy_async_8(void* shared, const void* global) {
+    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(global) : "memory");
 }
 DEVICE void copies_committed() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `pending` groups are under way.

@@ -76,6 +76,17 @@ DEVICE void fix_row(const float (&x)[8], int row, int column, Planes into) {
     }
 }
 
+// Element `index` of an array of a Type, as its bits, and the float that those are.
+DEVICE uint32_t load_bits(const uint8_t* array, int index, int type) {
+    return type == kF32 ? load_once_4(array + int64_t{4} * index)
+                        : load_once_2(array + int64_t{2} * index);
+}
+DEVICE float bits_to_float(uint32_t bits, int type) {
+    if (type == kF32) return __uint_as_float(bits);
+    const auto half = static_cast<uint16_t>(bits);
+    return type == kF16 ? half_to_float(half) : bf16_to_float(half);
+}
+
 template <int bits>
 DEVICE void take_codes(const uint8_t* row, int chunk, uint32_t (&words)[8]) {
     uint32_t taken[bits];

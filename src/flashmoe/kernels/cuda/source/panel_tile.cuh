@@ -20,7 +20,6 @@ constexpr float kSignedFloat = 0x1.8p23F, kUnsignedFloat = 0x1p23F;
 template <int group>
 struct Step {
     static constexpr int kBlocks = group == 128 ? 2 : 1, kGroups = group == 32 ? 2 : 1;
-    static constexpr int kInputs = 64 * kBlocks;
     alignas(16) uint4 weights[kBlocks][kTileOutputs / 16][2][32];  // a lane's fragment of a product
     alignas(16) uint8_t rows[kBlocks][2][kTileRows][64];
     alignas(16) float2 factors[kGroups][kTileOutputs];  // scale and bias
@@ -31,44 +30,47 @@ struct Step {
 static_assert(2 * sizeof(Step<32>) == 38912 && 2 * sizeof(Step<64>) == 35840 &&
               2 * sizeof(Step<128>) == 68608);
 
-// A thread's share of the next step: 32 codes a block of 64 of its output, scale and bias of their
-// group, and, of some threads, scale and sum of a row.
+// A thread's share of the next step's weights: 32 codes a block of 64 of its output, scale and bias
+// of their group.
 template <int group>
 struct Share {
     uint32_t words[Step<group>::kBlocks][8];
-    float2 factors, scales;
+    uint32_t scale, bias;  // floats come of them when they have arrived
 };
 
-// Where a thread's shares come from: codes, scales and biases of its output, and its row of x.
+// Where a thread's shares come from: codes, scales and biases of its output.
 struct Origin {
     const uint8_t *codes, *scales, *biases;
-    int bits, type, groups, row;
+    int bits, type, groups;
 };
 
 template <int group>
-DEVICE Origin origin(const Matrix& m, int output, int row) {
+DEVICE Origin origin(const Matrix& m, int output) {
     const int groups = m.columns / group, half = static_cast<int>(threadIdx.x) % 2;
     const int64_t at = int64_t{output} * groups * (m.type == kF32 ? 4 : 2);
     const int64_t codes = output * (int64_t{m.columns} / 32 * m.bits * 4) + 4 * m.bits * half;
-    return {m.weight + codes, m.scales + at, m.biases + at, m.bits, m.type, groups, row};
+    return {m.weight + codes, m.scales + at, m.biases + at, m.bits, m.type, groups};
 }
 
 template <int group>
-DEVICE void copy_rows(Step<group>& step, const Planes& x, int first_block, int row) {
-    const int thread = afresh(static_cast<int>(threadIdx.x)), piece = thread % 4, at = thread / 4;
+DEVICE void copy_rows(Step<group>& step, const Planes& x, int first_block, int groups, int row) {
+    const int thread = afresh(static_cast<int>(threadIdx.x)), piece = thread & 3, at = thread >> 2;
 #pragma unroll
     for (int b = 0; b < Step<group>::kBlocks; ++b)
 #pragma unroll
         for (int plane = 0; plane < 2; ++plane)
             copy_async(&step.rows[b][plane][at][16 * piece],
                        x.row(first_block + b, plane, row) + 16 * piece);
+    const int scale = 64 * first_block / group + piece;
+    if (piece < Step<group>::kGroups && scale < groups)
+        copy_async_8(&step.scales[piece][at], x.scales(scale) + row);
     copies_committed();
 }
 
 template <int group>
-DEVICE void take_share(Share<group>& share, const Origin& from, const Planes& x, int first_block) {
+DEVICE void take_share(Share<group>& share, const Origin& from, int first_block) {
     constexpr int kBlocks = Step<group>::kBlocks, kGroups = Step<group>::kGroups;
-    const int half = static_cast<int>(threadIdx.x) % 2, piece = static_cast<int>(threadIdx.x) % 4;
+    const int half = static_cast<int>(threadIdx.x) % 2;
     const int first_group = 64 * first_block / group;
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b)
@@ -76,34 +78,32 @@ DEVICE void take_share(Share<group>& share, const Origin& from, const Planes& x,
             load_packed(from.bits, from.codes, 2 * (first_block + b), share.words[b]);
     const int mine = first_group + (kGroups == 2 ? half : 0);
     if (mine < from.groups && (kGroups == 2 || half == 0))
-        share.factors = {load_float(from.scales, mine, from.type),
-                         load_float(from.biases, mine, from.type)};
-    if (piece < kGroups && first_group + piece < from.groups)
-        share.scales = x.scales(first_group + piece)[from.row];
+        share.scale = load_bits(from.scales, mine, from.type),
+        share.bias = load_bits(from.biases, mine, from.type);
 }
 
 // Output 8 h + g of 16 is word h and word 2 + h of lanes 4 g to 4 g + 3; of their order the lowest
 // two bits are turned by g / 2, so that the threads of a warp write to different banks.
 template <int group>
-DEVICE void put_share(Step<group>& step, const Share<group>& share, int bits) {
+DEVICE void put_share(Step<group>& step, const Share<group>& share, int bits, int type) {
     constexpr int kGroups = Step<group>::kGroups;
     const int thread = afresh(static_cast<int>(threadIdx.x));
-    const int half = thread % 2, output = thread / 2, piece = thread % 4;
-    const int g = output % 8, h = output / 8 % 2;
+    const int half = thread & 1, output = thread >> 1, g = output & 7, h = output >> 3 & 1;
 #pragma unroll
     for (int b = 0; b < Step<group>::kBlocks; ++b) {
         uint32_t bytes[8];
         spread_codes(bits, share.words[b], bytes);
-        auto* to = reinterpret_cast<uint32_t*>(step.weights[b][output / 16][half]) + h;
+        auto* to = reinterpret_cast<uint32_t*>(step.weights[b][output >> 4][half]) + h;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            uint32_t* at = to + 4 * (4 * g + (j ^ g / 2));
+            uint32_t* at = to + 4 * (4 * g + (j ^ g >> 1));
             at[2 * half] = half ? bytes[2 * j + 1] : bytes[2 * j];
             at[2 - 2 * half] = half ? bytes[2 * j] : bytes[2 * j + 1];
         }
     }
-    if (kGroups == 2 || half == 0) step.factors[kGroups == 2 ? half : 0][output] = share.factors;
-    if (piece < kGroups) step.scales[piece][thread / 4] = share.scales;
+    if (kGroups == 2 || half == 0)
+        step.factors[kGroups == 2 ? half : 0][output] = {bits_to_float(share.scale, type),
+                                                         bits_to_float(share.bias, type)};
 }
 
 // Two words a product of 32, of all products of a step, of a row of 64 bytes a block.
@@ -163,7 +163,7 @@ DEVICE void multiply_step(const Step<group>& step, int groups, float (&total)[2]
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
         for (int p = 0; p < kProducts; ++p) {
-            const uint4 v = step.weights[p / 2][warp / 2 * 2 + m][p % 2][lane ^ lane / 8];
+            const uint4 v = step.weights[p / 2][(warp >> 1) * 2 + m][p % 2][lane ^ lane >> 3];
             weights[m][p][0] = v.x, weights[m][p][1] = v.y;
             weights[m][p][2] = v.z, weights[m][p][3] = v.w;
         }
@@ -173,7 +173,7 @@ DEVICE void multiply_step(const Step<group>& step, int groups, float (&total)[2]
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
         uint32_t high[kProducts][2], low[kProducts][2];
-        const int at = row + 8 * n + lane / 4;
+        const int at = row + 8 * n + (lane >> 2);
         take_row(step.rows[0][0][at], 2 * kTileRows * 64, slot, high);
         take_row(step.rows[0][1][at], 2 * kTileRows * 64, slot, low);
         const float2* scales = &step.scales[0][row + 8 * n + 2 * slot];
@@ -202,22 +202,22 @@ DEVICE void multiply_tile(const Matrix& m, int first_output, const Planes& x, in
     auto* steps = reinterpret_cast<Step<group>*>(shared);
     // Outputs that lie beyond are multiplied too, as the last one again, and so are rows.
     const int output = min(first_output + static_cast<int>(threadIdx.x) / 2, m.rows - 1);
-    const Origin from = origin<group>(m, output, row);
-    const int last = (m.columns + Step<group>::kInputs - 1) / Step<group>::kInputs;
+    const Origin from = origin<group>(m, output);
+    const int last = (from.groups + Step<group>::kGroups - 1) / Step<group>::kGroups;
     Share<group> share = {};
-    copy_rows(steps[0], x, 0, row);
-    take_share(share, from, x, 0);
-    put_share(steps[0], share, from.bits);
+    copy_rows(steps[0], x, 0, from.groups, row);
+    take_share(share, from, 0);
+    put_share(steps[0], share, from.bits, from.type);
     for (int s = 0; s < last; ++s) {
         copies_awaited<0>();
         block_barrier();
         const int next = Step<group>::kBlocks * (s + 1);
         if (s + 1 < last) {
-            copy_rows(steps[(s + 1) % 2], x, next, row);
-            take_share(share, from, x, next);
+            copy_rows(steps[(s + 1) % 2], x, next, from.groups, row);
+            take_share(share, from, next);
         }
         multiply_step(steps[s % 2], from.groups - s * Step<group>::kGroups, total);
-        if (s + 1 < last) put_share(steps[(s + 1) % 2], share, from.bits);
+        if (s + 1 < last) put_share(steps[(s + 1) % 2], share, from.bits, from.type);
     }
 }
 

@@ -6,23 +6,46 @@
 #include "panel_tile.cuh"
 #include "plain_tile.cuh"
 
-// x (rows, columns) in fixed point. Blocks of eight rows by 256 columns.
+// Eight values from x on; silu of them times those of `up`, where there are any.
+DEVICE void take_eight(const float* x, const float* up, int64_t at, float (&values)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 4) {
+        const auto v = *reinterpret_cast<const float4*>(x + at + i);
+        values[i] = v.x, values[i + 1] = v.y, values[i + 2] = v.z, values[i + 3] = v.w;
+    }
+    if (up == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < 8; i += 4) {
+        const auto v = *reinterpret_cast<const float4*>(up + at + i);
+        values[i] = silu(values[i]) * v.x, values[i + 1] = silu(values[i + 1]) * v.y;
+        values[i + 2] = silu(values[i + 2]) * v.z, values[i + 3] = silu(values[i + 3]) * v.w;
+    }
+}
+
+// x (rows, columns), or silu(x) * up, in fixed point. Blocks of eight rows by 256 columns.
 KERNEL(256)
-prepare(const float* __restrict__ x, int rows, int columns, int group, uint8_t* __restrict__ into) {
+prepare(const float* __restrict__ x, const float* __restrict__ up, int rows, int columns, int group,
+        uint8_t* __restrict__ into) {
     const int thread = static_cast<int>(threadIdx.x);
     const int row = static_cast<int>(blockIdx.x) * 8 + thread / 32;
     const int column = static_cast<int>(blockIdx.y) * 256 + thread % 32 * 8;
     if (row >= rows) return;
     float values[8] = {};
-    if (column < columns) {
-        const float* from = x + int64_t{row} * columns + column;
-#pragma unroll
-        for (int i = 0; i < 8; i += 4) {
-            const auto v = *reinterpret_cast<const float4*>(from + i);
-            values[i] = v.x, values[i + 1] = v.y, values[i + 2] = v.z, values[i + 3] = v.w;
-        }
-    }
+    if (column < columns) take_eight(x, up, int64_t{row} * columns + column, values);
     fix_row(values, row, column, Planes{into, rows, columns, group});
+}
+
+// x = silu(x) * up, both (rows, columns). Blocks as above.
+KERNEL(256) swiglu(float* x, const float* __restrict__ up, int rows, int columns) {
+    const int thread = static_cast<int>(threadIdx.x);
+    const int row = static_cast<int>(blockIdx.x) * 8 + thread / 32;
+    const int column = static_cast<int>(blockIdx.y) * 256 + thread % 32 * 8;
+    if (row >= rows || column >= columns) return;
+    float values[8];
+    const int64_t at = int64_t{row} * columns + column;
+    take_eight(x, up, at, values);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[at + i] = values[i];
 }
 
 // Which of the matrices the block multiplies; `first` of each is its first block.

@@ -373,16 +373,12 @@ inline uint16_t load_once_2(const void* from) {
     return *static_cast<const uint16_t*>(from);
 }
 // Take effect no sooner than they are waited for, so that a kernel which does not wait is caught.
-inline void copy_async(void* shared, const void* global) {
-    if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16)
+inline void copy_async(void* shared, const void* global, unsigned bytes = 16) {
+    if (reinterpret_cast<uintptr_t>(shared) % bytes || reinterpret_cast<uintptr_t>(global) % bytes)
         std::abort();
-    emulator::current->copies.push_back({shared, global, 16});
+    emulator::current->copies.push_back({shared, global, bytes});
 }
-inline void copy_async_8(void* shared, const void* global) {
-    if (reinterpret_cast<uintptr_t>(shared) % 8 || reinterpret_cast<uintptr_t>(global) % 8)
-        std::abort();
-    emulator::current->copies.push_back({shared, global, 8});
-}
+inline void copy_async_8(void* shared, const void* global) { copy_async(shared, global, 8); }
 inline void copies_committed() { emulator::current->copies.push_back({}); }
 template <int pending>
 void copies_awaited() {

@@ -1,6 +1,7 @@
 """Turns and replies: what is asked becomes ids, and ids become pieces; what is known stays."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,15 @@ def test_a_request_of_a_tool_becomes_a_call(engine, session):
     assert reply.finish_reason == "tool_calls" and reply.stop_sequence is None
     assert reply.usage.prompt_tokens == reply.prompt_tokens == 333
     assert reply.usage.completion_tokens == 30
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+def test_a_call_that_max_tokens_cuts_is_left_out(engine, session, constrained):
+    turn = replace(WEATHER, constrained=constrained)
+    for bound in (1, 8, 24):
+        reply, pieces = said(engine, session, turn, max_tokens=bound)
+        assert (pieces, reply.finish_reason) == ([], "length")
+        assert reply.usage.completion_tokens == bound
 
 
 def test_the_reply_does_not_depend_on_what_the_session_held(engine, session):

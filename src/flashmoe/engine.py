@@ -17,30 +17,30 @@ from typing import Any
 import xxhash
 from threadpoolctl import ThreadpoolController
 
-from flashmoe import __version__
 from flashmoe import kernels as kernel_sets
 from flashmoe.errors import BudgetError, ClosedError, InputError
-from flashmoe.kernels.reference import CHUNK
 from flashmoe.model.decoder import Between, Decoder
+from flashmoe.model.gpu import opening as gpu
+from flashmoe.model.gpu.decoder import GpuDecoder
 from flashmoe.model.observer import Observer
 from flashmoe.model.state import State
 from flashmoe.model.trunk import Trunk
 from flashmoe.options import Budget, PrefixCache, Runtime, Sampling
 from flashmoe.planning import outlay_of, plan_store, room_of, with_experts
-from flashmoe.prefix import keys
-from flashmoe.prefix.cache import Prefixes
+from flashmoe.prefix.opening import prefixes_of
 from flashmoe.quant import Array
 from flashmoe.sampler import Sampler
 from flashmoe.session import Session
 from flashmoe.shape import ModelShape
 from flashmoe.store.reader import Store
 from flashmoe.stream import budget as budgets
-from flashmoe.stream import memory, sizes, usage
+from flashmoe.stream import memory, usage
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.drives import Drive
 from flashmoe.stream.ledger import Ledger
 from flashmoe.stream.sizes import Outlay
 from flashmoe.stream.streamer import Streamer
+from flashmoe.stream.tiers.room import Room
 from flashmoe.text.detokenizer import Detokenizer
 from flashmoe.text.grammar import Grammars
 from flashmoe.text.syntax import Syntax
@@ -67,6 +67,7 @@ class Engine:
         room: int,
         outlay: Outlay,
         prefix_cache: PrefixCache | None = None,
+        vram: Room | None = None,
         *,
         pinned: bool = False,
     ) -> None:
@@ -85,12 +86,23 @@ class Engine:
         self.key = f"{xxhash.xxh3_64_hexdigest(identity.encode())}-{outlay.kv}"
         """Names store, dtype, experts a token and, behind the dash, how keys and values are held:
         what a saved timeline is valid for."""
-        self.prefixes = self._prefixes(prefix_cache, runtime.chunk_tokens)
+        self.prefixes = None
+        if prefix_cache is not None:
+            reserve = weakref.WeakMethod(self.reserve)
+            self.prefixes = prefixes_of(
+                prefix_cache, store, plan, kernels, outlay, runtime, self.key, reserve
+            )
         """What is kept of timelines, and the bytes written for it; None without a cache."""
         # First the slots: their memory comes while the trunk is read.
         self.streamer = Streamer(store, plan.slots, runtime, plan.full_slots, shape.experts.top_k)
+        self.decoder: Decoder | GpuDecoder
         try:
-            self.decoder = Decoder(shape, Trunk(store.trunk(), kernels.dtype), kernels, observer)
+            if kernels.device is None or vram is None:
+                trunk = Trunk(store.trunk(), kernels.dtype)
+                self.decoder = Decoder(shape, trunk, kernels, observer)
+            else:
+                given = kernels.device, vram, self.streamer, observer
+                self.decoder = gpu.opened(store, shape, *given)
         except BaseException:
             self.streamer.close()
             raise
@@ -105,29 +117,6 @@ class Engine:
             self._profile = xxhash.xxh3_64_hexdigest(manifest.encode())
             self._warm(self._profile)
 
-    def _prefixes(self, options: PrefixCache | None, chunk_tokens: int | None) -> Prefixes | None:
-        if options is None:
-            return None
-        floats = self.kernels.dtype.itemsize
-        # What decides the last bits. Chunks that end at multiples of 64 do not.
-        chunk = chunk_tokens if (chunk_tokens or 0) % CHUNK else None
-        variant = f"{self.kernels.name} {self.kernels.instruction_set}"
-        reserve = weakref.WeakMethod(self.reserve)
-
-        def reserved(state: State, tokens: int) -> None:
-            if (method := reserve()) is not None:
-                method(state, tokens)
-
-        return Prefixes(
-            options,
-            keys.identity(self.key, variant, str(chunk), __version__),
-            limit_bytes=self.plan.prefix_bytes,
-            state_bytes=sizes.state_bytes(self.shape, floats),
-            token_bytes=sizes.kv_bytes(self.shape, 1, floats, self.kv),
-            reserve=reserved,
-            about={"store": str(self.store.path.absolute()), "kernels": variant},
-        )
-
     def _warm(self, identity: str) -> None:
         """Have the experts that were chosen most in earlier runs read ahead."""
         found = usage.load(self.store.path, identity, self.shape.layers, self.shape.experts.count)
@@ -140,7 +129,7 @@ class Engine:
         path: str | Path,
         *,
         budget: Budget | None = None,
-        kernels: str = "auto",
+        kernels: str | kernel_sets.Kernels = "auto",
         experts_per_token: int | None = None,
         dtype: str = "float32",
         runtime: Runtime | None = None,
@@ -162,7 +151,9 @@ class Engine:
         """
         budget, runtime = budget or Budget(), runtime or Runtime()
         store = Store.open(path, runtime.store_dirs)
-        chosen = kernel_sets.choose(kernels, dtype, runtime.resolved_threads)
+        chosen = kernels
+        if isinstance(chosen, str):
+            chosen = kernel_sets.choose(chosen, dtype, runtime.resolved_threads)
         shape = with_experts(store.shape, experts_per_token)
         words = Words(store, grammars=grammars)
         plan = plan_store(
@@ -175,6 +166,9 @@ class Engine:
         )
         room = room_of(plan, promised=budget.ram_bytes is not None)
         outlay = outlay_of(store, budget, chosen, shape.experts.top_k)
+        vram = None
+        if chosen.device is not None:
+            vram = gpu.planned(store, shape, outlay, chosen.device, budget.vram_bytes)
         return cls(
             store,
             words,
@@ -186,6 +180,7 @@ class Engine:
             room,
             outlay,
             prefix_cache,
+            vram,
             pinned=budget.slots is not None,
         )
 
@@ -216,7 +211,8 @@ class Engine:
         """
         with self._alone(blas=len(ids) > 1 or self.kernels.name == "reference"):
             end = state.position + len(ids)
-            chunk = ids[: self.ledger.chunk(state, state.position, end)]
+            most = min(self.ledger.chunk(state, state.position, end), self.decoder.most_tokens)
+            chunk = ids[:most]
             self._settle(len(chunk), state, state.position + len(chunk))
             before, mark = self.streamer.counters.snapshot(), state.mark()
             try:
@@ -369,6 +365,7 @@ class Engine:
         with self._lock:
             self._check_open()
             self._profile = None
+            self.decoder.empty()
             self.streamer.empty()
 
     def keep_profile(self) -> None:

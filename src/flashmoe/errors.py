@@ -56,7 +56,7 @@ class BudgetError(FlashMoeError):
 
 
 class DeviceError(FlashMoeError):
-    """A GPU that is not there, cannot be used, or reports an error."""
+    """A GPU that is not there, cannot be used, or has failed; the message names it."""
 
 
 def reason(error: BaseException) -> str:

@@ -76,6 +76,8 @@ class Budget:
     ``int8`` in 8, or ``f32``, which keeps them as they are computed. The form changes the answer,
     so whoever compares answers to the last digits (an oracle in float64 above all) names ``f32``.
     ``host_bytes`` are set aside for the program around the engine: what a server's requests take.
+    ``vram_bytes`` bounds what is taken of a GPU's memory, where one computes; None takes what is
+    free there, less a margin.
     """
 
     ram_bytes: int | None = None
@@ -84,9 +86,10 @@ class Budget:
     sessions: int = 1
     kv: str = "f16"
     host_bytes: int = 0
+    vram_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("ram_bytes", "context_tokens", "slots"):
+        for name in ("ram_bytes", "context_tokens", "slots", "vram_bytes"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), "at least 1", 1)
         _whole("sessions", self.sessions, "at least 1", 1)

@@ -50,8 +50,7 @@ def plan_store(
         budget=budget,
         runtime=runtime,
         float_bytes=floats,
-        process_bytes=-(-memory.resident_bytes() // PROCESS_STEP) * PROCESS_STEP
-        + budget.host_bytes,
+        process_bytes=-(-memory.resident_bytes() // PROCESS_STEP) * PROCESS_STEP,
         peak_bytes=memory.peak_resident_bytes(),
         scratch_block_bytes=kernels.scratch_bytes(store.shape.attention),
         memory=memory.available(),

@@ -19,7 +19,6 @@ import numpy as np
 from flashmoe import snapshot as snapshots
 from flashmoe.errors import CancelledError, InputError
 from flashmoe.model.decoder import Between
-from flashmoe.model.state import State
 from flashmoe.options import Sampling
 from flashmoe.prefix.trail import Trail
 from flashmoe.progress import Journey, OnProgress
@@ -51,7 +50,7 @@ class Session:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         context = engine.plan.context_tokens
-        self._state = State(engine.shape, context, engine.kernels.dtype, engine.kv)
+        self._state = engine.decoder.state(context, engine.kv)
         self._trail = Trail(engine.prefixes, self._state)
         self._ids: list[int] = []
         self._turn = 0  # of the latest use, so that an older reply cannot go on by mistake

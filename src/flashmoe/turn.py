@@ -150,7 +150,7 @@ def _plain(engine: Engine, turn: Plain) -> Opening:
 
 def _rendered(engine: Engine, turn: Turn) -> Opening:
     _check(engine, turn)
-    segments = _continued(engine, turn) if turn.continues else _segments(engine, turn)
+    segments = _continued(engine, turn) if turn.continues else segments_of(engine, turn)
     tokenizer = engine.tokenizer
     check_length(tokenizer, segments, engine.plan.context_tokens)
     ids = tuple(tokenizer.encode_segments(segments))
@@ -201,7 +201,8 @@ def _check(engine: Engine, turn: Turn) -> None:
         )
 
 
-def _segments(engine: Engine, turn: Turn, **more: Any) -> list[Segment]:
+def segments_of(engine: Engine, turn: Turn, **more: Any) -> list[Segment]:
+    """The prompt as the store's chat template writes it, with ``more`` variables for that."""
     messages, tools = turn.messages, turn.tools
     if tools and not engine.template.takes_tools:
         messages, tools = explained(messages, tools), ()
@@ -218,7 +219,9 @@ def default_thinking(engine: Engine) -> bool:
     if not engine.syntax.think_close:
         return False
     asked = Turn(({"role": "user", "content": "-"},))
-    open_ended, off = (_segments(engine, replace(asked, thinking=value)) for value in (None, False))
+    open_ended, off = (
+        segments_of(engine, replace(asked, thinking=value)) for value in (None, False)
+    )
     return engine.syntax.starts_thinking(open_ended) or open_ended != off
 
 
@@ -235,7 +238,7 @@ def _continued(engine: Engine, turn: Turn) -> list[Segment]:
     while mark in content:
         mark += _MARK
     marked = replace(turn, messages=(*turn.messages[:-1], {**last, "content": content + mark}))
-    segments = _segments(engine, marked, add_generation_prompt=False)
+    segments = segments_of(engine, marked, add_generation_prompt=False)
     for index in range(len(segments) - 1, -1, -1):
         before, found, _ = segments[index].text.rpartition(mark)
         if found and not segments[index].markup:
@@ -256,7 +259,7 @@ def _others(engine: Engine, turn: Turn) -> Iterator[list[Segment]]:
         if (other is opening and not (fixed or turn.tools)) or turn.continues:
             continue
         try:
-            yield _segments(engine, other, add_generation_prompt=asks)
+            yield segments_of(engine, other, add_generation_prompt=asks)
         except TemplateError:
             continue  # it takes no such conversation, so none will come
 

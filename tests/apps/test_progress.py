@@ -105,3 +105,29 @@ def test_an_interrupt_takes_the_bar_away_before_the_footer(store: Path):
     assert code == 128 + signal.SIGINT and "Traceback" not in shown
     bar, _, footer = shown.rpartition("\x1b[?25h")
     assert "of 117 tokens" in bar and "0 prompt tokens, 0 tokens" in footer
+
+
+LOADING = """
+import sys
+from flashmoe.apps import progress
+from flashmoe.apps.terminal import note
+with progress.loading("a\\x1b[31mstore"):
+    note("lossy")
+    {end}
+sys.stdout.write("ready")
+"""
+
+
+@pytest.mark.parametrize("end", ["pass", "raise SystemExit(3)"])
+def test_a_terminal_is_told_of_loading_until_that_is_done(end: str):
+    shown, code = on_a_terminal(LOADING.format(end=end))
+    assert "loading a␛[31mstore …" in shown and "lossy" in shown
+    last = shown.rpartition("…")[2]
+    assert "\x1b[2K" in last and "\x1b[?25h" in last, "the line is erased, the cursor is back"
+    assert (code, last.endswith("ready")) == ((3, False) if "Exit" in end else (0, True))
+
+
+def test_loading_is_told_to_terminals_alone(capsys):
+    with progress.loading("store"):
+        pass
+    assert capsys.readouterr() == ("", "")

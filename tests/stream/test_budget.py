@@ -202,6 +202,23 @@ def test_fewer_experts_a_token_need_fewer_slots_and_bytes(tiny: TinyStore) -> No
     assert 2 * one.routed_bytes_per_token == full.routed_bytes_per_token
 
 
+def test_what_the_host_sets_aside_is_a_part_of_its_own(tiny: TinyStore) -> None:
+    without, wanted = planned(tiny.store), Budget(host_bytes=200 * MIB)
+    found = planned(tiny.store, wanted)
+    assert (found.host_bytes, found.process_bytes) == (200 * MIB, PROCESS)
+    assert found.floor_bytes - without.floor_bytes == 200 * MIB
+    assert found.planned_bytes - without.planned_bytes == 200 * MIB
+    with pytest.raises(BudgetError, match=r"requests 200\.00 MiB") as refusal:
+        planned(tiny.store, replace(wanted, ram_bytes=without.floor_bytes + 150 * MIB))
+    assert "set 150MiB or less aside for requests" in str(refusal.value)
+    less = Budget(without.floor_bytes + 150 * MIB, host_bytes=150 * MIB)
+    assert planned(tiny.store, less).full_slots >= TOP_K
+    for short in (replace(wanted, ram_bytes=PROCESS), Budget(PROCESS)):
+        with pytest.raises(BudgetError) as refusal:
+            planned(tiny.store, short)
+        assert "aside" not in str(refusal.value), "it would not be enough"
+
+
 def test_a_context_beyond_the_models_own_is_an_input_error(tiny: TinyStore) -> None:
     with pytest.raises(InputError, match="--context 8193 exceeds the model's 8192"):
         planned(tiny.store, Budget(context_tokens=8193))

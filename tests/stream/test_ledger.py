@@ -42,6 +42,7 @@ def plan_of(outlay: Outlay, least: int = LEAST, extra_bytes: int = 0) -> Plan:
     limit = constant + kv + scratch + least * SLOT + extra_bytes
     return Plan(
         process_bytes=90 * MIB,
+        host_bytes=0,
         allowance_bytes=24 * MIB,
         trunk_bytes=GIB,
         state_bytes=outlay.sessions * outlay.state_bytes,

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from flashmoe.errors import ReadError
 from flashmoe.options import Runtime
+from flashmoe.quant import Array
 from flashmoe.store.layout import layer_file
 from flashmoe.stream.cache import Cache
 from flashmoe.stream.counters import Counters
@@ -72,6 +73,25 @@ def test_every_expert_arrives_whole_whatever_the_slots(
         assert counters.hits == ALL if slots == ALL else counters.hits <= slots
         assert counters.hits * min(sizes) <= spared <= counters.hits * max(sizes)
         assert counters.wait_ms >= 0
+
+
+@pytest.mark.parametrize("runtime", [ON, OFF])
+@pytest.mark.parametrize("ids", [np.array([1, 2, 5]), np.array([[1, 2], [5, 2], [1, 2]])])
+def test_what_is_elsewhere_is_neither_asked_for_nor_counted(
+    tiny: TinyStore, runtime: Runtime, ids: Array
+) -> None:
+    with closing(Streamer(tiny.store, ALL, runtime)) as streamer:
+        for _ in range(2):
+            streamer.hint(1, ids, {2, 7})
+            with streamer.hold(1, ids, {2, 7}) as experts:
+                assert sorted(expert for expert, _ in experts) == [1, 5]
+        with streamer.hold(1, ids, {1, 2, 5}) as experts:
+            assert list(experts) == []
+        assert counts(streamer) == (2, 2)
+        assert streamer.counters.bytes_read == 2 * tiny.store.layout(1).record_bytes
+        assert streamer.usage.counts()[1, [1, 2, 5]].tolist() == [
+            3 * np.count_nonzero(ids == expert) for expert in (1, 2, 5)
+        ]
 
 
 def test_ids_may_repeat_and_have_any_shape(tiny: TinyStore) -> None:

@@ -130,6 +130,27 @@ class TestCalls:
                 stripped = Content(text.text.rstrip())
                 assert pieces(parts, form) == [stripped, CALLED]
 
+    def test_cut_short_it_is_left_out(self, form: str, body: str) -> None:
+        for end in (0, 1, 5, 12, len(body) - 3):
+            half: list[str | int] = ["Hi \n", CALL, body[:end]]
+            assert pieces(half, form, cut=True) == [Content("Hi")]
+            parts = ["so ", CALL, body[:end]]
+            assert pieces(parts, form, thinking=True, cut=True) == [Reasoning("so")]
+            parts = [CALL, body, NO_CALL, "\n", *half[1:]]
+            assert pieces(parts, form, cut=True) == [CALLED]
+
+    def test_cut_short_a_whole_one_before_it_stays(self, form: str, body: str) -> None:
+        assert pieces([CALL, body, body[:12]], form, cut=True) == [CALLED]
+        spelled = parse([f"<tool_call>{body}</tool_"], syntax(form, False), tools=TOOLS, cut=True)
+        assert joined(spelled.pieces) == [CALLED]
+
+    def test_cut_short_what_is_no_call_stays(self, form: str, body: str) -> None:
+        text = "Write <tool_call> and then its"
+        parts = ["Write ", CALL, " and then its"]
+        assert pieces(parts, form, cut=True) == [Content(text)]
+        assert pieces(parts, form, cut=True, thinking=True) == [Reasoning(text)]
+        assert pieces([CALL, body, "so"], form, cut=True) == [CALLED, Content("so")]
+
     def test_broken(self, form: str, body: str) -> None:
         text = "<tool_call>\nf(1)\n</tool_call>"
         broken: list[str | int] = [CALL, "\nf(1)\n", NO_CALL]
@@ -183,6 +204,10 @@ def test_json_with_trailing_junk() -> None:
     assert pieces(["Hi ", CALL, body, NO_CALL, "\n"], "json") == [
         Content("Hi"), CALLED, Content(" }\n"),
     ]  # fmt: skip
+
+
+def test_json_that_is_whole_and_no_call_stays_in_a_reply_that_is_cut() -> None:
+    assert pieces([CALL, '{"n": 1}'], "json", cut=True) == [Content('<tool_call>{"n": 1}')]
 
 
 def test_a_mark_by_text_may_stand_in_a_value() -> None:

@@ -54,6 +54,17 @@ def test_what_cannot_be_enforced_is_named_with_its_place(schema, place):
         prepared(schema, "mine")
 
 
+def test_items_as_a_list_are_the_first_ones():
+    pair = {"items": [{"type": "boolean"}, {"type": "null"}]}
+    assert prepared(pair, "it") == pair
+    with pytest.raises(InputError, match=r"at #/additionalItems: .*give the list as 'prefixItems'"):
+        prepared({**pair, "additionalItems": False}, "it")
+    with pytest.raises(InputError, match="at #: 'items' is a list beside 'prefixItems'"):
+        prepared({**pair, "prefixItems": [{"type": "string"}]}, "it")
+    with pytest.raises(InputError, match='at #/items/0: "string" is no schema: give an object'):
+        prepared({"items": ["string"]}, "it")
+
+
 def test_keywords_that_say_nothing_are_no_matter():
     schema = {"uniqueItems": False, "propertyNames": {"type": "string"}, "unevaluatedItems": True}
     assert prepared(schema, "it") == {}

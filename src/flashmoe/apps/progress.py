@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 from flashmoe.apps.terminal import note
+from flashmoe.apps.visible import visible
 from flashmoe.stream.units import format_bytes
 
 if TYPE_CHECKING:
@@ -48,6 +49,26 @@ def shown(verb: str) -> Iterator[Watcher]:
             yield watcher
     else:
         yield Lines(verb)
+
+
+@contextmanager
+def loading(store: str) -> Iterator[None]:
+    """While the block runs a line says that the store is being loaded; nothing where standard
+    error is no terminal."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    line = Text(f"loading {visible(store)} …", style="dim", no_wrap=True, overflow="ellipsis")
+    if not console.is_terminal:
+        yield
+    elif console.is_dumb_terminal:  # nothing can be taken back
+        console.print(line)
+        yield
+    else:
+        with Live(line, console=console, auto_refresh=False, transient=True):
+            yield
 
 
 @contextmanager

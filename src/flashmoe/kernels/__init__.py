@@ -1,6 +1,7 @@
 """Arithmetic: the kernels, behind a table that is chosen once, at start.
 
-``reference`` is numpy, in float32 or float64; ``cpu`` is the native module, in float32.
+``reference`` is numpy, in float32 or float64; ``cpu`` is the native module, in float32; ``cuda`` is
+an NVIDIA GPU, in float32, and ``cuda:1`` the second one.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import numpy as np
 
 from flashmoe.errors import InputError
 from flashmoe.kernels import reference
+from flashmoe.kernels.cuda.device import Device
 from flashmoe.kernels.table import Kernels
 from flashmoe.options import Runtime
 
 DTYPES = ("float32", "float64")
-NAMES = ("auto", "cpu", "reference")
+NAMES = ("auto", "cpu", "reference", "cuda")
 
 
 def choose(name: str, dtype: str, threads: int | None = None) -> Kernels:
@@ -24,10 +26,13 @@ def choose(name: str, dtype: str, threads: int | None = None) -> Kernels:
 
     Raises:
         InputError: an unknown name or dtype, a pair that does not exist, or absurd ``threads``.
+        DeviceError: the GPU asked for is not there.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not known; choose one of {DTYPES}")
-    if name not in NAMES:
+    name, colon, number = name.partition(":")
+    if name not in NAMES or (colon and (name != "cuda" or not number.isdecimal())):
+        name += colon + number
         raise InputError(f"kernels {name!r} are not known; choose one of {NAMES}")
     if name == "auto":
         name = "cpu" if dtype == "float32" else "reference"
@@ -35,9 +40,18 @@ def choose(name: str, dtype: str, threads: int | None = None) -> Kernels:
         return Kernels("reference", np.dtype(dtype), reference.block_bytes(np.dtype(dtype)))
     if dtype != "float32":
         raise InputError(f"the {name} kernels compute in float32; use the reference for {dtype}")
+    if name == "cuda":
+        from flashmoe.kernels.cuda.gpu import Gpu
+
+        return on_device(Gpu(int(number or 0)))
     from flashmoe.kernels import cpu  # the reference must work where the native module does not
 
     return cpu.table(Runtime(threads=threads).resolved_threads)
 
 
-__all__ = ["DTYPES", "NAMES", "Kernels", "choose"]
+def on_device(device: Device) -> Kernels:
+    """The table of a model whose layers run on ``device``."""
+    return Kernels("cuda", np.dtype(np.float32), 0, device.name, device)
+
+
+__all__ = ["DTYPES", "NAMES", "Kernels", "choose", "on_device"]

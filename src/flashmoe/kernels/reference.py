@@ -109,14 +109,19 @@ def rotary(x: Array, start: int, dims: int, theta: float) -> Array:
     return rotated
 
 
+def frequencies(dims: int, theta: float, dtype: np.dtype[Any]) -> Array:
+    """``theta^(-2i/dims)`` of the rotation, (dims / 2), computed in ``dtype``."""
+    exponent = np.arange(0, dims, 2, dtype=dtype) / dtype.type(dims)
+    frequency: Array = dtype.type(1) / dtype.type(theta) ** exponent
+    return frequency
+
+
 @lru_cache(maxsize=2)  # every layer of a pass asks for the same
 def angles(
     start: int, count: int, dims: int, theta: float, dtype: np.dtype[Any]
 ) -> tuple[Array, Array]:
     """Cosines and sines (count, dims / 2) of the positions from ``start`` on; not to be written."""
-    exponent = np.arange(0, dims, 2, dtype=dtype) / dtype.type(dims)
-    frequency = dtype.type(1) / dtype.type(theta) ** exponent
-    angle = np.arange(start, start + count, dtype=dtype)[:, None] * frequency
+    angle = np.arange(start, start + count, dtype=dtype)[:, None] * frequencies(dims, theta, dtype)
     cos, sin = np.cos(angle), np.sin(angle)
     cos.flags.writeable = sin.flags.writeable = False
     return cos, sin

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from flashmoe.kernels import mixers, reference
+from flashmoe.kernels.cuda.device import Device
 from flashmoe.quant import Array, Matrix
 from flashmoe.shape import AttentionShape
 
@@ -32,6 +33,7 @@ class Kernels:
     dtype: np.dtype[Any]
     block_bytes: int
     instruction_set: str = ""
+    device: Device | None = None
     unit_bytes: Callable[[AttentionShape], int] = lambda _: 0
     matmul: reference.Matmul = reference.matmul
     project: Callable[[Array, Sequence[Matrix]], tuple[Array, ...]] = reference.project

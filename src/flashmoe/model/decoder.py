@@ -5,6 +5,7 @@ Owns the residual stream. Knows nothing of text, sampling or where experts lie.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -92,6 +93,9 @@ class Layer:
 class Decoder:
     """The whole model. Immutable; every timeline brings its own :class:`State`."""
 
+    most_tokens = sys.maxsize
+    """That may pass together."""
+
     def __init__(
         self, shape: ModelShape, trunk: Trunk, kernels: Kernels, observer: Observer
     ) -> None:
@@ -106,6 +110,13 @@ class Decoder:
         for layer, following in pairwise(self.layers):
             layer.following = following
         self.head = Head(shape, trunk, kernels)
+
+    def state(self, context_tokens: int, kv: str) -> State:
+        """An empty timeline."""
+        return State(self.shape, context_tokens, self.kernels.dtype, kv)
+
+    def empty(self) -> None:
+        """Forget every expert that lies nearer than the streamer's; here there is none."""
 
     def forward(
         self,

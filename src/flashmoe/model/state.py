@@ -169,6 +169,10 @@ class State:
                 layer.assign(name, arrays[f"{index}.{name}"])
         self.last = arrays["last"].copy()
         self.position = position
+        self.written()
+
+    def written(self) -> None:
+        """The layers' arrays have been written by another than a pass."""
 
     def check_length(self, position: int) -> None:
         """Check that a timeline of so many tokens fits.

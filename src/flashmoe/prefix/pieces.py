@@ -75,6 +75,7 @@ def place_state(state: State, position: int, arrays: Mapping[str, Array]) -> Non
     for layer in state.layers:
         if isinstance(layer, KeyValues):
             layer.length = position
+    state.written()
 
 
 def block_bytes(shape: ModelShape, float_bytes: int, kv: str) -> int:

@@ -33,10 +33,11 @@ class Plan:
     """A division of memory, in bytes.
 
     The parts are ``process`` (interpreter, libraries, tokenizer: what is resident before the
-    model), ``allowance``, ``trunk``, ``state`` and ``kv`` (``sessions`` timelines of
-    ``context_tokens``; ``state`` also what a pass keeps so that it can be undone), ``scratch``
-    (the arithmetic of one chunk of ``chunk_tokens``, the size for a prompt of that length),
-    ``prefix`` (what the prefix cache holds in memory) and ``full_slots`` times ``slot_bytes``.
+    model), ``host`` (what the program around the engine sets aside), ``allowance``, ``trunk``,
+    ``state`` and ``kv`` (``sessions`` timelines of ``context_tokens``; ``state`` also what a pass
+    keeps so that it can be undone), ``scratch`` (the arithmetic of one chunk of ``chunk_tokens``,
+    the size for a prompt of that length), ``prefix`` (what the prefix cache holds in memory) and
+    ``full_slots`` times ``slot_bytes``.
     That many slots are left when every timeline is full and a chunk passes; ``slots`` are there
     at the start, when none has begun, beside the scratch of a single token,
     ``step_scratch_bytes``. The floor has ``floor_slots`` and the shortest chunk, or is
@@ -52,6 +53,7 @@ class Plan:
     """
 
     process_bytes: int
+    host_bytes: int
     allowance_bytes: int
     trunk_bytes: int
     state_bytes: int
@@ -82,7 +84,7 @@ class Plan:
     def planned_bytes(self) -> int:
         """All parts together, with full timelines and the slots that these leave."""
         fixed = self.process_bytes + self.allowance_bytes + self.trunk_bytes + self.scratch_bytes
-        fixed += self.prefix_bytes
+        fixed += self.host_bytes + self.prefix_bytes
         return fixed + self.state_bytes + self.kv_bytes + self.full_slots * self.slot_bytes
 
     def missing(self, slots: int, least: int) -> int | None:
@@ -139,6 +141,7 @@ def plan(
         process_bytes=process_bytes,
         peak_bytes=peak_bytes,
         prefix_bytes=prefix_bytes,
+        host_bytes=budget.host_bytes,
     )
     _check_chunk(needs)
     bounds = _bounds(budget, memory, needs)
@@ -275,6 +278,7 @@ def _refusal(needs: Needs, bounds: _Bounds, usable: int) -> str:
     limit, source, floor = bounds.limit_bytes, bounds.source, needs.floor_bytes
     parts = {**needs.parts(needs.least_size), "slots_bytes": needs.slots * needs.slot_bytes}
     names = {name: name.removesuffix("_bytes") for name in parts}
+    names["host_bytes"] = "requests"  # of a server: the one program that sets some aside
     listed = ", ".join(
         f"{names[name]} {format_bytes(size)}" for name, size in parts.items() if size
     )
@@ -304,6 +308,12 @@ def _mends(needs: Needs, bounds: _Bounds, usable: int) -> list[str]:
         mends.append("leave out --chunk-tokens")
     if context := needs.most("context_tokens", limit):
         mends.append(f"give --context {context} or less instead of {needs.outlay.context_tokens}")
+    aside = needs.host_bytes - (needs.least_bytes - limit)
+    if needs.peak_bytes <= limit < needs.least_bytes and aside >= MIB:
+        mends.append(
+            f"set {aside // MIB}MiB or less aside for requests, with a smaller --max-body and "
+            "fewer --connections"
+        )
     if sessions := needs.most("sessions", limit):
         mends.append(f"plan {sessions} sessions or fewer instead of {needs.outlay.sessions}")
     return mends

@@ -25,6 +25,12 @@ class Counters:
     guesses included; ``wait_ms`` is the time in which hold had nothing to yield. ``guessed`` reads
     were started before their routing was known, ``guessed_right`` of them for experts that were
     asked for before they had to leave.
+
+    With a tier of VRAM above (``tiers``) all that counts what the tier has asked for, in RAM and
+    on disk. Its own holds count each distinct expert once too: a *VRAM hit* was in VRAM when this
+    routing first asked; a *VRAM miss* had to be copied there, ``copied_bytes``, failed copies and
+    those of wrong hints included. One that is there because it was hinted is a miss when first
+    asked for. ``copy_wait_ms`` is the time in which the host waited for copies.
     """
 
     hits: int = 0
@@ -33,6 +39,10 @@ class Counters:
     wait_ms: float = 0.0
     guessed: int = 0
     guessed_right: int = 0
+    vram_hits: int = 0
+    vram_misses: int = 0
+    copied_bytes: int = 0
+    copy_wait_ms: float = 0.0
 
     def snapshot(self) -> Counters:
         """A copy that stays as it is."""

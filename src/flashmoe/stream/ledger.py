@@ -45,7 +45,7 @@ class Ledger:
         self._least = least_slots
         self._chunk_tokens = chunk_tokens
         constant = plan.process_bytes + plan.allowance_bytes + plan.trunk_bytes + plan.state_bytes
-        constant += plan.prefix_bytes
+        constant += plan.host_bytes + plan.prefix_bytes
         self._room_bytes = plan.budget_bytes - constant
         self._tokens: WeakKeyDictionary[object, int] = WeakKeyDictionary()
         self._passes = dict[int, int]()  # scratch by tokens: few numbers come again and again

@@ -75,12 +75,14 @@ class Needs:
     process_bytes: int
     peak_bytes: int
     prefix_bytes: int = 0
+    host_bytes: int = 0
 
     def constant(self) -> dict[str, int]:
         """What is there all the time, by its name in ``budget.Plan``."""
         outlay = self.outlay
         return {
             "process_bytes": self.process_bytes,
+            "host_bytes": self.host_bytes,
             "allowance_bytes": ALLOWANCE_BYTES,
             "trunk_bytes": sizes.trunk_bytes(self.store, outlay.float_bytes),
             "state_bytes": outlay.sessions * outlay.state_bytes,

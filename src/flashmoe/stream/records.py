@@ -91,3 +91,13 @@ class Records:
 
 def _label(store: Store, layer: int, expert: int) -> str:
     return store.record(layer, expert).label
+
+
+def token_count(ids: Array | None) -> int:
+    """How many tokens a routing is for; a vector is one token's."""
+    return len(ids) if ids is not None and ids.ndim > 1 else 1
+
+
+def is_wide(ids: Array) -> bool:
+    """Whether a routing is of several tokens."""
+    return token_count(ids) > 1

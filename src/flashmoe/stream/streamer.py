@@ -19,7 +19,7 @@ a hold that was never left, believes nothing: all reads are ended and all slots 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from flashmoe.errors import ReadError
@@ -38,12 +38,13 @@ from flashmoe.stream.expectation import Expectation
 from flashmoe.stream.extent import Extent
 from flashmoe.stream.guesses import Guesses
 from flashmoe.stream.holding import Hold
+from flashmoe.stream.lending import Lending
 from flashmoe.stream.passage import Passage
 from flashmoe.stream.picture import Picture
 from flashmoe.stream.prefetch import Prefetch
 from flashmoe.stream.pressure import Relief
 from flashmoe.stream.reads import Reads
-from flashmoe.stream.records import Records
+from flashmoe.stream.records import Records, is_wide, token_count
 from flashmoe.stream.slots import Slots
 from flashmoe.stream.usage import Usage
 from flashmoe.stream.warmup import Warmup, worth_reading
@@ -97,6 +98,7 @@ class Streamer:
         self._slots.clear()
         self.extent.begin(self._cache)
         self._warmup = Warmup(self._cache, self._slots, self._records, self._reader)
+        self.lending = Lending(self._cache, self._slots, self._records)
         places = self._cache, self._slots, self._records, self._reader
         self._reads = Reads(*places, self._warmup, self._guesses, self.counters)
         shared = self._reads, self._guesses
@@ -108,7 +110,7 @@ class Streamer:
         self._hold: Hold | None = None  # the open one
         self._sound = True
 
-    def hint(self, layer: int, ids: Array) -> None:
+    def hint(self, layer: int, ids: Array, elsewhere: Collection[int] = ()) -> None:
         """Start reading what a routing will hold and is not in memory, as far as slots allow.
 
         Such reads wait for all that hold asks. They never displace an expert of the same
@@ -117,7 +119,8 @@ class Streamer:
         """
         if not self._hints:
             return
-        experts, hold, tickets = self._routed(layer, ids), self._hold, self._reads.tickets
+        experts = self._routed(layer, ids, elsewhere)
+        hold, tickets = self._hold, self._reads.tickets
         self._sound = False
         if hold is not None and hold.layer == layer:
             experts = [expert for expert in experts if expert not in hold.wanted]
@@ -133,7 +136,7 @@ class Streamer:
             absent = [expert for expert in experts if expert not in here]
             self._cache.pin_all(layer, present)
             self._reads.let_go()
-            most = self._passage.window if _is_wide(ids) else None
+            most = self._passage.window if is_wide(ids) else None
             self._reads.start(layer, absent, self._note(), Urgency.HINTED, most=most)
             self._cache.unpin_all(layer, present)
         else:
@@ -177,11 +180,12 @@ class Streamer:
             self._ahead.pursue(self._note(), AT_ONCE)
             self._sound = True
 
-    def hold(self, layer: int, ids: Array) -> Arrivals:
+    def hold(self, layer: int, ids: Array, elsewhere: Collection[int] = ()) -> Arrivals:
         """Keep the experts of a routing, ids (any shape), while a ``with`` block uses them.
 
         Yields (id, expert) for each distinct id, once: in ascending order for several tokens, ids
-        (T, k), else in any.
+        (T, k), else in any. Those ``elsewhere`` are in a quicker memory: neither asked for here
+        nor counted as hits or misses, nor yielded.
 
         The arrays of an expert are read-only views of a slot. Of one token's experts, up to twice
         what one token chooses (and as many as there are slots), each is valid until the hold
@@ -194,10 +198,10 @@ class Streamer:
         is asked for an expert or left.
 
         Raises:
-            ReadError: a record could not be read whole and right; names it. The streamer
-                remains usable, and the next hold reads that record again.
+            ReadError: a record could not be read whole and right; names it. The next hold reads
+                that record again.
         """
-        experts = self._routed(layer, ids)
+        experts = self._routed(layer, ids, elsewhere)
         if self._hold is not None:  # nested, or an interrupt came before its block began
             self._reset()
         self._sound = False
@@ -295,14 +299,14 @@ class Streamer:
         self._reader.close()
         self._slots.close()
 
-    def _routed(self, layer: int, ids: Array) -> list[int]:
-        """The distinct experts of a routing, in file order, for a streamer in good order."""
+    def _routed(self, layer: int, ids: Array, elsewhere: Collection[int]) -> list[int]:
+        """The experts of a routing that are wanted here, in file order, of a sound streamer."""
         if not self._open:
             raise RuntimeError("the streamer is closed: open the store again")
         experts = self._records.routed(layer, ids)
         if not self._sound:
             self._reset()
-        return experts
+        return [expert for expert in experts if expert not in elsewhere] if elsewhere else experts
 
     def _reset(self) -> None:
         """Start anew with empty slots, whatever an interrupt has left."""
@@ -326,7 +330,7 @@ class Streamer:
         hits = {expert for expert in experts if asked[expert]}
         self.counters.hits += len(hits)
         self.counters.misses += len(experts) - len(hits)
-        lasts = not _is_wide(ids) and len(experts) <= self._lasting
+        lasts = not is_wide(ids) and len(experts) <= self._lasting
         hold = self._passage.claim(layer, experts, hits, lasts=lasts)
         if new:
             self._reads.let_go()
@@ -341,11 +345,13 @@ class Streamer:
         reads have not started are dropped.
         """
         guessed = self._guesses.asked(layer, experts)
-        if ids is not None and _is_wide(ids):
+        chosen = experts
+        if ids is not None and is_wide(ids):
             slots = self._cache.sweep(layer, experts, ids)
+            chosen = self._records.routed(layer, ids)  # wherever they are
         else:
             slots = self._cache.lookup_all(layer, experts)
-        self._ahead.spoken(layer, _tokens(ids), experts)
+        self._ahead.spoken(layer, token_count(ids), chosen)
         present = [expert for expert, slot in zip(experts, slots, strict=True) if slot >= 0]
         asked = dict.fromkeys(experts, False)
         asked.update((expert, expert not in guessed) for expert in present)
@@ -388,13 +394,3 @@ class Streamer:
             self._hold = None
             self._sound = True
         return True
-
-
-def _tokens(ids: Array | None) -> int:
-    """How many tokens a routing is for; a vector is one token's."""
-    return len(ids) if ids is not None and ids.ndim > 1 else 1
-
-
-def _is_wide(ids: Array) -> bool:
-    """Whether a routing is of several tokens."""
-    return _tokens(ids) > 1

@@ -42,6 +42,19 @@ def read_calls(
     return calls, body[end:]
 
 
+def is_begun(body: str) -> bool:
+    """Whether ``body``, which holds no whole call at its beginning, may be the beginning of one:
+    JSON that is not whole. Whole JSON that is no call does not become one."""
+    begins = _NEXT.match(body)
+    if begins is None:
+        return not body.strip()
+    try:
+        read_json_from(body, begins.end())
+    except ValueError:
+        return True
+    return False
+
+
 def _call(value: Any) -> Call | None:
     if not isinstance(value, dict) or not isinstance(name := value.get("name"), str) or not name:
         return None

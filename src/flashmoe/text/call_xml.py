@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 from flashmoe.text.arguments import json_end, json_text, property_schema, typed
 from flashmoe.text.pieces import Call
 
+_OPENS = "<function="
 _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>")
 _PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>")
 _VALUE_END = re.compile(r"</parameter>(?=\s*(?:<parameter=|</function>|\Z))")
@@ -55,6 +56,12 @@ def read_calls(body: str, schemas: Schemas, *, closed: bool) -> Reading:
         if nested and not left.strip():
             return nested, left
     return calls, rest
+
+
+def is_begun(body: str) -> bool:
+    """Whether ``body``, which holds no whole call at its beginning, may be the beginning of one."""
+    text = body.lstrip()
+    return text.startswith(_OPENS) or _OPENS.startswith(text)
 
 
 class _Body:

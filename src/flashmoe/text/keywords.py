@@ -142,7 +142,12 @@ def _matched(pattern: str) -> int:
 
 
 def contradiction(schema: Mapping[str, Any]) -> str | None:
-    """Two limits that leave nothing between them, each of which is right by itself."""
+    """Two keywords that do not go together, each of which is right by itself."""
+    if "prefixItems" in schema and isinstance(schema.get("items"), list):
+        return (
+            "'items' is a list beside 'prefixItems', and both say what the first items are: give "
+            "'items' as one schema, of all further items, or leave one of them out"
+        )
     for least, most in _ORDERED:
         if least in schema and most in schema and schema[least] > schema[most]:
             return (

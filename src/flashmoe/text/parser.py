@@ -3,7 +3,8 @@
 Owns what each mark means where it stands, and which white space is markup; not the finding of marks
 (``text.scanner``) nor the form of a call's body (``text.call_xml``, ``text.call_json``). Invariant:
 however ids cut a text, the pieces, joined, are the same; nothing but marks, the white space around
-them, and what follows a stop string is lost: what is no call comes out as it was written.
+them, what follows a stop string and half a call at the end of a cut reply is lost: what is no call
+comes out as it was written.
 
 Which marks count:
 
@@ -14,6 +15,8 @@ Which marks count:
 - A call ends with its closing mark, with the next call's opening one, or with the reply. Without
   its closing mark its body must be complete. By id a mark is one wherever it stands; by text it
   is none inside a value of the call.
+- A call that the bound of the reply cuts short is left out, unless its body can be none: half a
+  call is no use to anybody, and its markup no content.
 - A call of a tool that was not offered is a call all the same: hosts answer it.
 - White space around marks is markup; between content before and content after a call, what stood
   before the call stays.
@@ -22,6 +25,7 @@ Which marks count:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -40,9 +44,18 @@ class _Openness(Protocol):
     def read(self, text: str) -> None: ...
 
 
-_FORMS: dict[CallForm, tuple[Callable[..., tuple[list[Call], str]], type[_Openness]]] = {
-    "xml": (call_xml.read_calls, call_xml.Openness),
-    "json": (call_json.read_calls, call_json.Openness),
+@dataclass(frozen=True)
+class _Form:
+    """How the body of a call is read."""
+
+    read_calls: Callable[..., tuple[list[Call], str]]
+    is_begun: Callable[[str], bool]
+    openness: type[_Openness]
+
+
+_FORMS: dict[CallForm, _Form] = {
+    "xml": _Form(call_xml.read_calls, call_xml.is_begun, call_xml.Openness),
+    "json": _Form(call_json.read_calls, call_json.is_begun, call_json.Openness),
 }
 
 
@@ -130,7 +143,7 @@ class ReplyParser:
         marks += [syntax.call_open, syntax.call_close] if calls else []
         self._scanner = Scanner(tokenizer, [mark for mark in marks if mark is not None])
         self._syntax = syntax
-        self._read_calls, self._openness = _FORMS[calls or "json"]
+        self._form = _FORMS[calls or "json"]
         self._schemas = schemas_of(tools)
         self._stops = Stops(stop)
         self._thought = _Prose(bare=True, holds=True)
@@ -162,11 +175,11 @@ class ReplyParser:
     def finish(self, *, cut: bool = False) -> list[Piece]:
         """What was held back: the reply ends here.
 
-        Half a character at the end of a reply that was ``cut`` short is left out.
+        Half a character or half a call at the end of a reply that was ``cut`` short is left out.
         """
         pieces = self._read(self._scanner.finish(cut=cut))
         if self._call is not None:
-            self._end_call(self._call, None)
+            self._end_call(self._call, None, cut=cut)
         self._answered(self._answer.finish())
         self._made.append(Content(self._stops.flush()))
         return pieces + self._taken()
@@ -183,7 +196,7 @@ class ReplyParser:
         elif isinstance(atom, str):
             self._say(atom)
         elif atom == self._syntax.call_open:
-            self._call = _Body(self._openness(), in_reasoning=self._thinking)
+            self._call = _Body(self._form.openness(), in_reasoning=self._thinking)
             self._thinking = False
         elif self._thinking:
             self._in_reasoning(atom)
@@ -218,23 +231,31 @@ class ReplyParser:
         else:
             call.parts.append(atom.text)
 
-    def _end_call(self, call: _Body, mark: Mark | None) -> None:
-        """The call under way ends with a mark, its own or another's, or with the reply."""
+    def _end_call(self, call: _Body, mark: Mark | None, *, cut: bool = False) -> None:
+        """The call under way ends with a mark, its own or another's, or with the reply, which may
+        be ``cut``."""
         self._call = None
         closed = mark is not None and mark == self._syntax.call_close
-        calls, rest = self._read_calls("".join(call.parts), self._schemas, closed=closed)
-        if calls:
+        calls, rest = self._form.read_calls("".join(call.parts), self._schemas, closed=closed)
+        half = cut and self._is_half(rest)
+        if calls or half:
             self._unclosed = self._unclosed or call.in_reasoning
             self._thought.interrupt()
             self._made += [Content(self._stops.flush()), *calls]
             self._answer.interrupt()
-            self._say(rest.strip())
+            self._say("" if half else rest.strip())
         else:
             self._thinking = call.in_reasoning
             opening, closing = self._syntax.call_open, mark if closed else None
             self._say((opening.text if opening else "") + rest + (closing.text if closing else ""))
         if mark is not None and not closed and self.stopped is None:
             self._meet(mark)
+
+    def _is_half(self, rest: str) -> bool:
+        """Whether what a reply was cut in is a call that was begun, or the mark that ends one."""
+        closing = self._syntax.call_close
+        ends = closing is not None and closing.text.startswith(rest.strip())
+        return ends or self._form.is_begun(rest)
 
     def _say(self, text: str) -> None:
         """Text that is no markup, white space at its ends aside."""

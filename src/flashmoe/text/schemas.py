@@ -183,11 +183,7 @@ class _Preparation:
             if keyword in _REFUSED:
                 if value in _SAYS_NOTHING.get(keyword, ()):
                     continue
-                raise self._refusal(
-                    f"{place}/{_escaped(keyword)}",
-                    f"the keyword {keyword!r} cannot be enforced: leave it out, and check the "
-                    "answer for it",
-                )
+                raise self._refusal(f"{place}/{_escaped(keyword)}", _why_not(keyword, schema))
             kept[keyword] = self._value(keyword, value, f"{place}/{_escaped(keyword)}", depth + 1)
         if (fault := keywords.contradiction(kept) or _too_many(kept)) is not None:
             raise self._refusal(place, fault)
@@ -217,6 +213,16 @@ class _Preparation:
 
     def _refusal(self, place: str, what: str) -> InputError:
         return InputError(f"{self._name}, at {place}: {what}")
+
+
+def _why_not(keyword: str, schema: Mapping[str, Any]) -> str:
+    """Why a keyword is refused, and the mend."""
+    if keyword == "additionalItems" and isinstance(schema.get("items"), list | tuple):
+        return (
+            "'additionalItems' cannot be enforced beside a list of 'items': give the list as "
+            "'prefixItems', and what the further items are as 'items'"
+        )
+    return f"the keyword {keyword!r} cannot be enforced: leave it out, and check the answer for it"
 
 
 def _too_many(schema: Schema) -> str | None:

@@ -146,6 +146,24 @@ def test_reasoning_is_switched_and_shown(office: Office) -> None:
         office.desk.take("/think hard")
 
 
+@pytest.mark.parametrize("typed", ["/think off", "/think on", "/think"])
+def test_a_template_without_a_switch_for_reasoning_says_so(
+    office: Office, engine: Engine, monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    before = engine.template.render
+    monkeypatch.setattr(
+        engine.template,
+        "render",
+        lambda messages, **more: before(messages, **{**more, "enable_thinking": None}),
+    )
+    with pytest.raises(InputError, match="no switch for reasoning"):
+        office.desk.take(typed)
+    assert office.talk.transcript.thinking is None
+    monkeypatch.setattr(Engine, "syntax", Syntax())
+    office.desk.take("/think off")
+    assert office.talk.transcript.thinking is False, "which it is in any case"
+
+
 def test_a_conversation_gets_a_name_and_is_kept_after_every_turn(office: Office) -> None:
     shelf = office.desk._shelf
     assert shelf is not None

@@ -57,6 +57,26 @@ def test_a_conversation(start: Start) -> None:
     assert chat.end() == 0
 
 
+def test_lines_typed_while_a_reply_comes_are_said_one_by_one(start: Start) -> None:
+    chat = start("--max-tokens", "400", "--frequency-penalty", "-2")
+    while "loading demo …".encode() not in chat.raw:
+        assert chat._read(), chat.text
+    chat.type("/tools\r")  # the first is typed while the store loads
+    chat.until("Calculate")
+    assert "loading" not in chat.text
+    chat.ready(2)
+    chat.type(f"{EMMA}\r")
+    chat.until(EMMA)
+    start_of_reply = len(chat.text)
+    while len(chat.text) < start_of_reply + 50:
+        chat._read()
+    chat.type("/stats\r/think\r")
+    assert "TTFT" not in chat.text
+    seen = chat.until("> /think")
+    assert seen.index("TTFT") < seen.index("> /stats") < seen.index("> /think")
+    assert "/stats" not in seen[: seen.index("TTFT")]
+
+
 def test_ctrl_c_ends_the_reply_and_not_the_program(start: Start, tmp_path: Path) -> None:
     # Who likes a word the better the more often it was said never comes to an end
     chat = start("--session", "house", "--max-tokens", "3000", "--frequency-penalty", "-2")

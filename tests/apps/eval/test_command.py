@@ -64,6 +64,12 @@ def test_a_budget_bounds_both_stores(command: Command, store, text: Path):
     assert result.code == 1 and "floor" in result.last
 
 
+def test_one_window_is_no_windows(command: Command, store, text: Path):
+    for count, said in ((1, "in 1 window of 50,"), (2, "in 2 windows of 50,")):
+        result = command("eval", store, "--text", text, "--context", 50, "--windows", count)
+        assert said in " ".join(result.out.split())
+
+
 def test_only_the_first_windows(command: Command, store, text: Path):
     result = command("eval", store, "--text", text, "--context", 50, "--windows", 2, "--json")
     figures = json.loads(result.out)["text"]

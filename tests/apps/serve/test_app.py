@@ -116,6 +116,27 @@ def test_what_is_only_looked_at(client):
         assert f"\nflashmoe_{name}" in metrics
 
 
+def test_a_slash_at_the_end_of_a_path_says_nothing(client):
+    for path in ("/v1/models", "/v1/models/demo", "/openapi.json"):
+        answer = client.get(f"{path}/")
+        assert (answer.status_code, answer.json()) == (200, client.get(path).json())
+    assert client.get("/health/").json()["status"] == "ok"
+    whole = client.post(CHAT, json=asking()).json()["choices"]
+    assert client.post(f"{CHAT}/", json=asking()).json()["choices"] == whole
+    for path in ("/v1/nothing/", "/v1/models//"):
+        assert client.get(path).json()["error"]["code"] in ("unknown_path", "model_not_found")
+    answer = client.post("/v1/messages/", json={})
+    assert answer.status_code == 400 and answer.json()["type"] == "error", "in the API's shape"
+    assert client.get("//").text == client.get("/").text != ""
+
+
+def test_a_slash_at_the_end_opens_no_door(engine):
+    with running(engine, Guard("secret", hosts=None)) as site, site.client() as client:
+        for path in ("/v1/models/", "/metrics/", f"{CHAT}/"):
+            assert client.get(path).status_code == 401
+        assert client.get("/health/").status_code == 200
+
+
 def test_a_key_is_wanted_where_there_is_one(engine):
     with running(engine, Guard("secret", hosts=None)) as site, site.client() as client:
         refused = client.post(CHAT, json=asking())

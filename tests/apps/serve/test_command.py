@@ -103,7 +103,7 @@ def test_what_is_set_aside_is_what_the_limits_come_to(monkeypatch, capsys):
     (service,) = services
     plan, sizes = service.engine.plan, service.sizes
     assert sizes == Sizes.of(Limits(connections=40, body_bytes=1 << 20), plan.context_tokens)
-    assert plan.process_bytes > sizes.total_bytes
+    assert plan.host_bytes == sizes.total_bytes
     first, second, last = capsys.readouterr().err.splitlines()[-3:]
     assert first.startswith("serving demo at http://127.0.0.1:") and "the page is at" in second
     assert last == "stopped"

@@ -142,6 +142,32 @@ def test_anthropics_tools_and_counts(client):
     assert counted == {"input_tokens": usage["input_tokens"] + usage["cache_read_input_tokens"]}
 
 
+@pytest.mark.parametrize("bound", [2, 12])
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses", MESSAGES])
+def test_a_call_that_is_cut_leaves_no_markup(client, path, bound):
+    function = {"name": "look", "parameters": TOOL}
+    more = {
+        CHAT: {"tools": [{"type": "function", "function": function}], "max_tokens": bound,
+               "tool_choice": "required"},
+        "/v1/responses": {"tools": [{"type": "function", **function}], "max_output_tokens": bound,
+                          "tool_choice": "required"},
+        MESSAGES: {"tools": [{"name": "look", "input_schema": TOOL}], "max_tokens": bound,
+                   "tool_choice": {"type": "any"}, "messages": [HELLO]},
+    }[path]  # fmt: skip
+    body = {**BODIES[path], **more}
+    reply = client.post(path, json=body).json()
+    with client.stream("POST", path, json={**body, "stream": True}) as answer:
+        events = events_of([line for line in answer.iter_lines() if line])
+    assert texts(reply) == streamed(events) == ""
+    if path == CHAT:
+        (choice,) = reply["choices"]
+        assert choice["finish_reason"] == "length" and "tool_calls" not in choice["message"]
+    elif path == MESSAGES:
+        assert (reply["content"], reply["stop_reason"]) == ([], "max_tokens")
+    else:
+        assert (reply["output"], reply["status"]) == ([], "incomplete")
+
+
 def test_anthropics_version_is_one_that_is_spoken(client):
     body = {"model": "demo", "messages": [HELLO]}
     for version, status in (("2023-06-01", 200), ("2026-10-21", 200), ("2023-01-01", 400)):

@@ -85,6 +85,14 @@ def test_a_fault_is_named(body, param, words):
     assert caught.value.param == param and words in caught.value.message
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**400), 2**63, 1e300])
+def test_a_whole_number_has_64_bits(value):
+    with pytest.raises(BadRequest, match="of 64 bits") as caught:
+        Whole().read(value, "max_tokens")
+    assert caught.value.param == "max_tokens" and len(caught.value.message) < 200
+    assert Whole().read(2**63 - 1, "seed") == 2**63 - 1
+
+
 def test_both_halves_are_a_character():
     assert TABLE.read(json.loads(r'{"model": "\ud83d\ude00"}')) == {"model": "😀"}
 

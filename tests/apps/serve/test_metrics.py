@@ -113,6 +113,7 @@ def test_labels_hold_whatever_a_model_is_called(made):
 
 def test_memory_by_part_is_the_plan(made, engine):
     plan = engine.plan
+    assert value(made, "flashmoe_memory_bytes", part="requests") == plan.host_bytes
     assert value(made, "flashmoe_memory_bytes", part="trunk") == plan.trunk_bytes
     assert value(made, "flashmoe_memory_bytes", part="budget") == plan.budget_bytes
     peak = value(made, "flashmoe_peak_resident_bytes")

@@ -40,7 +40,7 @@ def test_a_whole_conversation():
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": "", "reasoning_content": "Hm.",
          "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {"a": 1}}}]},
-        {"role": "tool", "content": "5", "tool_call_id": "c1"},
+        {"role": "tool", "content": "5", "tool_call_id": "c1", "name": "f"},
         {"role": "assistant", "content": "Five."},
     )  # fmt: skip
 
@@ -83,6 +83,22 @@ def test_a_result_is_that_of_a_call_before_it(before):
         turned(*before, result, later)
     assert caught.value.param == f"messages[{len(before)}].tool_call_id"
     assert turned(*before, later, result)[-1]["tool_call_id"] == "c2"
+
+
+def test_a_result_has_the_name_of_its_call_and_no_other():
+    call, result = with_arguments("{}"), {"role": "tool", "content": "5", "tool_call_id": "c1"}
+    assert turned(call, {**result, "name": "f"}) == turned(call, result)
+    with pytest.raises(BadRequest, match="is 'g', and the call was of 'f'") as caught:
+        turned(call, {**result, "name": "g"})
+    assert caught.value.param == "messages[1].name"
+
+
+def test_system_messages_that_become_one_have_no_names():
+    named = {"role": "system", "content": "x", "name": "Ada"}
+    assert turned(named, {"role": "user", "content": "x"})[0]["name"] == "Ada"
+    with pytest.raises(BadRequest, match="become one") as caught:
+        turned({"role": "system", "content": "x"}, named)
+    assert caught.value.param == "messages[1].name"
 
 
 def test_no_arguments_are_an_empty_object():

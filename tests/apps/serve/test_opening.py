@@ -174,3 +174,32 @@ def test_where_it_says_nothing_the_server_decides(engine, api, on):
     )
     assert with_.thinking and with_.ids == opened(engine, read(thinks)).ids
     assert not without.thinking and without.ids == as_it_is.ids
+
+
+@pytest.fixture(scope="module")
+def naming(tmp_path_factory):
+    """An engine whose chat template shows the names of users."""
+    shown = "{% if m.role == 'user' and m.name %}{{ m.name }}: {% endif %}{{ m.content }}"
+    template = PLAIN.replace("{{ m.content }}", shown)
+    store = write_speaking_store(tmp_path_factory.mktemp("naming") / "store", template)
+    with Engine.open(store) as engine:
+        yield engine
+
+
+def test_a_name_is_shown_or_refused(naming):
+    def asked(*messages):
+        return openai_chat.read({"model": "naming", "messages": list(messages)})
+
+    ada, system = {**HI[0], "name": "Ada"}, {"role": "system", "content": "x"}
+    assert opened(naming, asked(ada)).ids != opened(naming, asked(*HI)).ids
+    reply = {"role": "assistant", "content": "Hi", "name": "Bob"}
+    with pytest.raises(BadRequest, match="no name of the role 'assistant'") as caught:
+        opened(naming, asked(system, system, ada, *ALONE, *HI, reply, ada))
+    assert (caught.value.param, caught.value.code) == ("messages[5].name", "unsupported_value")
+
+
+def test_a_result_may_have_its_name_whatever_the_template_shows(foreign):
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    talk = [*HI, {"role": "assistant", "tool_calls": [call]}]
+    talk.append({"role": "tool", "tool_call_id": "c1", "content": "5", "name": "f"})
+    assert opened(foreign, openai_chat.read({"model": "foreign", "messages": talk})).ids

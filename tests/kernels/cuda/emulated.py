@@ -2,10 +2,12 @@
 
 import ctypes
 import hashlib
+import itertools
 import os
 import re
 import shutil
 import subprocess
+import threading
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 SOURCES = Path(str(resources.files("flashmoe.kernels.cuda"))) / "source"
-KERNEL = re.compile(r"^KERNEL\([^)]*\)\s+(\w+)\(", re.MULTILINE)
+KERNEL = re.compile(r"^KERNEL(?:_TOGETHER)?\([^)]*\)\s+(\w+)\(", re.MULTILINE)
 BUILT = Path(__file__).parents[3] / "build" / "emulated"
 
 
@@ -23,7 +25,13 @@ class EmulatedDevice:
     name = "emulated"
 
     def __init__(self) -> None:
+        self.free_bytes = 1 << 33
         self.launches: list[str] = []
+        self._recorded: list | None = None
+        self._thread: threading.Thread | None = None
+
+    def memory(self):
+        return self.free_bytes, 1 << 34
 
     def empty(self, shape, dtype):
         array = np.empty(shape, dtype)
@@ -41,18 +49,107 @@ class EmulatedDevice:
         )
         return copied[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
 
+    def write(self, target, array):
+        self.synchronize()
+        target[...] = array
+
     def download(self, array):
+        self.synchronize()
         return np.array(array)
+
+    def pinned(self, shape, dtype):
+        return np.zeros(shape, dtype)
+
+    def arena(self, nbytes):
+        array = self.upload(np.full(nbytes + 4096, 0xAA, np.uint8))
+        start = -array.ctypes.data % 4096
+        return array[start : start + nbytes]
+
+    def mover(self, arena, slot_bytes):
+        return EmulatedMover(arena, slot_bytes)
+
+    def pin(self, array):
+        pass
+
+    def unpin(self, array):
+        pass
+
+    def captured(self, work):
+        self._recorded = []
+        try:
+            work()
+            return EmulatedGraph(self, self._recorded)
+        finally:
+            self._recorded = None
+
+    def synchronize(self):
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def busy(self):
+        return self._thread is not None and self._thread.is_alive()
+
+    def run(self, launches):
+        """Launches one after the other, in the background."""
+        self.synchronize()
+        self._thread = threading.Thread(target=lambda: [each() for each in launches])
+        self._thread.start()
 
     def address(self, array):
         return array.ctypes.data
 
     def launch(self, source, kernel, grid, threads, *arguments, shared_bytes=0):
-        self.launches.append(kernel)
         values = [_value(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(each) for each in values))
         function = getattr(library(source), f"launch_{kernel}")
-        function((ctypes.c_uint * 3)(*grid), threads, ctypes.c_size_t(shared_bytes), pointers)
+        numbers = (ctypes.c_uint * 3)(*grid), threads, ctypes.c_size_t(shared_bytes)
+
+        def launch(kept=(arguments, values)):  # which the pointers are of
+            self.launches.append(kernel)
+            function(*numbers, pointers)
+
+        if self._recorded is not None:
+            self._recorded.append(launch)
+        else:
+            self.synchronize()
+            launch()
+
+
+class EmulatedGraph:
+    def __init__(self, device, launches):
+        self._device, self._launches = device, launches
+
+    def launch(self):
+        self._device.run(self._launches)
+
+
+class EmulatedMover:
+    """Copies happen when they are waited for, the latest moment there is."""
+
+    def __init__(self, arena, slot_bytes):
+        self._arena, self._slot_bytes = arena, slot_bytes
+        self._waiting = {}
+        self._tickets = itertools.count()
+
+    def copy(self, slot, record):
+        ticket = next(self._tickets)
+        self._waiting[ticket] = slot * self._slot_bytes, record
+        return ticket
+
+    def done(self, ticket):
+        return False
+
+    def wait(self, ticket):
+        start, record = self._waiting.pop(ticket)
+        self._arena[start : start + len(record)] = record
+
+    def fence(self):
+        pass
+
+    def drain(self):
+        for ticket in list(self._waiting):
+            self.wait(ticket)
 
 
 def _value(argument):
@@ -62,6 +159,8 @@ def _value(argument):
         case np.ndarray():
             assert argument.flags.c_contiguous
             return ctypes.c_void_p(argument.ctypes.data)
+        case np.void():
+            return ctypes.create_string_buffer(argument.tobytes())
         case np.generic():
             return _number(argument)
     raise TypeError(f"a kernel takes arrays and numpy's numbers, not {type(argument)}")
@@ -76,7 +175,7 @@ def _number(number):
 def library(source: str) -> ctypes.CDLL:
     """The kernels of ``source``.cu, compiled; kept by what they were made of."""
     text = (SOURCES / f"{source}.cu").read_text()
-    headers = [*sorted(SOURCES.glob("*.cuh")), Path(__file__).with_name("emulator.h")]
+    headers = [*sorted(SOURCES.glob("*.cuh")), *sorted(Path(__file__).parent.glob("*.h"))]
     made_of = hashlib.sha256(text.encode() + b"".join(map(Path.read_bytes, headers))).hexdigest()
     built = BUILT / f"{source}-{made_of[:16]}.so"
     if not built.exists():

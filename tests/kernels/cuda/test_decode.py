@@ -9,17 +9,11 @@ from flashmoe.kernels.cuda import decode
 from flashmoe.kernels.cuda.descriptors import resident
 from flashmoe.quant import AFFINE_BITS, Affine, Expert, Plain, dequantize
 from flashmoe.store.layout import RecordLayout
-from tests.kernels.cuda.emulated import EmulatedDevice
 from tests.kernels.test_cpu import RELATIVE, stored
 from tests.tolerances import AFFINE_PRODUCT, NORM
 
 FORMS = [Affine(bits, group) for bits in AFFINE_BITS for group in (32, 64, 128)]
 FORMS += [Affine(4, 64, "F16"), Affine(8, 32, "F32"), *map(Plain, ("F32", "F16", "BF16"))]
-
-
-@pytest.fixture
-def device():
-    return EmulatedDevice()
 
 
 def fixed(device, x):
@@ -43,12 +37,13 @@ def test_project(device, form):
     projection = decode.Projection(device, [resident(device, m) for m in matrices])
     y = device.empty((54,), np.float32)
     projection(fixed(device, x), y)
+    y = device.download(y)
     wanted = np.concatenate([reference.matmul(x[None].astype(np.float64), m)[0] for m in matrices])
     assert np.abs(y - wanted).max() <= bound(x, *matrices)
     residual = rng.standard_normal(54).astype(np.float32)
     added = device.upload(residual)
     projection(fixed(device, x), added, added)
-    np.testing.assert_array_equal(added, residual + y)
+    np.testing.assert_array_equal(device.download(added), residual + y)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -57,9 +52,11 @@ def test_lookup_gives_the_very_numbers(device, form):
     table = decode.Embedding(device, resident(device, embedding))
     x = device.empty((384,), np.float32)
     for token in (4, 0):
-        table(device.upload(np.array([token], np.int32)), x)
+        inputs = device.empty((3,), np.int32)
+        table(device.upload(np.array([token, 7, 8], np.int32)), inputs, x)
+        np.testing.assert_array_equal(device.download(inputs), [token, 7, 8])
         wanted = reference.lookup(np.array([token]), embedding, np.dtype(np.float32))[0]
-        np.testing.assert_array_equal(x, wanted)
+        np.testing.assert_array_equal(device.download(x), wanted)
 
 
 @pytest.mark.parametrize("columns", (32, 96, 1024, 2080))
@@ -69,14 +66,16 @@ def test_norm(device, columns):
     y = decode.vector(device, columns)
     decode.Norm(device, device.upload(weight), 1e-6)(device.upload(x), y)
     wanted = reference.rms_norm(x.astype(np.float64), weight, 1e-6)
-    assert np.abs(y.floats - wanted).max() <= NORM * np.abs(wanted).max()
-    np.testing.assert_array_equal(y.fixed, fixed(device, np.array(y.floats)).fixed)
+    floats = device.download(y.floats)
+    assert np.abs(floats - wanted).max() <= NORM * np.abs(wanted).max()
+    again = fixed(device, floats).fixed
+    np.testing.assert_array_equal(device.download(y.fixed), device.download(again))
 
 
 def test_fixed_points_keep_float32s_own_precision(device):
     x = np.random.default_rng(6).standard_normal(64).astype(np.float32)
     x[32:] = 0
-    planes = fixed(device, x).fixed
+    planes = device.download(fixed(device, x).fixed)
     high, middle, low = planes[:192].reshape(3, 64)
     scales, sums = planes[192:].view(np.float32).reshape(2, 2)
     v = (high.astype(np.int8).astype(np.int32) << 16) + (middle.astype(np.int32) << 8) + low
@@ -93,7 +92,7 @@ def test_what_is_not_finite_shows(device, odd):
     x[40] = odd
     y = device.empty((16,), np.float32)
     decode.Projection(device, [resident(device, weights)])(fixed(device, x), y)
-    assert np.isnan(y).all()
+    assert np.isnan(device.download(y)).all()
 
 
 @pytest.mark.parametrize("renormalize", (True, False))
@@ -106,15 +105,23 @@ def test_route(device, count, top_k, renormalize):
     into = decode.choice(device, top_k)
     decode.route(device, device.upload(logits), renormalize, device.upload(table), into)
     ids, weights = reference.route(logits[None].astype(np.float64), top_k, renormalize)
-    np.testing.assert_array_equal(into.ids, ids[0])
-    np.testing.assert_array_equal(into.slots, table[ids[0]])
-    assert np.abs(into.weights - weights[0]).max() <= NORM
+    np.testing.assert_array_equal(device.download(into.ids), ids[0])
+    np.testing.assert_array_equal(device.download(into.slots), table[ids[0]])
+    assert np.abs(device.download(into.weights) - weights[0]).max() <= NORM
 
 
 def test_more_than_the_kernels_choose_is_refused(device):
-    logits = device.zeros((2048,), np.float32)
+    logits, table = device.zeros((2048,), np.float32), device.zeros((2048,), np.int32)
     with pytest.raises(InputError, match="8 of 2048 experts"):
-        decode.route(device, logits, True, None, decode.choice(device, 8))
+        decode.route(device, logits, True, table, decode.choice(device, 8))
+
+
+def test_all_experts_are_chosen_where_there_is_no_router(device):
+    into = decode.choice(device, 5)
+    decode.route(device, None, False, device.upload(np.arange(5, 0, -1, dtype=np.int32)), into)
+    np.testing.assert_array_equal(device.download(into.ids), np.arange(5))
+    np.testing.assert_array_equal(device.download(into.slots), np.arange(5, 0, -1))
+    np.testing.assert_array_equal(device.download(into.weights), np.ones(5))
 
 
 NETWORKS = {
@@ -128,8 +135,15 @@ NETWORKS = {
 @pytest.mark.parametrize("width, shared_width", ((64, 128), (192, 64), (1088, 64)))
 @pytest.mark.parametrize("network", NETWORKS)
 def test_experts(device, network, width, shared_width):
-    rng = np.random.default_rng(8)
-    hidden, count, top_k = 192, 6, 3
+    check_experts(device, network, width, shared_width, count=6, top_k=3)
+
+
+def test_many_experts(device):
+    check_experts(device, "4 bits", 64, 64, count=20, top_k=18)
+
+
+def check_experts(device, network, width, shared_width, count, top_k):
+    rng, hidden = np.random.default_rng(8), 192
     forms, shared_forms = NETWORKS[network]
     layout = RecordLayout(*forms, hidden, width)
     shapes = [shape for _, shape, _ in layout.matrices]
@@ -152,7 +166,7 @@ def test_experts(device, network, width, shared_width):
         [resident(device, weights) for weights in shared],
     )
     x, residual = (rng.standard_normal(hidden).astype(np.float32) for _ in range(2))
-    ids, weights = np.array([4, 0, 5]), rng.random(3).astype(np.float32)
+    ids, weights = rng.permutation(count)[:top_k], rng.random(top_k).astype(np.float32)
     slots = (count - 1 - ids).astype(np.int32)  # they lie the other way round
     chosen = decode.Choice(*(device.upload(a) for a in (ids.astype(np.int32), weights, slots)))
     logit = np.float32(0.3)
@@ -165,4 +179,4 @@ def test_experts(device, network, width, shared_width):
     )
     if shared:
         wanted += reference.sigmoid(np.float64(logit)) * reference.swiglu(wide, Expert(*shared))
-    assert np.abs(y - wanted).max() <= RELATIVE * np.abs(wanted).max()
+    assert np.abs(device.download(y) - wanted).max() <= RELATIVE * np.abs(wanted).max()

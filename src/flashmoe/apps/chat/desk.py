@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from flashmoe.engine import Engine
 from flashmoe.errors import FlashMoeError, InputError
 from flashmoe.stream.units import format_bytes
 from flashmoe.text.template import Segment
-from flashmoe.turn import default_thinking
+from flashmoe.turn import Turn, default_thinking, segments_of
 
 OPENING_CHARACTERS = 60
 """Of what a kept conversation or a system prompt begins with."""
@@ -67,6 +68,13 @@ class Desk:
     @cached_property
     def _default_thinking(self) -> bool:
         return default_thinking(self._engine)
+
+    @cached_property
+    def _can_switch(self) -> bool:
+        """Whether the template writes another prompt where reasoning is switched off."""
+        asked = Turn(({"role": "user", "content": "-"},))
+        on, off = (segments_of(self._engine, replace(asked, thinking=it)) for it in (True, False))
+        return on != off
 
     @property
     def _thinks(self) -> bool:
@@ -209,6 +217,11 @@ class Desk:
         wanted = argument == "on" if argument else not self._thinks
         if wanted and not self._engine.syntax.think_close:
             raise InputError("the chat template of this model has no mark for reasoning")
+        if self._engine.syntax.think_close and not self._can_switch:
+            raise InputError(
+                "the chat template of this model has no switch for reasoning: the model reasons "
+                "as it was trained to"
+            )
         transcript.thinking = wanted
         self._face.note(f"reasoning is {'on' if wanted else 'off'}")
 

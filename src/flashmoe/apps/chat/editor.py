@@ -183,7 +183,12 @@ def _history(path: Path | None) -> History:
 
 @contextmanager
 def silent_keys() -> Iterator[None]:
-    """While the block runs what is typed does not show between what is drawn; Ctrl-C works."""
+    """While the block runs what is typed does not show between what is drawn, and waits, key by
+    key, for the next line that is asked for; Ctrl-C works.
+
+    Left to itself the terminal would turn each Enter into Ctrl-J, which makes a line and sends
+    none, and would keep a line that was not ended to itself.
+    """
     try:
         descriptor = sys.stdin.fileno()
         before = termios.tcgetattr(descriptor)
@@ -191,7 +196,8 @@ def silent_keys() -> Iterator[None]:
         yield
         return
     silent = list(before)
-    silent[3] &= ~termios.ECHO
+    silent[0] &= ~termios.ICRNL
+    silent[3] &= ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(descriptor, termios.TCSADRAIN, silent)
     try:
         yield

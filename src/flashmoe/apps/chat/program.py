@@ -11,11 +11,12 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flashmoe.apps import progress
 from flashmoe.apps.chat.calculator import CALCULATOR
 from flashmoe.apps.chat.desk import Desk, check_tools
 from flashmoe.apps.chat.face import Face
@@ -45,6 +46,11 @@ def chat(request: ChatRequest) -> int:
     take_interrupts()
     on_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     face = _screen() if on_terminal else Plain()
+    with _keys_kept() if on_terminal else nullcontext():
+        return _chat(request, face, on_terminal=on_terminal)
+
+
+def _chat(request: ChatRequest, face: Face, *, on_terminal: bool) -> int:
     toolbox = _toolbox(request, face, on_terminal=on_terminal)
     data = data_directory()
     shelf = None if data is None else Shelf(data / "sessions")
@@ -53,16 +59,7 @@ def chat(request: ChatRequest) -> int:
         kept = _kept(request, shelf)
         if kept is not None:
             stack.enter_context(kept)
-        engine = stack.enter_context(
-            open_engine(
-                request.store,
-                request.limits,
-                request.runtime,
-                request.kernels,
-                request.prefix_cache,
-                grammars=True,  # tools can be switched on at any time
-            )
-        )
+        engine = stack.enter_context(_engine(request, told=on_terminal))
         if toolbox.on:
             check_tools(engine)
         fresh = Transcript(request.store, request.system, request.thinking, sorted(toolbox.on))
@@ -78,6 +75,19 @@ def chat(request: ChatRequest) -> int:
             return _converse(desk, face, on_terminal=on_terminal)
         finally:
             _leave(desk, face)
+
+
+def _engine(request: ChatRequest, *, told: bool) -> Engine:
+    """The store, loaded; ``told`` says so meanwhile."""
+    with progress.loading(request.store) if told else nullcontext():
+        return open_engine(
+            request.store,
+            request.limits,
+            request.runtime,
+            request.kernels,
+            request.prefix_cache,
+            grammars=True,  # tools can be switched on at any time
+        )
 
 
 def _leave(desk: Desk, face: Face) -> None:
@@ -109,6 +119,13 @@ def _converse(desk: Desk, face: Face, *, on_terminal: bool) -> int:
             return 0
         if finish == "interrupt" and not on_terminal:
             return INTERRUPTED
+
+
+def _keys_kept() -> AbstractContextManager[None]:
+    """What is typed while no line is asked for is for the next one."""
+    from flashmoe.apps.chat.editor import silent_keys
+
+    return silent_keys()
 
 
 def _screen() -> Face:

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from flashmoe.apps import progress
 from flashmoe.apps.chat.commands import Names
-from flashmoe.apps.chat.editor import Editor, silent_keys
+from flashmoe.apps.chat.editor import Editor
 from flashmoe.apps.chat.face import Listener
 from flashmoe.apps.chat.markdown import Blocks, shown
 from flashmoe.apps.chat.plain import speaking
@@ -57,21 +57,20 @@ class Screen:
 
     @contextmanager
     def reading(self) -> Iterator[OnProgress]:
-        with silent_keys(), progress.prompt_shown(plain=False) as told:
+        with progress.prompt_shown(plain=False) as told:
             yield told
 
     @contextmanager
     def hearing(self) -> Iterator[Listener]:
-        with silent_keys():
-            if self._console.is_dumb_terminal:  # nothing can be drawn again
-                with speaking() as spoken:
-                    yield spoken
-                return
-            drawn = Drawn(self._console)
-            try:
-                yield drawn
-            finally:
-                drawn.finish()
+        if self._console.is_dumb_terminal:  # nothing can be drawn again
+            with speaking() as spoken:
+                yield spoken
+            return
+        drawn = Drawn(self._console)
+        try:
+            yield drawn
+        finally:
+            drawn.finish()
 
     def recalled(self, said: str, replied: str) -> None:
         width = max(self._console.width - 4, 10)

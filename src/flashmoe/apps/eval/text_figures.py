@@ -14,6 +14,7 @@ import numpy as np
 from flashmoe.apps.eval import keys
 from flashmoe.apps.eval.document import Document
 from flashmoe.apps.eval.losses import Compared
+from flashmoe.apps.plurals import counted
 from flashmoe.scoring import Scores
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _measured(found: dict[str, Any], key: str, form: str = ".4f") -> tuple[str, 
 def heading(text: dict[str, Any], against: dict[str, Any] | None) -> str:
     """What was measured, in a line."""
     line = (
-        f"{text['file']}: {text['scored_tokens']} of {text['tokens']} tokens in "
-        f"{text['windows']} windows of {text['context']}, {text['stride']} apart"
+        f"{text['file']}: {text['scored_tokens']} of {counted(text['tokens'], 'token')} in "
+        f"{counted(text['windows'], 'window')} of {text['context']}, {text['stride']} apart"
     )
     return line if against is None else f"{line}, against {against['store']}"

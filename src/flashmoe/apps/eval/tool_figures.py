@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flashmoe.apps.eval import keys
 from flashmoe.apps.eval.replies import SIDES, Answer
 from flashmoe.apps.eval.request import ToolsRequest
+from flashmoe.apps.plurals import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,4 +76,4 @@ def heading(found: dict[str, Any]) -> str:
     drawn = "greedy"
     if found["temperature"]:
         drawn = f"at temperature {found['temperature']:g}, seeds from {found['seed']}"
-    return f"{found['file']}: {found['cases']} tool requests, {drawn}"
+    return f"{found['file']}: {counted(found['cases'], 'tool request')}, {drawn}"

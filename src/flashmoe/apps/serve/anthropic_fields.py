@@ -22,6 +22,7 @@ from flashmoe.apps.serve.fields import (
     Whole,
 )
 from flashmoe.apps.serve.sampling_fields import STOP_STRINGS
+from flashmoe.apps.serve.tool_names import ToolName
 
 _SEES_TEXT = "the model reads text alone: leave it out"
 _NO_SERVER_TOOLS = "no tool runs in this server: describe one of your own, with an input_schema"
@@ -139,7 +140,7 @@ _TOOL = Tagged(
     {
         "custom": Record(
             {
-                "name": Text(least=1),
+                "name": ToolName(most=128),
                 "description": Text(),
                 "input_schema": Free(),
                 "strict": Flag(),

@@ -93,6 +93,7 @@ class Door:
         """An ASGI application; HTTP alone."""
         if scope["type"] != "http":
             return
+        scope["path"] = _path(scope["path"])
         scope["app"] = self  # so that the router raises what it has no route for
         scope["state"] = {**scope.get("state", {}), "id": secrets.token_hex(12)}
         out = Outlet(send, scope, self._headers(scope), self._service.limits.write_s)
@@ -138,6 +139,12 @@ class Door:
         if self._service.is_stopping or scope["state"].get("crowded"):
             ours["connection"] = "close"
         return [(name.encode(), value.encode()) for name, value in ours.items()]
+
+
+def _path(path: str) -> str:
+    """The path without a slash at its end: no two paths here differ in that alone, and a redirect
+    would lose the body of some clients' requests, and the key of others'."""
+    return path.removesuffix("/") or "/"
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from flashmoe.apps.serve.ask import BadRequest
+from flashmoe.apps.serve.meant import meant
 
 Schema = dict[str, Any]
 
@@ -119,7 +120,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number from ``least`` to ``most``."""
+    """A whole number from ``least`` to ``most``, and of 64 bits in any case."""
 
     least: int | None = None
     most: int | None = None
@@ -133,6 +134,8 @@ class Whole:
         if type(value) is not int:
             raise _expected("a whole number", value, path)
         _check_range(self.least, self.most, value, path)
+        if abs(value) >= 2**63:  # no program that sends numbers means one
+            raise _out_of_range("a number of 64 bits", value, path)
         return value
 
     def schema(self) -> Schema:
@@ -317,8 +320,7 @@ class Record:
         given = {}
         for name, item in value.items():
             if name not in self.fields:
-                shown = f"{before}{name}"[:200]
-                raise BadRequest(f"{shown} is not a known parameter", shown, "unknown_parameter")
+                raise self._unknown(name, f"{before}{name}"[:200])
             if item is not None:
                 given[name] = self.fields[name].read(item, f"{before}{name}")
         for name in self.required:
@@ -326,6 +328,12 @@ class Record:
                 shown = f"{before}{name}"
                 raise BadRequest(f"{shown} is missing", shown, "missing_required_parameter")
         return given
+
+    def _unknown(self, name: str, path: str) -> BadRequest:
+        taken = [key for key, kind in self.fields.items() if not isinstance(kind, Refused)]
+        near = meant(name, taken)
+        asked = "" if near is None else f"; did you mean {near}?"
+        return BadRequest(f"{path} is not a known parameter{asked}", path, "unknown_parameter")
 
     def schema(self) -> Schema:
         properties = {}

@@ -193,5 +193,6 @@ class _EngineFigures(Collector):
         )
         for part in ("process", "allowance", "trunk", "state", "kv", "scratch", "prefix", "budget"):
             parts.add_metric([part], getattr(plan, f"{part}_bytes"))
+        parts.add_metric(["requests"], plan.host_bytes)
         parts.add_metric(["slots"], plan.full_slots * plan.slot_bytes)
         return parts

@@ -23,6 +23,7 @@ from flashmoe.apps.serve.fields import (
     Whole,
 )
 from flashmoe.apps.serve.tool_choice import allowed
+from flashmoe.apps.serve.tool_names import ToolName
 from flashmoe.apps.serve.transcript import arguments_of, check_called
 from flashmoe.turn import Named, ToolChoice
 
@@ -89,7 +90,7 @@ TOOL = Tagged(
             {
                 "function": Record(
                     {
-                        "name": Text(least=1),
+                        "name": ToolName(),
                         "description": Text(),
                         "parameters": Free(),
                         "strict": Flag(),
@@ -124,24 +125,50 @@ def conversation(messages: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any],
     """Checked messages in the form of :class:`flashmoe.turn.Turn`.
 
     Raises:
-        BadRequest: arguments of a call that are no JSON object, an assistant that says nothing, or
-            a result of no call.
+        BadRequest: arguments of a call that are no JSON object, an assistant that says nothing, a
+            result of no call or of one of another tool, or a name that would be lost.
     """
     turned = [_turned(message, f"messages[{index}]") for index, message in enumerate(messages)]
     _check_results(turned)
     first = list(takewhile(lambda one: one["role"] == "system", turned))
     if len(first) > 1:
+        _check_nameless(first)
         joined = "\n\n".join(one["content"] for one in first)
         turned[: len(first)] = [{"role": "system", "content": joined}]
     return tuple(turned)
 
 
-def _check_results(turned: Sequence[Mapping[str, Any]]) -> None:
-    called = set[str]()
+def _check_results(turned: Sequence[dict[str, Any]]) -> None:
+    """Results are those of calls before them, and have their tool's name, given or not."""
+    called: dict[str, str] = {}
     for index, message in enumerate(turned):
-        called.update(call["id"] for call in message.get("tool_calls", ()))
+        called.update(
+            (call["id"], call["function"]["name"]) for call in message.get("tool_calls", ())
+        )
         if message["role"] == "tool":
             check_called(message["tool_call_id"], called, f"messages[{index}].tool_call_id")
+            name = called[message["tool_call_id"]]
+            if message.setdefault("name", name) != name:
+                path = f"messages[{index}].name"
+                raise BadRequest(
+                    f"{path} is {message['name'][:80]!r}, and the call was of {name[:80]!r}: leave "
+                    "it out, or give that name",
+                    path,
+                    "invalid_value",
+                )
+
+
+def _check_nameless(first: Sequence[Mapping[str, Any]]) -> None:
+    """System messages that become one have no names."""
+    for index, message in enumerate(first):
+        if "name" in message:
+            path = f"messages[{index}].name"
+            raise BadRequest(
+                f"{path} is not supported: system messages at the beginning become one, without a "
+                "name; leave it out",
+                path,
+                "unsupported_value",
+            )
 
 
 def _turned(message: Mapping[str, Any], path: str) -> dict[str, Any]:

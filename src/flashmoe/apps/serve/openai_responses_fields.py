@@ -21,6 +21,7 @@ from flashmoe.apps.serve.fields import (
 )
 from flashmoe.apps.serve.openai_stream import UNPADDED
 from flashmoe.apps.serve.sampling_fields import DRAWN, EXTENSIONS
+from flashmoe.apps.serve.tool_names import ToolName
 
 SEALED = "reasoning.encrypted_content"
 """What ``include`` calls reasoning in a form to be handed back."""
@@ -135,7 +136,7 @@ _TOOL = Tagged(
     {
         "function": Record(
             {
-                "name": Text(least=1),
+                "name": ToolName(),
                 "description": Text(),
                 "parameters": Free(),
                 "strict": Flag(),

@@ -13,14 +13,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashmoe.errors import InputError
-from flashmoe.kernels.cuda.descriptors import CHUNK, EXPERTS, Resident, described, uploaded
+from flashmoe.kernels.cuda.descriptors import (
+    CHUNK,
+    EXPERTS,
+    MATRICES,
+    MOST_MATRICES,
+    Resident,
+    described,
+)
 from flashmoe.kernels.cuda.device import Device, DeviceArray
 from flashmoe.quant import Format
 
 BLOCK_ROWS = 16
 """Rows a block of ``project`` multiplies: kWarps * kRows of source/decode.cu."""
-DOWN_ROWS = 8
-"""kDownWarps * kDownRows of source/experts.cu."""
+DOWN_ROWS, DOWN_WARPS = 8, 12
+"""kDownRows and kDownWarps of source/experts.cu."""
 MOST_EXPERTS, MOST_CHOSEN = 1024, 31
 """Of a layer, and of a token with the shared one beside: a warp's registers and lanes."""
 
@@ -61,12 +68,14 @@ class Projection:
         self.rows = [weights.shape[0] for weights in matrices]
         self._device = device
         self._matrices = tuple(matrices)  # whose memory must live
-        blocks, made = 0, []
-        for weights in matrices:
-            made.append(weights.described(blocks))
-            blocks += -(-weights.shape[0] // BLOCK_ROWS)
-        self._blocks = blocks
-        self._table = uploaded(device, *made)
+        if len(matrices) > MOST_MATRICES:
+            raise ValueError(f"{len(matrices)} matrices at once; {MOST_MATRICES} are possible")
+        self._blocks, made = 0, np.zeros((), MATRICES)
+        for number, weights in enumerate(matrices):
+            made["all"][number] = weights.described(self._blocks)
+            self._blocks += -(-weights.shape[0] // BLOCK_ROWS)
+        made["count"] = len(matrices)
+        self._table = made[()]
 
     @property
     def outputs(self) -> int:
@@ -85,7 +94,6 @@ class Projection:
             (self._blocks, 1, 1),
             128,
             self._table,
-            _i32(len(self.rows)),
             x.floats,
             x.fixed,
             residual,
@@ -98,14 +106,18 @@ class Embedding:
 
     def __init__(self, device: Device, weights: Resident) -> None:
         self._device, self._weights = device, weights
-        self._table = uploaded(device, weights.described())
+        self._table = weights.described()[()]
 
-    def __call__(self, token: DeviceArray, x: DeviceArray) -> None:
-        """``x`` (hidden) becomes the row of the id in ``token`` (1,), an int32."""
+    def __call__(self, given: DeviceArray, inputs: DeviceArray, x: DeviceArray) -> None:
+        """``x`` (hidden) becomes the row of the token.
+
+        ``given`` (3,) int32, which may be the host's, has token, position and number of the step;
+        they are taken over into ``inputs`` (3,).
+        """
         hidden = self._weights.shape[1]
         _check("the residual stream", x, hidden)
         grid = (-(-hidden // 256), 1, 1)
-        self._device.launch("decode", "lookup", grid, 256, self._table, token, x)
+        self._device.launch("decode", "lookup", grid, 256, self._table, given, inputs, x)
 
 
 class Norm:
@@ -141,21 +153,27 @@ def choice(device: Device, top_k: int) -> Choice:
 
 def route(
     device: Device,
-    logits: DeviceArray,
+    logits: DeviceArray | None,
     renormalize: bool,
-    table: DeviceArray | None,
+    table: DeviceArray,
     into: Choice,
+    inputs: DeviceArray | None = None,
+    letter: DeviceArray | None = None,
 ) -> None:
-    """The ``top_k`` best of logits (experts,), as ``reference.route``; ``table`` (experts,) int32
-    says in which slot each lies, -1 for none."""
-    top_k = len(into.ids)
-    if len(logits) > MOST_EXPERTS or not 0 < top_k <= min(MOST_CHOSEN, len(logits)):
+    """The ``top_k`` best of logits (experts,), as ``reference.route``; without logits all.
+
+    ``table`` (experts,) int32 says in which slot each lies, -1 for none. Where there is a
+    ``letter`` (one of ``mailbox``), the host hears of the choice in step ``inputs[2]``, and is
+    waited for where a slot is missing.
+    """
+    top_k, count = len(into.ids), len(table)
+    if count > MOST_EXPERTS or not 0 < top_k <= min(MOST_CHOSEN, count):
         raise InputError(
-            f"{top_k} of {len(logits)} experts: the GPU's kernels choose at most {MOST_CHOSEN} of "
+            f"{top_k} of {count} experts: the GPU's kernels choose at most {MOST_CHOSEN} of "
             f"{MOST_EXPERTS}; run this model with --kernels cpu"
         )
-    numbers = _i32(len(logits)), _i32(top_k), _i32(renormalize)
-    arguments = logits, *numbers, table, into.ids, into.weights, into.slots
+    numbers = _i32(count), _i32(top_k), _i32(renormalize)
+    arguments = logits, *numbers, table, inputs, letter, into.ids, into.weights, into.slots
     device.launch("experts", "route", (1, 1, 1), 32, *arguments)
 
 
@@ -194,7 +212,7 @@ class FeedForward:
         for name, weights in zip(("gate", "up", "down"), shared, strict=False):
             made[f"shared_{name}"] = weights.described()
         self._widest = max(widths)
-        self._table = uploaded(device, made)
+        self._table = made[()]
 
     def room(self, top_k: int) -> tuple[DeviceArray, DeviceArray]:
         """Memory for what lies between the two halves, for any layer of these widths."""
@@ -226,7 +244,8 @@ class FeedForward:
         grid = (-(-self.hidden // DOWN_ROWS), 1, 1)
         outward = self._table, chosen.slots, chosen.weights, _i32(top_k), shared_logit, h, fixed
         arguments = *outward, width, stride, residual, y
-        self._device.launch("experts", "experts_down", grid, 128, *arguments)
+        threads = 32 * min(top_k + bool(self._shared), DOWN_WARPS)
+        self._device.launch("experts", "experts_down", grid, threads, *arguments)
 
 
 def _check(name: str, array: DeviceArray, length: int) -> None:

@@ -34,6 +34,9 @@ MATRIX = np.dtype(
     ]
 )
 
+MOST_MATRICES = 6
+MATRICES = np.dtype([("all", MATRIX, MOST_MATRICES), ("count", "<i4"), ("unused", "<i4")])
+
 EXPERTS = np.dtype(
     [
         ("arena", "<u8"),

@@ -1,11 +1,12 @@
 """What the launchers want of a GPU, so that they can be tested without one.
 
-Owns the interface alone. ``gpu`` is the real one; tests have another, which runs the same sources
-on the processor.
+Owns the interface, and the check of what goes through it. ``gpu`` is the real one; tests
+have another, which runs the same sources on the processor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -16,7 +17,16 @@ DeviceArray: TypeAlias = Any
 """An array in the device's memory, with numpy's face: shape, dtype, slices, assignment."""
 
 Argument: TypeAlias = DeviceArray | np.generic | None
-"""What a kernel takes: an array (its address), a number of the parameter's type, None for null."""
+"""What a kernel takes: an array by its address (of numpy's, one of :meth:`Device.pinned`), a number
+of the parameter's type, None for null."""
+
+
+class Graph(Protocol):
+    """Launches captured once (:meth:`Device.captured`)."""
+
+    def launch(self) -> None:
+        """All of them again, in their order; does not wait for them."""
+        ...
 
 
 class Device(Protocol):
@@ -25,6 +35,10 @@ class Device(Protocol):
     @property
     def name(self) -> str:
         """As its maker calls it."""
+        ...
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free for anyone, and bytes in all."""
         ...
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
@@ -39,12 +53,53 @@ class Device(Protocol):
         """A copy of a numpy array."""
         ...
 
+    def write(self, target: DeviceArray, array: Array) -> None:
+        """Overwrite an array, or a part of one, with numpy's of the same shape and type."""
+        ...
+
     def download(self, array: DeviceArray) -> Array:
         """A copy as numpy array, when all before has been done."""
         ...
 
     def address(self, array: DeviceArray) -> int:
         """Where it begins."""
+        ...
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Zeroed memory of the host that the device reads and writes too, at the same address."""
+        ...
+
+    def arena(self, nbytes: int) -> DeviceArray:
+        """Memory for slots, bytes that begin at a multiple of 4,096, outside of any pool."""
+        ...
+
+    def mover(self, arena: DeviceArray, slot_bytes: int) -> Any:
+        """Copies of records into slots of an arena, beside the launches (``copies.Mover``)."""
+        ...
+
+    def pin(self, array: Array) -> None:
+        """Have memory of the host stay where it is, so that copies from it need no other."""
+        ...
+
+    def unpin(self, array: Array) -> None:
+        """The end of that."""
+        ...
+
+    def captured(self, work: Callable[[], None]) -> Graph:
+        """What ``work`` launches, to be launched again as one; everything else in it happens now,
+        once. Arguments must live as long as the graph."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until all before has been done.
+
+        Raises:
+            DeviceError: something of it failed.
+        """
+        ...
+
+    def busy(self) -> bool:
+        """Whether something of it is still to be done; raises as :meth:`synchronize`."""
         ...
 
     def launch(
@@ -62,3 +117,9 @@ class Device(Protocol):
             DeviceError: the GPU reports an error, of this or an earlier launch.
         """
         ...
+
+
+def check(name: str, array: DeviceArray, shape: tuple[int, ...]) -> None:
+    """Kernels trust what they are given: a shape that is not ``shape`` is a ValueError here."""
+    if array.shape != shape:
+        raise ValueError(f"{name} of shape {array.shape} do not fit; {shape} is wanted")

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashmoe.kernels.cuda.decode import Placed
-from flashmoe.kernels.cuda.descriptors import EXPERTS, Resident, described, uploaded
-from flashmoe.kernels.cuda.device import Device, DeviceArray
+from flashmoe.kernels.cuda.descriptors import EXPERTS, Resident, described
+from flashmoe.kernels.cuda.device import Device, DeviceArray, check
 from flashmoe.kernels.cuda.panels import (
     SHARED_BYTES,
     TILE_ROWS,
     Products,
     Rows,
-    check,
     group_of,
     output_blocks,
 )
@@ -96,7 +95,7 @@ class Experts:
         made["arena"], made["slot_bytes"] = arena, slot_bytes
         for name, placed in zip(("gate", "up", "down"), record, strict=True):
             made[name] = described(*placed)
-        self._table = uploaded(device, made)
+        self._table = made[()]
 
     def __call__(
         self,

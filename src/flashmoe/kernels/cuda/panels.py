@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from flashmoe.errors import InputError
-from flashmoe.kernels.cuda.descriptors import Resident, uploaded
-from flashmoe.kernels.cuda.device import Device, DeviceArray
+from flashmoe.kernels.cuda.descriptors import MATRICES, Resident
+from flashmoe.kernels.cuda.device import Device, DeviceArray, check
 from flashmoe.quant import Affine, Format
 
 TILE_ROWS, TILE_OUTPUTS, PLAIN_OUTPUTS = 64, 128, 64
@@ -107,13 +107,14 @@ class _Launch:
         self, device: Device, group: int, matrices: Sequence[Resident], which: Sequence[int]
     ) -> None:
         self._device, self._group, self._which = device, group, which
-        self._blocks, described = 0, []
-        for index in which:
-            described.append(matrices[index].described(self._blocks))
+        self._blocks, made = 0, np.zeros((), MATRICES)
+        for number, index in enumerate(which):
+            made["all"][number] = matrices[index].described(self._blocks)
             self._blocks += output_blocks(group, matrices[index].shape[0])
         if self._blocks > BLOCKS:
             raise InputError(f"matrices of more than {BLOCKS * PLAIN_OUTPUTS} outputs together")
-        self._table = uploaded(device, *described)
+        made["count"] = len(which)
+        self._table = made[()]
 
     def __call__(self, x: Rows, y: Sequence[DeviceArray], residual: DeviceArray | None) -> None:
         results = [y[index] for index in self._which]
@@ -123,7 +124,6 @@ class _Launch:
             (-(-x.count // TILE_ROWS), self._blocks, 1),
             256,
             self._table,
-            _i32(len(self._which)),
             x.form(self._group),
             _i32(x.count),
             residual,
@@ -136,12 +136,6 @@ class _Launch:
 def output_blocks(group: int, outputs: int) -> int:
     """Blocks that so many outputs take."""
     return -(-outputs // (TILE_OUTPUTS if group else PLAIN_OUTPUTS))
-
-
-def check(name: str, array: DeviceArray, shape: tuple[int, ...]) -> None:
-    """Raises ValueError where an array is not of the shape that a kernel will take it for."""
-    if array.shape != shape:
-        raise ValueError(f"{name} of shape {array.shape} do not fit; {shape} is wanted")
 
 
 def _kinds(matrices: Sequence[Resident]) -> list[tuple[int, list[int]]]:

@@ -9,8 +9,8 @@ import numpy as np
 
 from flashmoe.errors import InputError
 from flashmoe.kernels.cuda.decode import MOST_CHOSEN, MOST_EXPERTS
-from flashmoe.kernels.cuda.descriptors import Resident, uploaded
-from flashmoe.kernels.cuda.device import Device, DeviceArray
+from flashmoe.kernels.cuda.descriptors import Resident
+from flashmoe.kernels.cuda.device import Device, DeviceArray, check
 
 _i32, _f32 = np.int32, np.float32
 
@@ -20,12 +20,12 @@ class RowsEmbedding:
 
     def __init__(self, device: Device, weights: Resident) -> None:
         self._device, self._weights = device, weights
-        self._table = uploaded(device, weights.described())
+        self._table = weights.described()[()]
 
     def __call__(self, ids: DeviceArray, y: DeviceArray) -> None:
         """``y`` (T, hidden) becomes the rows of ids (T,), int32."""
         hidden = self._weights.shape[1]
-        _check("rows", y, (len(ids), hidden))
+        check("rows", y, (len(ids), hidden))
         grid = (len(ids), -(-hidden // 256), 1)
         self._device.launch("rows", "lookup_rows", grid, 256, self._table, ids, y)
 
@@ -39,8 +39,8 @@ class RowsNorm:
     def __call__(self, x: DeviceArray, y: DeviceArray) -> None:
         """x and y (T, columns)."""
         columns = len(self._weight)
-        _check("rows", x, (len(x), columns))
-        _check("results", y, x.shape)
+        check("rows", x, (len(x), columns))
+        check("results", y, x.shape)
         arguments = x, self._weight, self._eps, _i32(columns), y
         self._device.launch("rows", "norm_rows", (len(x), 1, 1), 256, *arguments)
 
@@ -48,9 +48,9 @@ class RowsNorm:
 def add(device: Device, y: DeviceArray, x: DeviceArray, logits: DeviceArray | None = None) -> None:
     """``y += x``, or ``y += sigmoid(logits) * x``: y and x (T, columns), logits (T, 1)."""
     count, columns = y.shape
-    _check("rows", x, (count, columns))
+    check("rows", x, (count, columns))
     if logits is not None:
-        _check("logits", logits, (count, 1))
+        check("logits", logits, (count, 1))
     grid = (count, -(-columns // 1024), 1)
     device.launch("rows", "add_rows", grid, 256, y, x, logits, _i32(columns))
 
@@ -71,12 +71,7 @@ def route(
             f"{top_k} of {count} experts: the GPU's kernels choose at most {MOST_CHOSEN} of "
             f"{MOST_EXPERTS}; run this model with --kernels cpu"
         )
-    _check("ids", ids, (rows, top_k))
-    _check("weights", weights, (rows, top_k))
+    check("ids", ids, (rows, top_k))
+    check("weights", weights, (rows, top_k))
     numbers = _i32(rows), _i32(count), _i32(top_k), _i32(renormalize)
     device.launch("rows", "route_rows", (-(-rows // 4), 1, 1), 128, logits, *numbers, ids, weights)
-
-
-def _check(name: str, array: DeviceArray, shape: tuple[int, ...]) -> None:
-    if array.shape != shape:
-        raise ValueError(f"{name} of shape {array.shape} do not fit; {shape} is wanted")

@@ -20,8 +20,10 @@ using uint32_t = unsigned;
 using int64_t = long long;
 using uint64_t = unsigned long long;
 
-// Threads of a block, and how many blocks a multiprocessor should have room for.
-#define KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// So many blocks of it fit a processor at once.
+#define KERNEL_TOGETHER(threads, blocks) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define DEVICE __device__ __forceinline__
 // Shared memory whose size the launch gives: a pointer to bytes, aligned to 16.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
@@ -83,6 +85,28 @@ DEVICE void multiply_uu(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
         : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]),
           "r"(c[2]), "r"(c[3]));
+}
+// d (16, 8) += a (16, 8), b (8, 8) of floats with 11 bits (round_tf32), in the fragments of PTX's
+// mma.m16n8k8.
+DEVICE void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else  // Turing has no such instruction: each lane fetches its rows and columns
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+        const uint32_t rows[2] = {shuffle(a[k / 4 * 2], (lane & ~3) + k % 4),
+                                  shuffle(a[k / 4 * 2 + 1], (lane & ~3) + k % 4)};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const uint32_t column = shuffle(b[k / 4], (lane % 4 * 2 + i % 2) * 4 + k % 4);
+            d[i] = fmaf(__uint_as_float(rows[i / 2]), __uint_as_float(column), d[i]);
+        }
+    }
+#endif
 }
 DEVICE float half_to_float(uint16_t bits) {
     float value;
@@ -147,6 +171,9 @@ DEVICE int afresh(int number) {
     return number;
 }
 
+// Let others have the processor, or the bus, while this thread looks again and again.
+DEVICE void wait_a_moment() { __nanosleep(100); }
+
 #endif  // FLASHMOE_EMULATED
 
 // ------------------------------------------------------------------ both
@@ -161,6 +188,11 @@ DEVICE uint16_t float_to_bf16(float value) {
     const uint32_t bits = __float_as_uint(value);
     if ((bits & 0x7FFFFFFFU) > 0x7F800000U) return static_cast<uint16_t>((bits >> 16) | 0x40);
     return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+// To 11 bits, nearest, ties away from zero, as float again; NaN stays NaN.
+DEVICE uint32_t round_tf32(float value) {
+    return value == value ? (__float_as_uint(value) + 0x1000U) & 0xFFFFE000U : 0x7FC00000U;
 }
 
 // The element types of scales and plain weights, as the launchers number them.
@@ -181,6 +213,8 @@ DEVICE float warp_max(float value) {
     for (int mask = 16; mask; mask >>= 1) value = fmaxf(value, shuffle_xor(value, mask));
     return value;
 }
+
+DEVICE bool warp_any(bool value) { return warp_max(value ? 1.0F : 0.0F) > 0.0F; }
 
 // Over a block of up to 1,024 threads, for all of them; `room` has 32 floats of shared memory.
 DEVICE float block_sum(float value, float* room) {

@@ -8,13 +8,15 @@
 constexpr int kRows = 4;   // rows a warp multiplies at once
 constexpr int kWarps = 4;  // warps a block of project()
 
-// x = row `id` of the embedding. Blocks of 256 threads, one thread an element.
+// x = row `given[0]` of the embedding, and the step's own numbers taken over: `given` is the host's
+// memory, `input` (token, position, step) the device's. Blocks of 256 threads, one an element.
 KERNEL(256)
-lookup(const Matrix* __restrict__ embedding, const int* __restrict__ id, float* __restrict__ x) {
-    const Matrix m = *embedding;
+lookup(const Matrix m, const int* __restrict__ given, int* __restrict__ input,
+       float* __restrict__ x) {
+    if (blockIdx.x == 0 && threadIdx.x < 3) input[threadIdx.x] = given[threadIdx.x];
     const int column = static_cast<int>(blockIdx.x * 256 + threadIdx.x);
     if (column >= m.columns) return;
-    const int64_t row = *id;
+    const int64_t row = given[0];
     if (m.bits == 0) {
         x[column] = load_float(m.weight, row * m.columns + column, m.type);
         return;
@@ -60,12 +62,12 @@ KERNEL(128) fix_vector(const float* __restrict__ x, int columns, uint8_t* __rest
 // its first block. A block multiplies kWarps * kRows rows of one matrix. `residual`, where there is
 // one, is added.
 KERNEL(128)
-project(const Matrix* __restrict__ matrices, int count, const float* __restrict__ x,
-        const uint8_t* __restrict__ fixed, const float* residual, float* y) {
+project(const Matrices given, const float* __restrict__ x, const uint8_t* __restrict__ fixed,
+        const float* residual, float* y) {
     int which = 0, before = 0;
-    while (which + 1 < count && static_cast<int>(blockIdx.x) >= matrices[which + 1].first)
-        before += matrices[which++].rows;
-    const Matrix m = matrices[which];
+    while (which + 1 < given.count && static_cast<int>(blockIdx.x) >= given.all[which + 1].first)
+        before += given.all[which++].rows;
+    const Matrix m = given.all[which];
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int row = ((static_cast<int>(blockIdx.x) - m.first) * kWarps + warp) * kRows;
     if (row >= m.rows) return;

@@ -8,7 +8,7 @@
 constexpr int kMostExperts = 1024;  // of a layer
 constexpr int kUpWarps = 8, kUpRows = 4;
 constexpr int kChunkRows = kUpWarps * kUpRows;  // one chunk of the activations between
-constexpr int kDownWarps = 4, kDownRows = 2;
+constexpr int kDownWarps = 12, kDownRows = 8;
 
 // As descriptors.py writes it: one layer's experts. Matrices have offsets into a record.
 struct Experts {
@@ -18,18 +18,25 @@ struct Experts {
     Matrix shared_gate, shared_up, shared_down;  // addresses; rows 0 where there is none
 };
 
-// Softmax over the router's logits; the top_k ids, best first, ties to the lower, their weights,
-// and where each lies. One warp. `slots` -1 for an expert that is in no slot.
-KERNEL(32)
-route(const float* __restrict__ logits, int count, int top_k, int renormalize,
-      const int* __restrict__ table, int* __restrict__ ids, float* __restrict__ weights,
-      int* __restrict__ slots) {
+// Where device and host meet once a layer and token, in the host's memory (mailbox.py).
+struct Letter {
+    int ids[32];    // what the router chose
+    int slots[32];  // the host's answer
+    int asked;      // twice the step's number, and one more where the device waits for an answer
+    int answered;   // the step's number; negative: the pass is given up, any slots will do
+    int unused[14];
+};
+
+// The lane's share of a softmax over `count` logits, at most 32 * each, and of the top_k best, best
+// first: lane k has the k-th one's number and weight.
+template <int each>
+DEVICE void choose(const float* __restrict__ logits, int count, int top_k, bool renormalize,
+                   int& number, float& chosen) {
     const int lane = static_cast<int>(threadIdx.x);
-    constexpr int kEach = kMostExperts / 32;
-    float own[kEach];
+    float own[each];
     float most = -infinity();
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
+    for (int i = 0; i < each; ++i) {
         const int expert = lane + 32 * i;
         own[i] = expert < count ? logits[expert] : -infinity();
         most = fmaxf(most, own[i]);
@@ -37,16 +44,14 @@ route(const float* __restrict__ logits, int count, int top_k, int renormalize,
     most = warp_max(most);
     float total = 0.0F;
 #pragma unroll
-    for (int i = 0; i < kEach; ++i)
+    for (int i = 0; i < each; ++i)
         if (lane + 32 * i < count) total += expf(own[i] - most);
     total = warp_sum(total);
-    float chosen = 0.0F;  // of lane k, the weight of the k-th
-    int number = 0;
     for (int k = 0; k < top_k; ++k) {
         float best = -infinity();
         int at = kMostExperts;
 #pragma unroll
-        for (int i = 0; i < kEach; ++i) {
+        for (int i = 0; i < each; ++i) {
             if (own[i] > best) best = own[i], at = lane + 32 * i;
         }
         for (int mask = 16; mask; mask >>= 1) {
@@ -54,37 +59,77 @@ route(const float* __restrict__ logits, int count, int top_k, int renormalize,
             const int its = shuffle_xor(at, mask);
             if (other > best || (other == best && its < at)) best = other, at = its;
         }
-        if (at >= count) at = 0, best = not_a_number();  // logits of NaN
-        if (lane == k % 32) chosen = expf(best - most) / total, number = at;
+        if (at >= count) at = k, best = not_a_number();  // logits that are none
+        if (lane == k) chosen = expf(best - most) / total, number = at;
 #pragma unroll
-        for (int i = 0; i < kEach; ++i)
+        for (int i = 0; i < each; ++i)
             if (lane + 32 * i == at) own[i] = -infinity();
     }
-    const float sum = renormalize ? warp_sum(lane < top_k ? chosen : 0.0F) : 1.0F;
-    if (lane < top_k) {
-        ids[lane] = number;
-        weights[lane] = chosen / sum;
-        slots[lane] = table == nullptr ? -1 : table[number];
+    if (renormalize) chosen /= warp_sum(lane < top_k ? chosen : 0.0F);
+}
+
+// Softmax over the router's logits; the top_k ids, best first, ties to the lower, their weights,
+// and where each lies. Without logits all experts are chosen, with weight 1. One warp.
+//
+// `table` says in which slot an expert lies, -1 for none. The host is told the ids; only where one
+// of them has no slot it is waited for, and its answer are the slots of all. A letter is the host's
+// memory, `input` the step's own numbers (lookup).
+KERNEL(32)
+route(const float* __restrict__ logits, int count, int top_k, int renormalize, const int* table,
+      const int* __restrict__ input, Letter* letter, int* __restrict__ ids,
+      float* __restrict__ weights, int* __restrict__ slots) {
+    const int lane = static_cast<int>(threadIdx.x);
+    float chosen = 1.0F;
+    int number = lane;
+    if (logits != nullptr) {
+        if (count <= 256) {
+            choose<8>(logits, count, top_k, renormalize, number, chosen);
+        } else if (count <= 512) {
+            choose<16>(logits, count, top_k, renormalize, number, chosen);
+        } else {
+            choose<kMostExperts / 32>(logits, count, top_k, renormalize, number, chosen);
+        }
     }
+    const bool mine = lane < top_k;
+    int slot = mine ? static_cast<const volatile int*>(table)[number] : 0;
+    if (letter != nullptr) {
+        const int step = input[2];
+        volatile Letter* mail = letter;
+        if (mine) mail->ids[lane] = number;
+        __threadfence_system();
+        const bool absent = warp_any(slot < 0);
+        if (lane == 0) mail->asked = 2 * step + (absent ? 1 : 0);
+        if (absent) {
+            int answer = 0;
+            while (true) {
+                answer = mail->answered;
+                if (answer == step || answer == -step) break;
+                wait_a_moment();
+            }
+            __threadfence_system();
+            slot = mine && answer == step ? mail->slots[lane] : 0;
+        }
+    }
+    if (mine) ids[lane] = number, weights[lane] = chosen, slots[lane] = slot;
 }
 
 // h = silu(gate(x)) * up(x) of every chosen expert, as floats (top_k + 1, width) and fixed,
 // `stride` bytes each; the shared one comes last. A block makes 32 values of one: blockIdx.y says
 // of which.
-KERNEL(256)
-experts_up(const Experts* __restrict__ layer, const int* __restrict__ slots, int top_k,
+KERNEL_TOGETHER(256, 2)
+experts_up(const Experts layer, const int* __restrict__ slots, int top_k,
            const float* __restrict__ x, const uint8_t* __restrict__ fixed, float* __restrict__ h,
            uint8_t* __restrict__ h_fixed, int width, int stride) {
     __shared__ float made[kChunkRows];
     const int which = static_cast<int>(blockIdx.y), warp = static_cast<int>(threadIdx.x) / 32;
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const bool shared = which == top_k;
-    Matrix gate = shared ? layer->shared_gate : layer->gate;
-    Matrix up = shared ? layer->shared_up : layer->up;
+    Matrix gate = shared ? layer.shared_gate : layer.gate;
+    Matrix up = shared ? layer.shared_up : layer.up;
     const int first = static_cast<int>(blockIdx.x) * kChunkRows;
     if (first >= gate.rows) return;
     if (!shared) {
-        const uint8_t* record = layer->arena + int64_t{slots[which]} * layer->slot_bytes;
+        const uint8_t* record = layer.arena + int64_t{slots[which]} * layer.slot_bytes;
         gate = gate.at(record);
         up = up.at(record);
     }
@@ -93,8 +138,7 @@ experts_up(const Experts* __restrict__ layer, const int* __restrict__ slots, int
     for (int r = 0; r < kUpRows; ++r) rows[r] = first + warp * kUpRows + r;
     const Activations in{x, Fixed{const_cast<uint8_t*>(fixed), gate.columns}};
     float gated[kUpRows], straight[kUpRows];
-    row_products(gate, in, rows, gated);
-    row_products(up, in, rows, straight);
+    pair_products(gate, up, in, rows, gated, straight);
 #pragma unroll
     for (int r = 0; r < kUpRows; ++r)
         if (lane == r) made[warp * kUpRows + r] = silu(gated[r]) * straight[r];
@@ -107,46 +151,57 @@ experts_up(const Experts* __restrict__ layer, const int* __restrict__ slots, int
 }
 
 // y = residual + sum over the chosen of weight * down(h) + sigmoid(shared_logit) * the shared one.
-KERNEL(128)
-experts_down(const Experts* __restrict__ layer, const int* __restrict__ slots,
-             const float* __restrict__ weights, int top_k, const float* __restrict__ shared_logit,
-             const float* __restrict__ h, const uint8_t* __restrict__ h_fixed, int width,
-             int stride, const float* residual, float* y) {
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    const Matrix down = layer->down;
-    const int row = (static_cast<int>(blockIdx.x) * kDownWarps + warp) * kDownRows;
-    if (row >= down.rows) return;
-    int rows[kDownRows];
-    float total[kDownRows];
-#pragma unroll
-    for (int r = 0; r < kDownRows; ++r) rows[r] = min(row + r, down.rows - 1), total[r] = 0.0F;
-    const int chunks = down.columns / 32;
-    // As many experts at once as a warp has lanes for.
-    const int lanes = chunks < 32 ? chunks : 32, together = 32 / lanes;
-    for (int e = lane / lanes; e < top_k; e += together) {
-        if (lane / lanes >= together) break;
-        const Matrix m = down.at(layer->arena + int64_t{slots[e]} * layer->slot_bytes);
+// A block makes kDownRows values; a warp takes one expert's part of them, or several such in turn.
+// Parts are added in the order of ids, the shared one's last. Of few inputs a warp has lanes for
+// several rows at once.
+KERNEL(32 * kDownWarps)
+experts_down(const Experts layer, const int* __restrict__ slots, const float* __restrict__ weights,
+             int top_k, const float* __restrict__ shared_logit, const float* __restrict__ h,
+             const uint8_t* __restrict__ h_fixed, int width, int stride, const float* residual,
+             float* y) {
+    __shared__ float parts[32][kDownRows];
+    const int lane = static_cast<int>(threadIdx.x) % 32, warps = static_cast<int>(blockDim.x) / 32;
+    const int first = static_cast<int>(blockIdx.x) * kDownRows, last = layer.down.rows - 1;
+    const int experts = top_k + (layer.shared_down.rows ? 1 : 0);
+    for (int e = static_cast<int>(threadIdx.x) / 32; e < experts; e += warps) {
+        const Matrix m = e == top_k
+                             ? layer.shared_down
+                             : layer.down.at(layer.arena + int64_t{slots[e]} * layer.slot_bytes);
         const Activations in{h + int64_t{e} * width,
                              Fixed{const_cast<uint8_t*>(h_fixed) + int64_t{e} * stride, m.columns}};
-        float sums[kDownRows] = {};
-        add_chunks(m, in, lane % lanes, lanes, rows, sums);
+        int rows[kDownRows / 2];
+        if (m.columns / 32 <= 16) {  // each half of the warp takes half of the rows
+            const int half = lane / 16;
+            float sums[kDownRows / 2] = {};
 #pragma unroll
-        for (int r = 0; r < kDownRows; ++r) total[r] = fmaf(weights[e], sums[r], total[r]);
+            for (int r = 0; r < kDownRows / 2; ++r) rows[r] = min(first + 2 * r + half, last);
+            add_chunks(m, in, lane % 16, 16, rows, sums);
+#pragma unroll
+            for (int r = 0; r < kDownRows / 2; ++r) {
+                for (int mask = 8; mask; mask >>= 1) sums[r] += shuffle_xor(sums[r], mask);
+                if (lane % 16 == 0) parts[e][2 * r + half] = sums[r];
+            }
+            continue;
+        }
+#pragma unroll 1
+        for (int half = 0; half < kDownRows; half += kDownRows / 2) {
+            float sums[kDownRows / 2];
+#pragma unroll
+            for (int r = 0; r < kDownRows / 2; ++r) rows[r] = min(first + half + r, last);
+            row_products(m, in, rows, sums);
+#pragma unroll
+            for (int r = 0; r < kDownRows / 2; ++r)
+                if (lane == r) parts[e][half + r] = sums[r];
+        }
     }
-    const Matrix shared = layer->shared_down;
-    if (shared.rows) {
-        const Activations in{
-            h + int64_t{top_k} * width,
-            Fixed{const_cast<uint8_t*>(h_fixed) + int64_t{top_k} * stride, shared.columns}};
-        float sums[kDownRows] = {};
-        add_chunks(shared, in, lane, 32, rows, sums);
+    block_barrier();
+    const int row = first + static_cast<int>(threadIdx.x);
+    if (threadIdx.x >= kDownRows || row > last) return;
+    float total = 0.0F;
+    for (int e = 0; e < top_k; ++e) total = fmaf(weights[e], parts[e][threadIdx.x], total);
+    if (experts > top_k) {
         const float open = shared_logit == nullptr ? 1.0F : sigmoid(*shared_logit);
-#pragma unroll
-        for (int r = 0; r < kDownRows; ++r) total[r] = fmaf(open, sums[r], total[r]);
+        total = fmaf(open, parts[top_k][threadIdx.x], total);
     }
-#pragma unroll
-    for (int r = 0; r < kDownRows; ++r) {
-        const float sum = warp_sum(total[r]);
-        if (lane == r && row + r < down.rows) y[row + r] = residual[row + r] + sum;
-    }
+    y[row] = residual[row] + total;
 }

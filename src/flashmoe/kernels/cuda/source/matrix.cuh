@@ -30,35 +30,55 @@ struct Matrix {
     }
 };
 
+// Several, by value: a kernel's parameters need no load from memory.
+constexpr int kMostMatrices = 6;
+struct Matrices {
+    Matrix all[kMostMatrices];
+    int count, unused;
+};
+
 // One token's activations, both ways. `floats` serve plain weights.
 struct Activations {
     const float* floats;
     Fixed fixed;
 };
 
+// A chunk of `count` rows, before anything is done with it: so that loads of several are under way.
+template <int bits, int count>
+struct Codes {
+    uint32_t words[count][bits];
+    float scales[count], biases[count];
+
+    DEVICE void load(const Matrix& m, int chunk, const int (&rows)[count]) {
+        const int64_t row_bytes = int64_t{m.columns} / 32 * bits * 4;
+        const int groups = m.columns / m.group, group = 32 * chunk / m.group;
+#pragma unroll
+        for (int r = 0; r < count; ++r)
+            load_codes<bits>(m.weight + rows[r] * row_bytes, chunk, words[r]);
+#pragma unroll
+        for (int r = 0; r < count; ++r) {
+            const int64_t at = int64_t{rows[r]} * groups + group;
+            scales[r] = load_float(m.scales, at, m.type);
+            biases[r] = load_float(m.biases, at, m.type);
+        }
+    }
+    DEVICE void add(const FixedChunk& v, float (&sums)[count]) const {
+#pragma unroll
+        for (int r = 0; r < count; ++r) {
+            sums[r] = fmaf(dot<bits>(v, words[r]), v.scale * scales[r], sums[r]);
+            sums[r] = fmaf(biases[r], v.sum, sums[r]);
+        }
+    }
+};
+
 template <int bits, int count>
 DEVICE void affine_chunk(const Matrix& m, Fixed x, int chunk, const int (&rows)[count],
                          float (&sums)[count]) {
-    const int64_t row_bytes = int64_t{m.columns} / 32 * bits * 4;
-    const int groups = m.columns / m.group, group = 32 * chunk / m.group;
-    uint32_t words[count][bits];
-#pragma unroll
-    for (int r = 0; r < count; ++r)
-        load_codes<bits>(m.weight + rows[r] * row_bytes, chunk, words[r]);
-    float scales[count], biases[count];
-#pragma unroll
-    for (int r = 0; r < count; ++r) {
-        const int64_t at = int64_t{rows[r]} * groups + group;
-        scales[r] = load_float(m.scales, at, m.type);
-        biases[r] = load_float(m.biases, at, m.type);
-    }
+    Codes<bits, count> codes;
+    codes.load(m, chunk, rows);
     FixedChunk v;
     load_chunk<bits>(x, chunk, v);
-#pragma unroll
-    for (int r = 0; r < count; ++r) {
-        sums[r] = fmaf(dot<bits>(v, words[r]), v.scale * scales[r], sums[r]);
-        sums[r] = fmaf(biases[r], v.sum, sums[r]);
-    }
+    codes.add(v, sums);
 }
 
 template <int count>
@@ -102,6 +122,7 @@ DEVICE void add_chunks(const Matrix& m, Activations x, int first, int step,
             for (int c = first; c < chunks; c += step) affine_chunk<3>(m, x.fixed, c, rows, sums);
             break;
         case 4:
+#pragma unroll 2
             for (int c = first; c < chunks; c += step) affine_chunk<4>(m, x.fixed, c, rows, sums);
             break;
         case 5:
@@ -127,4 +148,36 @@ DEVICE void row_products(const Matrix& m, Activations x, const int (&rows)[count
     add_chunks(m, x, static_cast<int>(threadIdx.x) % 32, 32, rows, sums);
 #pragma unroll
     for (int r = 0; r < count; ++r) sums[r] = warp_sum(sums[r]);
+}
+
+template <int bits, int count>
+DEVICE void affine_pair(const Matrix& a, const Matrix& b, Fixed x, const int (&rows)[count],
+                        float (&of_a)[count], float (&of_b)[count]) {
+#pragma unroll 1  // two would take twice the registers, and halve the blocks at work
+    for (int c = static_cast<int>(threadIdx.x) % 32; c < a.columns / 32; c += 32) {
+        Codes<bits, count> first, second;
+        first.load(a, c, rows);
+        second.load(b, c, rows);
+        FixedChunk v;
+        load_chunk<bits>(x, c, v);
+        first.add(v, of_a);
+        second.add(v, of_b);
+    }
+}
+
+// The same rows of two matrices of the same shape; those of 4 bits with twice as many loads under
+// way. (Those of more would want more registers than there are.)
+template <int count>
+DEVICE void pair_products(const Matrix& a, const Matrix& b, Activations x, const int (&rows)[count],
+                          float (&of_a)[count], float (&of_b)[count]) {
+    if (a.bits != 4 || b.bits != 4) {
+        row_products(a, x, rows, of_a);
+        row_products(b, x, rows, of_b);
+        return;
+    }
+#pragma unroll
+    for (int r = 0; r < count; ++r) of_a[r] = of_b[r] = 0.0F;
+    affine_pair<4>(a, b, x.fixed, rows, of_a, of_b);
+#pragma unroll
+    for (int r = 0; r < count; ++r) of_a[r] = warp_sum(of_a[r]), of_b[r] = warp_sum(of_b[r]);
 }

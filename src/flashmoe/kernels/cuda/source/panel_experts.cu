@@ -7,11 +7,12 @@
 #include "panel_tile.cuh"
 #include "plain_tile.cuh"
 
-// The first fields of what descriptors.py writes: matrices have offsets into a record.
+// As descriptors.py writes it: matrices have offsets into a record.
 struct Experts {
     const uint8_t* arena;
     int64_t slot_bytes;
     Matrix matrices[3];  // gate, up, down
+    Matrix shared[3];    // not looked at
 };
 
 // Places from `first` on, all of the expert in `slot`.
@@ -21,18 +22,17 @@ struct Tile {
 
 // The matrix that the block multiplies, of the expert in `slot`: gate (0), up or down, and in the
 // second half of a launch of two, the next; and where its outputs begin.
-DEVICE Matrix matrix_of(const Experts* layer, int slot, int of, int tile_outputs, int& first) {
-    const int blocks = (layer->matrices[of].rows + tile_outputs - 1) / tile_outputs;
+DEVICE Matrix matrix_of(const Experts& layer, int slot, int of, int tile_outputs, int& first) {
+    const int blocks = (layer.matrices[of].rows + tile_outputs - 1) / tile_outputs;
     const int block = static_cast<int>(blockIdx.y);
     first = block % blocks * tile_outputs;
-    return layer->matrices[of + block / blocks].at(layer->arena +
-                                                   int64_t{slot} * layer->slot_bytes);
+    return layer.matrices[of + block / blocks].at(layer.arena + int64_t{slot} * layer.slot_bytes);
 }
 
 // Blocks of a tile (x) by 128 outputs (y), of the second matrix after those of the first. Place p
 // takes row chosen[p] of x, or p; results are rows of y0 or y1 by place.
 template <int group>
-DEVICE void expert_product(const Experts* layer, const Tile* tiles, int of, const uint8_t* planes,
+DEVICE void expert_product(const Experts& layer, const Tile* tiles, int of, const uint8_t* planes,
                            int rows, const int* chosen, float* y0, float* y1,
                            unsigned char* shared) {
     float total[2][4][4] = {};
@@ -45,23 +45,23 @@ DEVICE void expert_product(const Experts* layer, const Tile* tiles, int of, cons
                              total);
     }
     const Tile tile = afresh(tiles)[blockIdx.x];
-    const Matrix* m = afresh(layer)->matrices + of;
+    const Matrix* m = layer.matrices + of;
     const int blocks = (m->rows + kTileOutputs - 1) / kTileOutputs;
     const int block = static_cast<int>(blockIdx.y);
     put_tile(total, block % blocks * kTileOutputs, m->rows, tile.first, tile.count, nullptr,
              block < blocks ? y0 : y1);
 }
 
-KERNEL(256, 2)
-experts_32(const Experts* __restrict__ layer, const Tile* __restrict__ tiles, int of,
+KERNEL_TOGETHER(256, 2)
+experts_32(const Experts layer, const Tile* __restrict__ tiles, int of,
            const uint8_t* __restrict__ planes, int rows, const int* __restrict__ chosen, float* y0,
            float* y1) {
     DYNAMIC_SHARED(shared);
     expert_product<32>(layer, tiles, of, planes, rows, chosen, y0, y1, shared);
 }
 
-KERNEL(256, 2)
-experts_64(const Experts* __restrict__ layer, const Tile* __restrict__ tiles, int of,
+KERNEL_TOGETHER(256, 2)
+experts_64(const Experts layer, const Tile* __restrict__ tiles, int of,
            const uint8_t* __restrict__ planes, int rows, const int* __restrict__ chosen, float* y0,
            float* y1) {
     DYNAMIC_SHARED(shared);
@@ -69,7 +69,7 @@ experts_64(const Experts* __restrict__ layer, const Tile* __restrict__ tiles, in
 }
 
 KERNEL(256)
-experts_128(const Experts* __restrict__ layer, const Tile* __restrict__ tiles, int of,
+experts_128(const Experts layer, const Tile* __restrict__ tiles, int of,
             const uint8_t* __restrict__ planes, int rows, const int* __restrict__ chosen, float* y0,
             float* y1) {
     DYNAMIC_SHARED(shared);
@@ -78,7 +78,7 @@ experts_128(const Experts* __restrict__ layer, const Tile* __restrict__ tiles, i
 
 // Blocks of a tile by 64 outputs.
 KERNEL(256)
-experts_plain(const Experts* __restrict__ layer, const Tile* __restrict__ tiles, int of,
+experts_plain(const Experts layer, const Tile* __restrict__ tiles, int of,
               const float* __restrict__ x, int /*rows*/, const int* __restrict__ chosen, float* y0,
               float* y1) {
     __shared__ PlainStep step;

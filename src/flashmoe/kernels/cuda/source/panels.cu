@@ -49,9 +49,11 @@ KERNEL(256) swiglu(float* x, const float* __restrict__ up, int rows, int columns
 }
 
 // Which of the matrices the block multiplies; `first` of each is its first block.
-DEVICE int which_matrix(const Matrix* matrices, int count) {
+DEVICE int which_matrix(const Matrices& matrices) {
     int which = 0;
-    while (which + 1 < count && static_cast<int>(blockIdx.y) >= matrices[which + 1].first) ++which;
+    while (which + 1 < matrices.count &&
+           static_cast<int>(blockIdx.y) >= matrices.all[which + 1].first)
+        ++which;
     return which;
 }
 
@@ -61,53 +63,52 @@ DEVICE float* which_result(int which, float* y0, float* y1, float* y2, float* y3
 
 // Blocks of 64 rows (x) by 128 outputs (y).
 template <int group>
-DEVICE void product(const Matrix* matrices, int count, const uint8_t* planes, int rows,
+DEVICE void product(const Matrices& matrices, const uint8_t* planes, int rows,
                     const float* residual, float* y0, float* y1, float* y2, float* y3,
                     unsigned char* shared) {
     const int first = static_cast<int>(blockIdx.x) * kTileRows;
     float total[2][4][4] = {};
     {
-        const Matrix m = matrices[which_matrix(matrices, count)];
+        const Matrix m = matrices.all[which_matrix(matrices)];
         const Planes x{const_cast<uint8_t*>(planes), rows, m.columns, group};
         multiply_tile<group>(m, (static_cast<int>(blockIdx.y) - m.first) * kTileOutputs, x,
                              copied_row(nullptr, first, min(kTileRows, rows - first)), shared,
                              total);
     }
-    matrices = afresh(matrices);
-    const int which = which_matrix(matrices, count);
-    const Matrix* m = matrices + which;
-    put_tile(total, (static_cast<int>(blockIdx.y) - m->first) * kTileOutputs, m->rows, first,
+    const int which = which_matrix(matrices);
+    const Matrix& m = matrices.all[which];
+    put_tile(total, (static_cast<int>(blockIdx.y) - m.first) * kTileOutputs, m.rows, first,
              min(kTileRows, rows - first), residual, which_result(which, y0, y1, y2, y3));
 }
 
-KERNEL(256, 2)
-product_32(const Matrix* __restrict__ matrices, int count, const uint8_t* __restrict__ planes,
-           int rows, const float* residual, float* y0, float* y1, float* y2, float* y3) {
+KERNEL_TOGETHER(256, 2)
+product_32(const Matrices matrices, const uint8_t* __restrict__ planes, int rows,
+           const float* residual, float* y0, float* y1, float* y2, float* y3) {
     DYNAMIC_SHARED(shared);
-    product<32>(matrices, count, planes, rows, residual, y0, y1, y2, y3, shared);
+    product<32>(matrices, planes, rows, residual, y0, y1, y2, y3, shared);
 }
 
-KERNEL(256, 2)
-product_64(const Matrix* __restrict__ matrices, int count, const uint8_t* __restrict__ planes,
-           int rows, const float* residual, float* y0, float* y1, float* y2, float* y3) {
+KERNEL_TOGETHER(256, 2)
+product_64(const Matrices matrices, const uint8_t* __restrict__ planes, int rows,
+           const float* residual, float* y0, float* y1, float* y2, float* y3) {
     DYNAMIC_SHARED(shared);
-    product<64>(matrices, count, planes, rows, residual, y0, y1, y2, y3, shared);
+    product<64>(matrices, planes, rows, residual, y0, y1, y2, y3, shared);
 }
 
 KERNEL(256)
-product_128(const Matrix* __restrict__ matrices, int count, const uint8_t* __restrict__ planes,
-            int rows, const float* residual, float* y0, float* y1, float* y2, float* y3) {
+product_128(const Matrices matrices, const uint8_t* __restrict__ planes, int rows,
+            const float* residual, float* y0, float* y1, float* y2, float* y3) {
     DYNAMIC_SHARED(shared);
-    product<128>(matrices, count, planes, rows, residual, y0, y1, y2, y3, shared);
+    product<128>(matrices, planes, rows, residual, y0, y1, y2, y3, shared);
 }
 
 // Blocks of 64 rows by 64 outputs.
 KERNEL(256)
-product_plain(const Matrix* __restrict__ matrices, int count, const float* __restrict__ x, int rows,
-              const float* residual, float* y0, float* y1, float* y2, float* y3) {
+product_plain(const Matrices matrices, const float* __restrict__ x, int rows, const float* residual,
+              float* y0, float* y1, float* y2, float* y3) {
     __shared__ PlainStep step;
-    const int which = which_matrix(matrices, count), first = static_cast<int>(blockIdx.x) * 64;
-    const Matrix m = matrices[which];
+    const int which = which_matrix(matrices), first = static_cast<int>(blockIdx.x) * 64;
+    const Matrix m = matrices.all[which];
     plain_tile(m, (static_cast<int>(blockIdx.y) - m.first) * 64, x, nullptr, first,
                min(64, rows - first), residual, which_result(which, y0, y1, y2, y3), step);
 }

@@ -1,0 +1,305 @@
+"""One NVIDIA GPU, by CuPy: memory, compilation, launches, captured graphs.
+
+Owns every use of CuPy, which is imported when a GPU is opened and not before. All work goes to one
+stream of its own, in the order of the calls; nothing assumes the first GPU or the caller's current
+one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashmoe.errors import BudgetError, DeviceError
+from flashmoe.kernels.cuda.device import Argument, DeviceArray
+from flashmoe.quant import Array
+
+OLDEST = (7, 5)
+"""Compute capability that the kernels' instructions want: Turing (GeForce 16 and 20) and later."""
+
+
+class Gpu:
+    """The GPU of this number, as the driver counts.
+
+    Raises:
+        DeviceError: there is no such GPU, it is too old, or CuPy is not installed.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        self._cupy = cupy = _cupy()
+        try:
+            there = cupy.cuda.runtime.getDeviceCount()
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            raise DeviceError(
+                f"no NVIDIA GPU can be used ({error}): check that nvidia-smi lists one, or run "
+                "with --kernels cpu"
+            ) from error
+        if not 0 <= number < there:
+            raise DeviceError(f"there is no GPU {number}: this machine has {there}, from 0 on")
+        self.number = number
+        self._device = cupy.cuda.Device(number)
+        found = cupy.cuda.runtime.getDeviceProperties(number)
+        self.name = str(found["name"].decode())
+        self.capability = (int(found["major"]), int(found["minor"]))
+        if self.capability < OLDEST:
+            raise DeviceError(
+                f"{self.name} has compute capability {_dotted(self.capability)}; the kernels want "
+                f"{_dotted(OLDEST)}: run with --kernels cpu"
+            )
+        self.processors = int(found["multiProcessorCount"])
+        with self._device:
+            self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._kernels: dict[tuple[str, str], Any] = {}
+        self._modules: dict[str, Any] = {}
+        self._compiling = threading.Lock()
+
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        """CuPy's own calls on this GPU and stream, and its errors as ours."""
+        cupy = self._cupy
+        errors = cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError
+        try:
+            with self._device, self._stream:
+                yield
+        except cupy.cuda.memory.OutOfMemoryError as error:
+            free, total = self.memory()
+            raise BudgetError(
+                f"{self.name} has no memory for that ({free:,} of {total:,} bytes are free): give "
+                "a smaller --vram, or end what else uses the GPU"
+            ) from error
+        except errors as error:
+            raise DeviceError(f"{self.name} reports: {error}") from error
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free for anyone, and bytes in all."""
+        with self._device:
+            free, total = self._cupy.cuda.runtime.memGetInfo()
+        return int(free), int(total)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        """Memory that holds anything. Raises BudgetError where there is none."""
+        with self._here():
+            return self._cupy.empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        """The same, zeroed."""
+        with self._here():
+            return self._cupy.zeros(shape, dtype)
+
+    def upload(self, array: Array) -> DeviceArray:
+        """A copy of a numpy array."""
+        with self._here():
+            return self._cupy.asarray(array)
+
+    def write(self, target: DeviceArray, array: Array) -> None:
+        """Overwrite an array, or a part of one, with numpy's of the same shape and type."""
+        with self._here():
+            target[...] = self._cupy.asarray(array)
+
+    def download(self, array: DeviceArray) -> Array:
+        """A copy as numpy array, when all before has been done."""
+        with self._here():
+            return np.asarray(array.get())
+
+    def address(self, array: DeviceArray) -> int:
+        """Where it begins."""
+        return int(array.data.ptr)
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Zeroed memory of the host that the device reads and writes too, at the same address."""
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        with self._here():
+            memory = self._cupy.cuda.alloc_pinned_memory(nbytes)
+        array = np.frombuffer(memory, dtype, count=int(np.prod(shape))).reshape(shape)
+        array[...] = 0
+        return array
+
+    def arena(self, nbytes: int) -> DeviceArray:
+        """Memory for slots, bytes that begin at a multiple of 4,096, outside of any pool."""
+        cupy = self._cupy
+        with self._here():
+            memory = cupy.cuda.memory.Memory(nbytes)
+        return cupy.ndarray((nbytes,), np.uint8, cupy.cuda.MemoryPointer(memory, 0))
+
+    def mover(self, arena: DeviceArray, slot_bytes: int) -> Mover:
+        """Copies of records into slots of an arena, beside the launches."""
+        return Mover(self, arena, slot_bytes)
+
+    def pin(self, array: Array) -> None:
+        """Have memory of the host stay where it is, so that copies from it need no other."""
+        with self._here():
+            self._cupy.cuda.runtime.hostRegister(array.ctypes.data, array.nbytes, 0)
+
+    def unpin(self, array: Array) -> None:
+        """The end of that."""
+        with self._here():
+            self._cupy.cuda.runtime.hostUnregister(array.ctypes.data)
+
+    def synchronize(self) -> None:
+        """Wait until all before has been done.
+
+        Raises:
+            DeviceError: something of it failed.
+        """
+        with self._here():
+            self._stream.synchronize()
+
+    def busy(self) -> bool:
+        """Whether something of it is still to be done; raises as :meth:`synchronize`."""
+        with self._here():
+            return not self._stream.done
+
+    def launch(
+        self,
+        source: str,
+        kernel: str,
+        grid: tuple[int, int, int],
+        threads: int,
+        *arguments: Argument,
+        shared_bytes: int = 0,
+    ) -> None:
+        """Run a kernel of ``source``.cu: ``grid`` blocks of ``threads``.
+
+        Raises:
+            DeviceError: the GPU reports an error, of this or an earlier launch.
+        """
+        function = self._kernels.get((source, kernel)) or self._compiled(source, kernel)
+        given = tuple(map(_given, arguments))
+        with self._here():
+            if shared_bytes > function.max_dynamic_shared_size_bytes:
+                function.max_dynamic_shared_size_bytes = shared_bytes
+            function(grid, (threads, 1, 1), given, shared_mem=shared_bytes)
+
+    def _compiled(self, source: str, kernel: str) -> Any:
+        cupy, where = self._cupy, Path(str(resources.files(__package__))) / "source"
+        with self._compiling, self._here():
+            if source not in self._modules:
+                text = (where / f"{source}.cu").read_text(encoding="utf-8")
+                # CuPy keeps what it has compiled by the text it was given: the headers are in it.
+                headers = [path.read_text(encoding="utf-8") for path in sorted(where.glob("*.cuh"))]
+                text += "\n//".join(["", *"\n".join(headers).splitlines()])
+                options = ("--std=c++17", f"-I{where}")
+                self._modules[source] = cupy.RawModule(code=text, options=options)
+            try:
+                function = self._modules[source].get_function(kernel)
+            except cupy.cuda.compiler.CompileException as error:
+                raise DeviceError(
+                    f"{source}.cu cannot be compiled for {self.name}: {error}"
+                ) from error
+        self._kernels[source, kernel] = function
+        return function
+
+    def captured(self, work: Callable[[], None]) -> Graph:
+        """What ``work`` launches, to be launched again as one. Kernels must be compiled by then
+        (run ``work`` once before), and their arguments must live as long as the graph."""
+        with self._here():
+            self._stream.begin_capture()
+            try:
+                work()
+            finally:
+                graph = self._stream.end_capture()
+        return Graph(self, graph)
+
+    def time_ms(self, work: Callable[[], None]) -> float:
+        """What the GPU takes for what ``work`` launches."""
+        begin, end = self._cupy.cuda.Event(), self._cupy.cuda.Event()
+        with self._here():
+            begin.record(self._stream)
+            work()
+            end.record(self._stream)
+            end.synchronize()
+        return float(self._cupy.cuda.get_elapsed_time(begin, end))
+
+
+class Mover:
+    """Copies of records into slots, on a stream of their own (``stream.tiers.mover``)."""
+
+    def __init__(self, gpu: Gpu, arena: DeviceArray, slot_bytes: int) -> None:
+        self._gpu, self._arena, self._slot_bytes = gpu, arena, slot_bytes
+        with gpu._here():
+            self._stream = gpu._cupy.cuda.Stream(non_blocking=True)
+        self._tickets = count()
+        self._events: dict[int, Any] = {}
+        self._spare: list[Any] = []
+
+    def copy(self, slot: int, record: Array) -> int:
+        """Start copying a record, uint8 (record_bytes,), to the beginning of a slot; the ticket."""
+        cupy = self._gpu._cupy
+        target = self._gpu.address(self._arena) + slot * self._slot_bytes
+        with self._gpu._here():
+            kind = cupy.cuda.runtime.memcpyHostToDevice
+            source = record.ctypes.data
+            stream = self._stream.ptr
+            cupy.cuda.runtime.memcpyAsync(target, source, record.nbytes, kind, stream)
+            event = self._spare.pop() if self._spare else cupy.cuda.Event(disable_timing=True)
+            event.record(self._stream)
+        ticket = next(self._tickets)
+        self._events[ticket] = event
+        return ticket
+
+    def done(self, ticket: int) -> bool:
+        """Whether :meth:`wait` would return, or raise, at once."""
+        with self._gpu._here():
+            return bool(self._events[ticket].done)
+
+    def wait(self, ticket: int) -> None:
+        """Wait until a copy has ended; its ticket ends with that.
+
+        Raises:
+            DeviceError: the slot does not hold the record.
+        """
+        event = self._events.pop(ticket)
+        with self._gpu._here():
+            event.synchronize()
+        self._spare.append(event)
+
+    def fence(self) -> None:
+        """Copies from now on begin after all that was launched by now."""
+        with self._gpu._here():
+            self._stream.wait_event(self._gpu._stream.record())
+
+    def drain(self) -> None:
+        """Wait until no copy is under way, whatever came of them; every ticket has ended then."""
+        self._events.clear()
+        with self._gpu._here():
+            self._stream.synchronize()
+
+
+class Graph:
+    """Launches captured once (:meth:`Gpu.captured`)."""
+
+    def __init__(self, gpu: Gpu, graph: Any) -> None:
+        self._gpu, self._graph = gpu, graph
+
+    def launch(self) -> None:
+        """All of them again, in their order."""
+        with self._gpu._here():
+            self._graph.launch(self._gpu._stream)
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceError(
+            "the GPU's kernels need CuPy: pip install 'flash-moe[cuda]', or run with --kernels cpu"
+        ) from error
+    return cupy
+
+
+def _given(argument: Argument) -> Any:
+    """As CuPy passes it: null and the host's arrays by address."""
+    if argument is None:
+        return np.uint64(0)
+    return np.uint64(argument.ctypes.data) if isinstance(argument, np.ndarray) else argument
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))

@@ -1,0 +1,158 @@
+"""The decoder on a GPU: a token is one graph, captured once, in which the host is waited for only
+where an expert is in no slot.
+
+Owns the order of a pass between device and host. Does not own who is in which slot (``tiers``) or
+the launches of a layer (``layer``). A prompt's tokens pass one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from flashmoe.kernels.cuda.attention import KeyValues
+from flashmoe.kernels.cuda.decode import Embedding, Norm, Placed, Projection, vector
+from flashmoe.kernels.cuda.delta import DeltaState
+from flashmoe.kernels.cuda.device import Device, Graph
+from flashmoe.kernels.cuda.mailbox import Mailbox
+from flashmoe.model.decoder import Between
+from flashmoe.model.gpu.layer import Layer, Slots, rooms
+from flashmoe.model.gpu.state import GpuState
+from flashmoe.model.gpu.weights import Weights
+from flashmoe.model.head import EMBEDDING, NORM, OUTPUT
+from flashmoe.model.observer import Observer
+from flashmoe.model.state import State
+from flashmoe.model.trunk import Trunk
+from flashmoe.quant import Array
+from flashmoe.shape import ModelShape
+from flashmoe.stream.streamer import Streamer
+from flashmoe.stream.tiers.vram import Vram
+
+Graphs: TypeAlias = dict[int, Graph]
+
+
+class GpuDecoder:
+    """The whole model, with the face of :class:`flashmoe.model.decoder.Decoder`.
+
+    ``records`` says of each layer how an expert lies in its record.
+    """
+
+    most_tokens = 1
+    """That may pass together: of two recurrent states one is always that before the pass."""
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        trunk: Trunk,
+        device: Device,
+        observer: Observer,
+        slots: Slots,
+        records: list[tuple[Placed, ...]],
+        tier: Vram,
+    ) -> None:
+        self.shape = shape
+        self.observer = observer
+        self._device, self._tier = device, tier
+        weights = Weights(trunk, device)
+        vocabulary, hidden = shape.vocabulary, shape.hidden
+        embedding = weights.matrix(EMBEDDING, vocabulary, hidden)
+        self._embedding = Embedding(device, embedding)
+        self._layers = [
+            Layer(device, shape, weights, index, slots, record)
+            for index, record in enumerate(records)
+        ]
+        head = embedding if shape.tied_head else weights.matrix(OUTPUT, vocabulary, hidden)
+        factors = trunk.norm(NORM, hidden, shape.norm_offset)
+        self._norm = Norm(device, weights.floats(factors), shape.norm_eps)
+        self._head = Projection(device, [head])
+        self._rooms = rooms(device, shape, self._layers)
+        self._last, self._normed = device.zeros((hidden,), np.float32), vector(device, hidden)
+        self._logits = device.zeros((vocabulary,), np.float32)
+        self._mailbox = Mailbox(device, shape.layers)
+        self._graphs: WeakKeyDictionary[GpuState, Graphs] = WeakKeyDictionary()
+
+    def state(self, context_tokens: int, kv: str) -> State:
+        """An empty timeline."""
+        return GpuState(self.shape, context_tokens, np.dtype(np.float32), kv, self._device)
+
+    def empty(self) -> None:
+        """Forget every expert in the device's memory."""
+        self._tier.empty()
+
+    def forward(
+        self,
+        ids: Array,
+        state: State,
+        streamer: Streamer,
+        between: Between | None = None,
+    ) -> Array:
+        """As ``Decoder.forward``; ``between`` is called before each token."""
+        del streamer  # the tier has it
+        assert isinstance(state, GpuState)
+        self.observer.begin()
+        hidden = np.empty((len(ids), self.shape.hidden), np.float32)
+        state.begin()
+        for row, token in enumerate(ids):
+            if between is not None:
+                between(len(ids), row * self.shape.layers // len(ids))
+            hidden[row] = self._pass(int(token), state)
+        return hidden
+
+    def logits(self, x: Array) -> Array:
+        """Hidden states (T, hidden) to logits (T, vocabulary)."""
+        y = np.empty((len(x), self.shape.vocabulary), np.float32)
+        for row, hidden in enumerate(x):
+            self._device.write(self._last, hidden)
+            self._norm(self._last, self._normed)
+            self._head(self._normed, self._logits)
+            y[row] = self._device.download(self._logits)
+        self.observer.ended(self.shape.layers - 1, "head")
+        return y
+
+    def _pass(self, token: int, state: GpuState) -> Array:
+        """One token through every layer; its hidden state (hidden,)."""
+        graph = self._graph(state)
+        self._mailbox.begin(token, state.position)
+        graph.launch()
+        self._mailbox.wait(self._attend)
+        x = self._device.download(self._rooms.x)
+        state.moved(x[None])
+        return x
+
+    def _attend(self) -> None:
+        """The host's side of a pass: what each layer asks for is brought."""
+        for layer in range(self.shape.layers):
+            ids, waits = self._mailbox.asked(layer, self.shape.experts.top_k)
+            self.observer.routed(layer, ids[None])
+            with self._tier.hold(layer, ids) as held:
+                held.wait()
+                if waits:
+                    self._mailbox.answer(layer, held.slots)
+            self.observer.ended(layer, "experts")
+
+    def _graph(self, state: GpuState) -> Graph:
+        kept = self._graphs.setdefault(state, {})
+        if state.turn not in kept:
+            kept[state.turn] = self._device.captured(self._launches(state))
+        return kept[state.turn]
+
+    def _launches(self, state: GpuState) -> Callable[[], None]:
+        """Those of one token, from the set of the state that is current to the other."""
+        mailbox, table, here = self._mailbox, self._tier.table, state.turn
+
+        def launch() -> None:
+            self._embedding(mailbox.given, mailbox.inputs, self._rooms.x)
+            for index, layer in enumerate(self._layers):
+                recurrent = state.recurrent[index]
+                kept: KeyValues | tuple[DeltaState, DeltaState]
+                if recurrent is None:
+                    kept = KeyValues(state.kv, state.kept[index])
+                else:
+                    kept = recurrent[here], recurrent[1 - here]
+                letter = mailbox.letter(index)
+                layer.launch(self._rooms, kept, mailbox.inputs, table(index), letter)
+
+        return launch

@@ -1,0 +1,184 @@
+"""One layer's launches for one token: norm, projections, mixer; norm, router, experts.
+
+Owns their order (SPEC 1.3), as ``model.decoder`` and ``model.moe`` have it for the processor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flashmoe.kernels.cuda import decode
+from flashmoe.kernels.cuda.attention import Attention, KeyValues
+from flashmoe.kernels.cuda.decode import FeedForward, Norm, Placed, Projection, Vector
+from flashmoe.kernels.cuda.delta import DeltaNet, DeltaState
+from flashmoe.kernels.cuda.descriptors import Resident
+from flashmoe.kernels.cuda.device import Device, DeviceArray
+from flashmoe.kernels.mixers import AttentionWeights, DeltaWeights
+from flashmoe.model.gpu.weights import Weights
+from flashmoe.quant import Array
+from flashmoe.shape import ModelShape
+
+
+@dataclass(frozen=True, eq=False)
+class Rooms:
+    """Memory of a token on its way, shared by all layers."""
+
+    x: DeviceArray
+    """The residual stream (hidden,)."""
+    normed: Vector
+    projected: DeviceArray
+    mixed: dict[int, Vector]
+    """By length: heads of attention and of delta nets may differ."""
+    logits: DeviceArray
+    """The router's, and behind them the shared expert's gate."""
+    between: tuple[DeviceArray, DeviceArray]
+    """The two halves of the experts."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where experts lie: the arena, its address, and bytes of a slot."""
+
+    arena: DeviceArray
+    address: int
+    slot_bytes: int
+
+
+class Layer:
+    """The weights of one, and its launches."""
+
+    def __init__(
+        self,
+        device: Device,
+        shape: ModelShape,
+        weights: Weights,
+        index: int,
+        slots: Slots,
+        record: tuple[Placed, ...],
+    ) -> None:
+        self._device, self._shape = device, shape
+        name, hidden, offset = f"layers.{index}", shape.hidden, shape.norm_offset
+        trunk, eps = weights.trunk, shape.norm_eps
+
+        def norm(of: str) -> Norm:
+            factors = trunk.norm(f"{name}.{of}", hidden, offset)
+            return Norm(device, weights.floats(factors), eps)
+
+        self.before, self.after = norm("input_layernorm"), norm("post_attention_layernorm")
+        self.mixer: Attention | DeltaNet
+        if shape.mixers[index] == "attention":
+            self.mixer, inward, out = _attention(device, shape, weights, f"{name}.self_attn")
+        else:
+            self.mixer, inward, out = _delta(device, shape, weights, f"{name}.linear_attn")
+        self.inward, self.out = inward, out
+        experts, mlp = shape.experts, f"{name}.mlp"
+        routed = []
+        if experts.router == "softmax":
+            routed.append(weights.matrix(f"{mlp}.gate", experts.count, hidden))
+        shared: tuple[Resident, ...] = ()
+        if experts.shared_intermediate:
+            routed.append(weights.matrix(f"{mlp}.shared_expert_gate", 1, hidden))
+            shared = weights.expert(f"{mlp}.shared_expert", hidden, experts.shared_intermediate)
+        self.router = Projection(device, routed) if routed else None
+        self.experts = FeedForward(device, slots.address, slots.slot_bytes, record, shared)
+        self.chosen = decode.choice(device, experts.top_k)
+
+    def launch(
+        self,
+        rooms: Rooms,
+        state: KeyValues | tuple[DeltaState, DeltaState],
+        inputs: DeviceArray,
+        table: DeviceArray,
+        letter: Array,
+    ) -> None:
+        """``rooms.x`` moves on by this layer; ``inputs`` has token, position and step."""
+        self.before(rooms.x, rooms.normed)
+        projected = rooms.projected[: self.inward.outputs]
+        self.inward(rooms.normed, projected)
+        mixed = rooms.mixed[self.mixer.outputs]
+        if isinstance(self.mixer, Attention):
+            assert isinstance(state, KeyValues)
+            self.mixer(projected, state, inputs[1:2], mixed)
+        else:
+            assert isinstance(state, tuple)
+            self.mixer(projected, state[0], state[1], mixed)
+        self.out(mixed, rooms.x, rooms.x)
+        self.after(rooms.x, rooms.normed)
+        logits, opening = self._route(rooms)
+        renormalize = self._shape.experts.renormalize
+        decode.route(self._device, logits, renormalize, table, self.chosen, inputs, letter)
+        self.experts(rooms.normed, self.chosen, opening, rooms.between, rooms.x, rooms.x)
+
+    def _route(self, rooms: Rooms) -> tuple[DeviceArray | None, DeviceArray | None]:
+        """The router's logits, and the shared expert's; None for what there is not."""
+        if self.router is None:
+            return None, None
+        both = rooms.logits[: self.router.outputs]
+        self.router(rooms.normed, both)
+        count = self._shape.experts.count if self._shape.experts.router == "softmax" else 0
+        return both[:count] if count else None, both[count:] if len(both) > count else None
+
+
+def rooms(device: Device, shape: ModelShape, layers: list[Layer]) -> Rooms:
+    """As large as the largest layer wants."""
+    lengths = {layer.mixer.outputs for layer in layers}
+    return Rooms(
+        device.zeros((shape.hidden,), np.float32),
+        decode.vector(device, shape.hidden),
+        device.zeros((max(layer.inward.outputs for layer in layers),), np.float32),
+        {length: decode.vector(device, length) for length in lengths},
+        device.zeros((shape.experts.count + 1,), np.float32),
+        layers[0].experts.room(shape.experts.top_k),
+    )
+
+
+def _attention(
+    device: Device, shape: ModelShape, weights: Weights, name: str
+) -> tuple[Attention, Projection, Projection]:
+    attention, hidden, trunk = shape.attention, shape.hidden, weights.trunk
+    assert attention is not None
+    heads, kv_heads, width = attention.heads, attention.kv_heads, attention.head_dim
+    rows = {
+        "q_proj": heads * width * (2 if attention.gated else 1),
+        "k_proj": kv_heads * width,
+        "v_proj": kv_heads * width,
+    }
+    inward = [weights.matrix(f"{name}.{part}", many, hidden) for part, many in rows.items()]
+    out = weights.matrix(f"{name}.o_proj", hidden, heads * width)
+    norms: list[Array | None] = [None, None]
+    if attention.qk_norm:
+        offset = shape.norm_offset
+        norms = [trunk.norm(f"{name}.{part}", width, offset) for part in ("q_norm", "k_norm")]
+    mixer = Attention(device, AttentionWeights(attention, shape.norm_eps, *norms))
+    return mixer, Projection(device, inward), Projection(device, [out])
+
+
+def _delta(
+    device: Device, shape: ModelShape, weights: Weights, name: str
+) -> tuple[DeltaNet, Projection, Projection]:
+    recurrent, hidden, trunk = shape.recurrent, shape.hidden, weights.trunk
+    assert recurrent is not None
+    heads, channels = recurrent.value_heads, recurrent.conv_channels
+    values = heads * recurrent.value_dim
+    rows = {
+        "in_proj_qkv": channels,
+        "in_proj_z": values,
+        "in_proj_b": heads,
+        "in_proj_a": heads,
+    }
+    inward = [weights.matrix(f"{name}.{part}", many, hidden) for part, many in rows.items()]
+    out = weights.matrix(f"{name}.out_proj", hidden, values)
+    mixer = DeltaNet(
+        device,
+        DeltaWeights(
+            recurrent,
+            shape.norm_eps,
+            conv=trunk.floats(f"{name}.conv1d.weight", channels, recurrent.conv_kernel),
+            decay=-np.exp(trunk.floats(f"{name}.A_log", heads)),
+            dt_bias=trunk.floats(f"{name}.dt_bias", heads),
+            norm=trunk.norm(f"{name}.norm", recurrent.value_dim, 0),  # never 1 + w
+        ),
+    )
+    return mixer, Projection(device, inward), Projection(device, [out])

@@ -1,0 +1,79 @@
+"""A decoder on a GPU for a store: the device's memory divided, its slots above the streamer's.
+
+Owns the order: first the plan, which may refuse, then the memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flashmoe.kernels.cuda.decode import Placed
+from flashmoe.kernels.cuda.device import Device
+from flashmoe.model.gpu.decoder import GpuDecoder
+from flashmoe.model.gpu.layer import Slots
+from flashmoe.model.observer import Observer
+from flashmoe.model.trunk import Trunk
+from flashmoe.shape import ModelShape
+from flashmoe.store.layout import RecordLayout
+from flashmoe.store.reader import Store
+from flashmoe.stream import sizes
+from flashmoe.stream.sizes import Outlay
+from flashmoe.stream.streamer import Streamer
+from flashmoe.stream.tiers import room
+from flashmoe.stream.tiers.vram import Vram
+
+
+def planned(
+    store: Store, shape: ModelShape, outlay: Outlay, device: Device, limit_bytes: int | None
+) -> room.Room:
+    """The plan of the device's memory, as it stands now.
+
+    Raises:
+        BudgetError: it has no room for this model.
+    """
+    layouts = [entry.layout for entry in store.manifest.layers]
+    # Both sets of recurrent arrays are in `state_bytes`.
+    timeline = outlay.state_bytes + outlay.kv_bytes(outlay.context_tokens)
+    free, _ = device.memory()
+    return room.divided(
+        limit_bytes,
+        free,
+        trunk_bytes=sizes.trunk_bytes(store, outlay.float_bytes),
+        timelines_bytes=outlay.sessions * timeline,
+        slot_bytes=max(layout.record_bytes for layout in layouts),
+        least=shape.experts.top_k,
+        most=len(layouts) * shape.experts.count,
+    )
+
+
+def opened(
+    store: Store,
+    shape: ModelShape,
+    device: Device,
+    plan: room.Room,
+    streamer: Streamer,
+    observer: Observer,
+) -> GpuDecoder:
+    """The decoder, with empty slots.
+
+    Raises:
+        BudgetError: the device refuses the memory.
+        InputError: the kernels do not take this model.
+    """
+    layouts = [entry.layout for entry in store.manifest.layers]
+    arena = device.arena(plan.slots * plan.slot_bytes)
+    slots = Slots(arena, device.address(arena), plan.slot_bytes)
+    table = device.pinned((len(layouts), shape.experts.count), np.int32)
+    mover = device.mover(arena, plan.slot_bytes)
+    tier = Vram(store, plan.slots, mover, streamer, shape.experts.top_k, table)
+    trunk = Trunk(store.trunk(), np.dtype(np.float32))
+    records = [_placed(layout) for layout in layouts]
+    return GpuDecoder(shape, trunk, device, observer, slots, records, tier)
+
+
+def _placed(layout: RecordLayout) -> tuple[Placed, ...]:
+    """Where the matrices of an expert lie in its record."""
+    return tuple(
+        (form, shape, tuple(field.offset for field in fields))
+        for form, shape, fields in layout.matrices
+    )

@@ -1,0 +1,128 @@
+"""A timeline whose keys, values and recurrent state are in the device's memory.
+
+Owns the arrays there, and when they and those of the host (``model.state``) agree: passes write the
+device's; snapshots and the prefix cache read and write the host's. Each side is brought up to date
+when it is looked at, so a timeline that nobody keeps is never copied.
+
+Invariant: at most one side is ahead of the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flashmoe.kernels.cuda.delta import DeltaState
+from flashmoe.kernels.cuda.device import Device, DeviceArray
+from flashmoe.kernels.kv import KeyValues
+from flashmoe.model.state import LayerState, Mark, RecurrentState, State
+from flashmoe.quant import Array
+from flashmoe.shape import ModelShape
+
+
+class GpuState(State):
+    """As :class:`flashmoe.model.state.State`; ``turn`` says which of two recurrent sets is
+    current."""
+
+    def __init__(
+        self, shape: ModelShape, context_tokens: int, dtype: np.dtype[Any], kv: str, device: Device
+    ) -> None:
+        self._device = device
+        self._device_ahead = self._host_ahead = False
+        self._same_tokens = 0  # of keys and values, on both sides
+        self.turn = 0
+        super().__init__(shape, context_tokens, dtype, kv)
+        self.kept: list[dict[str, DeviceArray]] = []
+        """Of attention layers the arrays of ``KeyValues.whole``, by name; else none."""
+        self.recurrent: list[tuple[DeltaState, DeltaState] | None] = []
+        """Of the other layers both sets."""
+        for layer in self._layers:
+            if isinstance(layer, KeyValues):
+                whole = layer.whole.items()
+                self.kept.append({n: device.zeros(a.shape, _bits(a).dtype) for n, a in whole})
+                self.recurrent.append(None)
+            else:
+                self.kept.append({})
+                self.recurrent.append((_zeros(device, layer), _zeros(device, layer)))
+
+    @property
+    def layers(self) -> list[LayerState]:
+        """The host's side, up to date, for whoever reads or writes it."""
+        self._pull()
+        return self._layers
+
+    @layers.setter
+    def layers(self, layers: list[LayerState]) -> None:
+        self._layers = layers
+
+    def begin(self) -> None:
+        """A pass is about to read the device's side, and to write it."""
+        if self._host_ahead:
+            self._push()
+
+    def moved(self, last: Array) -> None:
+        """A token has passed; ``last`` (1, hidden) is its hidden state."""
+        self.turn = 1 - self.turn
+        self.position += 1
+        self.last = last
+        self._device_ahead = True
+
+    def written(self) -> None:
+        """The host's side has been written: it is the one that counts."""
+        self._host_ahead, self._same_tokens = True, 0
+
+    def clear(self) -> None:
+        """Forget every token."""
+        super().clear()
+        self.written()
+
+    def mark(self) -> Mark:
+        """As in ``State``: a pass writes the other of two sets, so the turn is enough."""
+        return self.position, self.last, [self.turn]
+
+    def rewind(self, mark: Mark) -> None:
+        """Undo the one token that has passed since, or has not passed whole."""
+        self.position, self.last, (self.turn,) = mark
+        self._same_tokens = min(self._same_tokens, self.position)
+
+    def _pull(self) -> None:
+        if not self._device_ahead:
+            return
+        self._device_ahead = False
+        fresh = slice(self._same_tokens, self.position)
+        for layer, kept, recurrent in zip(self._layers, self.kept, self.recurrent, strict=True):
+            if isinstance(layer, KeyValues):
+                layer.length = self.position
+                for name, array in layer.whole.items():
+                    given = self._device.download(kept[name][:, fresh])
+                    array[:, fresh] = given.view(array.dtype)
+            elif recurrent is not None:
+                now = recurrent[self.turn]
+                layer.delta[...] = self._device.download(now.delta)
+                layer.conv[...] = self._device.download(now.conv)
+        self._same_tokens = self.position
+
+    def _push(self) -> None:
+        self._host_ahead = False
+        fresh = slice(0, self.position)
+        for layer, kept, recurrent in zip(self._layers, self.kept, self.recurrent, strict=True):
+            if isinstance(layer, KeyValues):
+                for name, array in layer.whole.items():
+                    if self.position:
+                        self._device.write(kept[name][:, fresh], _bits(array[:, fresh]))
+            elif recurrent is not None:
+                now = recurrent[self.turn]
+                self._device.write(now.delta, layer.delta)
+                self._device.write(now.conv, layer.conv)
+        self._same_tokens = self.position
+
+
+def _zeros(device: Device, layer: RecurrentState) -> DeltaState:
+    delta, conv = layer.delta, layer.conv
+    return DeltaState(device.zeros(delta.shape, delta.dtype), device.zeros(conv.shape, conv.dtype))
+
+
+def _bits(array: Array) -> Array:
+    """16-bit floats as their bit patterns."""
+    return array.view(np.uint16) if array.dtype.itemsize == 2 else array

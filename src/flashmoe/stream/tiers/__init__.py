@@ -1,0 +1,1 @@
+"""Experts in the memory of a graphics processor, above those in RAM and on SSD."""

@@ -1,0 +1,47 @@
+"""The way of records into the memory of a device: what a tier asks of whoever moves them.
+
+Owns the interface alone. A *slot* is a place in the device's arena, named by its number: the
+record in it begins at ``slot * slot_bytes``, and there is no view of it on this side.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from flashmoe.quant import Array
+
+
+class Mover(Protocol):
+    """Copies of records into slots of the device, in an order of their own beside its arithmetic.
+
+    Every ticket is waited for once, unless :meth:`drain` ends it. Copies may end out of order.
+    """
+
+    def copy(self, slot: int, record: Array) -> int:
+        """Start copying a record, uint8 (record_bytes,), to the beginning of a slot; the ticket.
+
+        The caller keeps the record as it is, and gives nobody the slot, until the copy has ended.
+        It does not wait for what the device computes, but see :meth:`fence`.
+
+        Raises:
+            DeviceError: it could not be started.
+        """
+
+    def done(self, ticket: int) -> bool:
+        """Whether :meth:`wait` would return, or raise, at once."""
+
+    def wait(self, ticket: int) -> None:
+        """Wait until a copy has ended; its ticket ends with that.
+
+        Raises:
+            DeviceError: the slot does not hold the record.
+        """
+
+    def fence(self) -> None:
+        """Copies from now on begin after all that the device has been given to compute by now.
+
+        Not while the device waits for the host in the middle of that: both would wait for ever.
+        """
+
+    def drain(self) -> None:
+        """Wait until no copy is under way, whatever came of them; every ticket has ended then."""

@@ -1,0 +1,95 @@
+"""Who is in VRAM: the slots' policy, the resident table and the copies under way, kept in step.
+
+Owns the rule that joins them: whoever loses a slot is withdrawn from the table at once, before
+anything is copied there; whoever has a slot but no bytes, and no copy under way, loses it when
+nobody holds it any more. Does not own when an expert may lose its slot (``vram``), nor holds.
+
+Invariant: every expert in the table has its slot in the cache; every other one that has a slot is
+pinned, by a hold or by the copy of a hint.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Sequence
+
+from flashmoe.errors import DeviceError
+from flashmoe.stream.cache import Cache, Key
+from flashmoe.stream.counters import Counters
+from flashmoe.stream.tiers.copies import Copies
+from flashmoe.stream.tiers.mover import Mover
+from flashmoe.stream.tiers.table import ABSENT, Table
+
+_log = logging.getLogger(__name__)
+
+
+class Residence:
+    """``slots`` slots for the experts of ``table``, of which a token chooses ``top_k`` a layer."""
+
+    def __init__(
+        self, slots: int, top_k: int, table: Table, mover: Mover, counters: Counters
+    ) -> None:
+        self.cache = Cache(slots, len(table.rows()), top_k)
+        self.table = table
+        self.copies = Copies(mover, table, counters)
+        self._owners: list[Key | None] = [None] * slots
+
+    def admit(self, layer: int, experts: Sequence[int]) -> dict[int, int]:
+        """Give absent experts a slot each and pin them, from the front, until none is to be had.
+
+        Returns the slots by expert.
+        """
+        return self._settle(layer, experts, self.cache.admit_all(layer, experts))
+
+    def exchange(
+        self,
+        layer: int,
+        leaving: Sequence[int],
+        gains: Sequence[int],
+        wanted: Sequence[int],
+        room: int,
+    ) -> dict[int, int]:
+        """As ``Cache.exchange``; the slots of those of ``wanted`` that have come, by expert."""
+        admitted = self.cache.exchange(layer, leaving, gains, wanted, room)
+        return self._settle(layer, wanted, admitted)
+
+    def _settle(
+        self, layer: int, experts: Sequence[int], admitted: Sequence[tuple[int, int, int]]
+    ) -> dict[int, int]:
+        """The table follows the cache."""
+        places = {}
+        for expert, (slot, out_layer, out_expert) in zip(experts, admitted, strict=False):
+            if out_layer >= 0:
+                self.table.withdraw((out_layer, out_expert))
+            self._owners[slot] = (layer, expert)
+            places[expert] = slot
+        return places
+
+    def vacate(self, count: int) -> None:
+        """Evict who is least likely to be used until ``count`` slots are free, pins permitting."""
+        excess = count - self.cache.free
+        if excess <= 0:
+            return
+        slots = self.cache.retire(excess, 0)
+        for slot in slots:
+            owner, self._owners[slot] = self._owners[slot], None
+            if owner is not None:
+                self.table.withdraw(owner)
+        self.cache.restore(slots)
+
+    def here(self, layer: int, experts: Iterable[int]) -> list[int]:
+        """Those of a layer's experts whose bytes are in VRAM."""
+        row = self.table.rows()[layer]
+        return [expert for expert in experts if row[expert] != ABSENT]
+
+    def give_back(self, layer: int, experts: Sequence[int], begun: Collection[int]) -> None:
+        """Unpin experts once the copies ``begun`` for them have ended; who has no bytes goes."""
+        flying = self.copies.flying
+        try:
+            self.copies.finish_all(key for key in ((layer, e) for e in begun) if key in flying)
+        except DeviceError as error:
+            _log.debug("a copy that nobody waits for has failed: %s", error)
+        self.cache.unpin_all(layer, experts)
+        for key in ((layer, expert) for expert in experts):
+            if self.table.slot(key) == ABSENT and key not in flying:
+                self._owners[self.cache.drop(key)] = None

@@ -1,0 +1,62 @@
+"""The resident table: which expert is in which slot of the device, as the device may believe it.
+
+Owns the table and what has changed since it was last told. Does not own who gets a slot (the
+tier's ``cache``), nor the device's own copy of it.
+
+Invariant: an expert has an entry only while the slot holds all of its record and is given to
+nobody else: it is put when its copy has ended, and withdrawn before its slot is given away.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flashmoe.quant import Array
+from flashmoe.stream.cache import Key
+
+ABSENT = -1
+
+
+class Table:
+    """Of ``layers`` layers of ``experts`` experts each.
+
+    ``memory``, int32 of that shape, is where the table lies, where the device reads it itself.
+    """
+
+    def __init__(self, layers: int, experts: int, memory: Array | None = None) -> None:
+        self._slots = np.empty((layers, experts), np.int32) if memory is None else memory
+        self._slots[...] = ABSENT
+        self._frozen = self._slots.view()
+        self._frozen.flags.writeable = False
+        self._changed: dict[Key, None] = {}
+
+    def rows(self) -> Array:
+        """The slot of every expert or ABSENT, int32 (layers, experts); read-only, kept up to
+        date."""
+        return self._frozen
+
+    def slot(self, key: Key) -> int:
+        """The slot of an expert, or ABSENT."""
+        return int(self._slots[key])
+
+    def put(self, key: Key, slot: int) -> None:
+        """A slot holds an expert from now on."""
+        self._slots[key] = slot
+        self._changed[key] = None
+
+    def withdraw(self, key: Key) -> None:
+        """An expert is no longer in its slot; or it never was."""
+        if self._slots[key] != ABSENT:
+            self._slots[key] = ABSENT
+            self._changed[key] = None
+
+    def clear(self) -> None:
+        """Nothing is in any slot."""
+        layers, experts = np.nonzero(self._slots != ABSENT)
+        self._changed.update(dict.fromkeys(zip(layers.tolist(), experts.tolist(), strict=True)))
+        self._slots.fill(ABSENT)
+
+    def changes(self) -> list[tuple[int, int, int]]:
+        """(layer, expert, slot or ABSENT) of each whose entry has changed since the last call."""
+        changed, self._changed = self._changed, {}
+        return [(layer, expert, int(self._slots[layer, expert])) for layer, expert in changed]

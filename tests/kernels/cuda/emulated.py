@@ -175,7 +175,7 @@ def _number(number):
 def library(source: str) -> ctypes.CDLL:
     """The kernels of ``source``.cu, compiled; kept by what they were made of."""
     text = (SOURCES / f"{source}.cu").read_text()
-    headers = [*sorted(SOURCES.glob("*.cuh")), Path(__file__).with_name("emulator.h")]
+    headers = [*sorted(SOURCES.glob("*.cuh")), *sorted(Path(__file__).parent.glob("*.h"))]
     made_of = hashlib.sha256(text.encode() + b"".join(map(Path.read_bytes, headers))).hexdigest()
     built = BUILT / f"{source}-{made_of[:16]}.so"
     if not built.exists():

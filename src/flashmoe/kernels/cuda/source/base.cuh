@@ -69,6 +69,23 @@ DEVICE void multiply_uu(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+// The same, d = c + a b, so that c stays in its registers.
+DEVICE void multiply_us(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                        const int (&c)[4]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%10,%11,%12,%13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]),
+          "r"(c[2]), "r"(c[3]));
+}
+DEVICE void multiply_uu(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                        const int (&c)[4]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%10,%11,%12,%13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]),
+          "r"(c[2]), "r"(c[3]));
+}
 // d (16, 8) += a (16, 8), b (8, 8) of floats with 11 bits (round_tf32), in the fragments of PTX's
 // mma.m16n8k8.
 DEVICE void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -121,16 +138,37 @@ DEVICE uint32_t load_once_4(const void* from) {
     asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(from));
     return v;
 }
+DEVICE uint16_t load_once_2(const void* from) {
+    uint16_t v;
+    asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(from));
+    return v;
+}
 // 16 bytes from global to shared memory, in the background; both addresses aligned so.
 DEVICE void copy_async(void* shared, const void* global) {
     const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+// The same of 8 bytes.
+DEVICE void copy_async_8(void* shared, const void* global) {
+    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(global) : "memory");
 }
 DEVICE void copies_committed() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `pending` groups are under way.
 template <int pending>
 DEVICE void copies_awaited() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+// The same address, of which the compiler knows nothing: what lies there is read again, and need
+// not wait in registers.
+template <class T>
+DEVICE T* afresh(T* address) {
+    asm volatile("" : "+l"(address));
+    return address;
+}
+DEVICE int afresh(int number) {
+    asm volatile("" : "+r"(number));
+    return number;
 }
 
 // Let others have the processor, or the bus, while this thread looks again and again.

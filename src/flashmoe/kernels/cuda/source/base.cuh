@@ -66,6 +66,25 @@ DEVICE void multiply_uu(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+#if __CUDA_ARCH__ < 800
+// What Turing has no instruction for; each lane fetches its rows and columns. Called, not inlined:
+// it is long, and there are many.
+static __device__ __noinline__ float4 multiplied_tf32(float4 d, uint4 a, uint2 b) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, column = lane % 4 * 2;
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+        const uint32_t upper = k < 4 ? a.x : a.z, lower = k < 4 ? a.y : a.w;
+        const uint32_t own = k < 4 ? b.x : b.y;
+        const float rows[2] = {__uint_as_float(shuffle(upper, (lane & ~3) + k % 4)),
+                               __uint_as_float(shuffle(lower, (lane & ~3) + k % 4))};
+        const float columns[2] = {__uint_as_float(shuffle(own, column * 4 + k % 4)),
+                                  __uint_as_float(shuffle(own, column * 4 + 4 + k % 4))};
+        d.x = fmaf(rows[0], columns[0], d.x), d.y = fmaf(rows[0], columns[1], d.y);
+        d.z = fmaf(rows[1], columns[0], d.z), d.w = fmaf(rows[1], columns[1], d.w);
+    }
+    return d;
+}
+#endif
 // d (16, 8) += a (16, 8), b (8, 8) of floats with 11 bits (round_tf32), in the fragments of PTX's
 // mma.m16n8k8.
 DEVICE void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -74,18 +93,10 @@ DEVICE void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t 
         "{%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else  // Turing has no such instruction: each lane fetches its rows and columns
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-        const uint32_t rows[2] = {shuffle(a[k / 4 * 2], (lane & ~3) + k % 4),
-                                  shuffle(a[k / 4 * 2 + 1], (lane & ~3) + k % 4)};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const uint32_t column = shuffle(b[k / 4], (lane % 4 * 2 + i % 2) * 4 + k % 4);
-            d[i] = fmaf(__uint_as_float(rows[i / 2]), __uint_as_float(column), d[i]);
-        }
-    }
+#else
+    const float4 sum =
+        multiplied_tf32({d[0], d[1], d[2], d[3]}, {a[0], a[1], a[2], a[3]}, {b[0], b[1]});
+    d[0] = sum.x, d[1] = sum.y, d[2] = sum.z, d[3] = sum.w;
 #endif
 }
 DEVICE float half_to_float(uint16_t bits) {
@@ -116,6 +127,21 @@ DEVICE uint2 load_once_8(const void* from) {
 DEVICE uint32_t load_once_4(const void* from) {
     uint32_t v;
     asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(from));
+    return v;
+}
+// Bytes of global memory that this very kernel may have written before a barrier. (Pointers that
+// were read from memory themselves would be taken to lead anywhere.)
+DEVICE uint4 load_written(const void* from) {
+    uint4 v;
+    asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from)
+                 : "memory");
+    return v;
+}
+DEVICE uint2 load_written_8(const void* from) {
+    uint2 v;
+    asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from) : "memory");
     return v;
 }
 // 16 bytes from global to shared memory, in the background; both addresses aligned so.

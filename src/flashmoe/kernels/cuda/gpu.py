@@ -21,8 +21,8 @@ from flashmoe.errors import BudgetError, DeviceError
 from flashmoe.kernels.cuda.device import Argument, DeviceArray
 from flashmoe.quant import Array
 
-OLDEST = (7, 5)
-"""Compute capability that the kernels' instructions want: Turing (GeForce 16 and 20) and later."""
+OLDEST = (8, 0)
+"""Compute capability that the kernels' instructions want: Ampere (GeForce 30) and later."""
 
 
 class Gpu:

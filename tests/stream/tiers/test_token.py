@@ -145,3 +145,17 @@ def test_after_forgetting_the_changes_take_everything_back(tiny: TinyStore) -> N
         rig.tier.empty()
         assert sorted(rig.tier.changes()) == [(0, 1, -1), (0, 2, -1)]
         assert not use_hold(rig, 0, 1, 2)
+
+
+def test_what_was_chosen_before_a_start_is_kept_longer(tiny: TinyStore) -> None:
+    shares = np.zeros((LAYERS, EXPERTS))
+    shares[0, [0, 1]] = 1.0
+    left = []
+    for warm in (False, True):
+        with rigged(tiny, 6, ALL) as rig:
+            if warm:
+                rig.tier.warm(shares)
+            for pair in ((0, 1), (2, 3), (4, 5), (2, 3), (6, 7)):
+                use_hold(rig, 0, *pair)
+            left.append(use_hold(rig, 0, 0, 1))
+    assert left == [False, True]

@@ -11,7 +11,7 @@ pinned, by a hold or by the copy of a hint.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from flashmoe.errors import DeviceError
 from flashmoe.stream.cache import Cache, Key
@@ -79,20 +79,17 @@ class Residence:
                 self.table.withdraw(owner)
         self.cache.restore(slots)
 
-    def here(self, layer: int, experts: Iterable[int]) -> list[int]:
-        """Those of a layer's experts whose bytes are in VRAM."""
-        row = self.table.rows()[layer]
-        return [expert for expert in experts if row[expert] != ABSENT]
-
-    def give_back(self, layer: int, experts: Sequence[int], begun: Collection[int]) -> None:
-        """Unpin experts once the copies ``begun`` for them have ended; who has no bytes goes."""
-        flying = self.copies.flying
-        try:
-            self.copies.finish_all(key for key in ((layer, e) for e in begun) if key in flying)
-        except DeviceError as error:
-            _log.debug("a copy that nobody waits for has failed: %s", error)
+    def give_back(self, layer: int, experts: Sequence[int], lacking: Collection[int]) -> None:
+        """Unpin experts, once all copies of those of them that were ``lacking`` have ended; whoever
+        has no bytes then loses its slot."""
+        if lacking:
+            flying = self.copies.flying
+            try:
+                self.copies.finish_all([(layer, e) for e in lacking if (layer, e) in flying])
+            except DeviceError as error:
+                _log.debug("a copy that nobody waits for has failed: %s", error)
         self.cache.unpin_all(layer, experts)
-        for expert in experts:
+        for expert in lacking:
             self.dismiss((layer, expert))
 
     def dismiss(self, key: Key) -> None:

@@ -30,7 +30,7 @@ class TokenHold:
         self._streamer = streamer
         self._places: dict[int, int] = {}
         self._coming: list[int] = []  # not in VRAM yet
-        self._begun: list[int] = []  # of these, those whose copies have begun
+        self._lacking: list[int] = []  # not in VRAM when it was claimed
         self._borrowed: list[int] = []  # lent by the streamer, since they have climbed
         self._arrivals: Arrivals | None = None
         self._lasting = True
@@ -65,7 +65,8 @@ class TokenHold:
         self._places = dict(there)
         flying = [expert for expert in there if (layer, expert) in residence.copies.flying]
         climb.hand_over(layer, flying)
-        self._begun, self._borrowed, self._coming = flying, list(flying), flying + absent
+        self._borrowed, self._coming = list(flying), flying + absent
+        self._lacking = list(self._coming)
         if not absent and not foreseen:
             streamer.usage.note(layer, ids)
             return
@@ -100,7 +101,6 @@ class TokenHold:
             for batch in self._arrivals.batches():
                 for expert, _ in batch:
                     record = self._streamer.lending.record(layer, expert)
-                    self._begun.append(expert)
                     copies.start((layer, expert), self._places[expert], record)
                 if not self._lasting:  # the next batch takes their place
                     copies.finish_all((layer, expert) for expert, _ in batch)
@@ -112,7 +112,7 @@ class TokenHold:
 
     def end(self) -> None:
         """Give everything back, whatever has come of it."""
-        self._residence.give_back(self.layer, list(self._places), self._begun)
+        self._residence.give_back(self.layer, list(self._places), self._lacking)
         while self._borrowed:
             self._streamer.lending.take_back((self.layer, self._borrowed.pop()))
         self._leave()

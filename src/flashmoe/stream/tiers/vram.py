@@ -122,6 +122,13 @@ class Vram:
         elsewhere = partial(self._present, layer)
         self._streamer.expect(layer, tokens, early, elsewhere, at_once=at_once)
 
+    def warm(self, shares: Array) -> None:
+        """Expect the experts that were chosen most: ``shares`` (layers, experts) of the tokens
+        before chose each one."""
+        self._sound, sound = False, self._sound
+        self._residence.cache.seed(shares)
+        self._sound = sound
+
     def tend(self) -> None:
         """Between tokens, while the device stands still: make room for hints."""
         if not self._sound or self._hold is not None:
@@ -163,8 +170,8 @@ class Vram:
         """
         experts = self._opening(layer, ids)
         self._sound = False
-        hold = ChunkHold(self._residence, self._streamer, self._mover, layer, self._top_k)
-        self._hold = hold
+        parts = self._residence, self._streamer, self._mover, self._climb
+        hold = self._hold = ChunkHold(*parts, layer, self._top_k)
         self._climb.land(all_of_them=True)
         self._foreseen = False
         hold.claim(experts, ids, self.counters)
@@ -208,9 +215,10 @@ class Vram:
         experts, streamer = self._routed(layer, ids), self._streamer
         if self._hold is not None:
             self._reset()
-        self._sound = False
-        self._climb.land(all_of_them=streamer.lending.room < 0)
-        self._sound = True
+        if self._climb:
+            self._sound = False
+            self._climb.land(all_of_them=streamer.lending.room < 0)
+            self._sound = True
         return experts
 
     def _reset(self) -> None:

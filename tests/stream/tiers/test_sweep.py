@@ -47,12 +47,13 @@ def pass_some(rig: Rig, layer: int) -> None:
     ram=st.integers(1, ALL),
     failing=st.sampled_from([0.0, 0.1]),
     spare=st.integers(0, 3),
+    exclusive=st.booleans(),
 )
 def test_no_schedule_mixes_up_the_bytes(
-    tiny: TinyStore, seed: int, vram: int, ram: int, failing: float, spare: int
+    tiny: TinyStore, seed: int, vram: int, ram: int, failing: float, spare: int, exclusive: bool
 ) -> None:
     """Chunks and tokens by turns, hints in between, early leaves, failures."""
-    with rigged(tiny, vram, ram, seed, spare) as rig:
+    with rigged(tiny, vram, ram, seed, spare, exclusive=exclusive) as rig:
         ahead = RunningAhead(rig)
         rig.fail(failing)
         for _ in range(6):

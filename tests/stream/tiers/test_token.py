@@ -20,11 +20,19 @@ from tests.stream.tiers.conftest import ALL, RunningAhead, rigged, use_hold
     failing=st.sampled_from([0.0, 0.1]),
     hinting=st.sampled_from([0.0, 0.5]),
     spare=st.integers(0, 3),
+    exclusive=st.booleans(),
 )
 def test_no_schedule_mixes_up_the_bytes(
-    tiny: TinyStore, seed: int, vram: int, ram: int, failing: float, hinting: float, spare: int
+    tiny: TinyStore,
+    seed: int,
+    vram: int,
+    ram: int,
+    failing: float,
+    hinting: float,
+    spare: int,
+    exclusive: bool,
 ) -> None:
-    with rigged(tiny, vram, ram, seed, spare) as rig:
+    with rigged(tiny, vram, ram, seed, spare, exclusive=exclusive) as rig:
         ahead = RunningAhead(rig)
         rig.fail(failing)
         for _ in range(8):

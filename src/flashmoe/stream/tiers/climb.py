@@ -16,6 +16,7 @@ from flashmoe.errors import DeviceError
 from flashmoe.stream.cache import Key
 from flashmoe.stream.streamer import Streamer
 from flashmoe.stream.tiers.residence import Residence
+from flashmoe.stream.tiers.table import ABSENT
 
 _log = logging.getLogger(__name__)
 
@@ -25,9 +26,10 @@ _CHANCE = 0.9  # that what is hinted is wanted: what is likelier than that keeps
 class Climb:
     """From the slots of ``streamer`` to those of ``residence``."""
 
-    def __init__(self, residence: Residence, streamer: Streamer) -> None:
+    def __init__(self, residence: Residence, streamer: Streamer, *, exclusive: bool) -> None:
         self._residence = residence
         self._streamer = streamer
+        self._exclusive = exclusive
         self._climbing: list[Key] = []  # the oldest first
         self._unasked: set[Key] = set()
 
@@ -90,3 +92,5 @@ class Climb:
         self._streamer.lending.take_back(key)
         self._residence.cache.unpin(key)
         self._residence.dismiss(key)
+        if self._exclusive and self._residence.table.slot(key) != ABSENT:
+            self._streamer.lending.forget(key)

@@ -29,6 +29,7 @@ from flashmoe.stream.records import is_wide
 from flashmoe.stream.sizes import BATCH_EXPERTS
 from flashmoe.stream.streamer import Streamer
 from flashmoe.stream.tiers.climb import Climb
+from flashmoe.stream.tiers.descent import Descent
 from flashmoe.stream.tiers.held import Batch
 from flashmoe.stream.tiers.mover import Mover
 from flashmoe.stream.tiers.residence import Residence
@@ -67,7 +68,9 @@ class ChunkHold:
         self._arrivals: Arrivals | None = None
         self._batches: Iterator[Arrived] = iter(())
 
-    def claim(self, experts: list[int], ids: Array, counters: Counters) -> None:
+    def claim(
+        self, experts: list[int], ids: Array, descent: Descent | None, counters: Counters
+    ) -> None:
         """Pin what is in VRAM, and ask the streamer for the rest."""
         layer, residence, cache = self.layer, self._residence, self._residence.cache
         self._mover.fence()  # the device may still compute with the batch of another layer
@@ -84,6 +87,8 @@ class ChunkHold:
         cache.pin_all(layer, list(there))
         self._order, self._places = list(experts), dict(there)
         self._absent = [expert for expert in experts if expert not in there]
+        if descent:
+            descent.finish((layer, expert) for expert in self._absent)
         if not self._absent:
             self._streamer.usage.note(layer, ids)
             return

@@ -17,6 +17,7 @@ from flashmoe.stream.arrivals import Arrivals
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.streamer import Streamer
 from flashmoe.stream.tiers.climb import Climb
+from flashmoe.stream.tiers.descent import Descent
 from flashmoe.stream.tiers.residence import Residence
 
 
@@ -45,6 +46,7 @@ class TokenHold:
         experts: list[int],
         ids: Array,
         climb: Climb,
+        descent: Descent | None,
         counters: Counters,
         *,
         foreseen: bool,
@@ -70,6 +72,8 @@ class TokenHold:
         if not absent and not foreseen:
             streamer.usage.note(layer, ids)
             return
+        if descent:
+            descent.finish((layer, expert) for expert in absent)
         self._admit(absent, climb)
         self._lasting = len(absent) <= streamer.least_slots
         self._arrivals = streamer.hold(layer, ids, there)
@@ -109,6 +113,11 @@ class TokenHold:
         )
         self._leave()
         self._coming = []
+
+    def forget(self) -> None:
+        """What has come is in VRAM, and need not stay in RAM."""
+        for expert in self._lacking:
+            self._streamer.lending.forget((self.layer, expert))
 
     def end(self) -> None:
         """Give everything back, whatever has come of it."""

@@ -99,8 +99,8 @@ class Streamer:
         self._slots.clear()
         self.extent.begin(self._cache)
         self._warmup = Warmup(self._cache, self._slots, self._records, self._reader)
-        self.lending = Lending(self._cache, self._slots, self._records, self._lasting)
         places = self._cache, self._slots, self._records, self._reader
+        self.lending = Lending(*places[:3], self._warmup, self._lasting)
         self._reads = Reads(*places, self._warmup, self._guesses, self.counters)
         shared = self._reads, self._guesses
         self._passage = Passage(*places, *shared, self.counters, top_k)

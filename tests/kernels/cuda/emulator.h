@@ -14,6 +14,7 @@
 #define KERNEL(threads) static void
 #define KERNEL_TOGETHER(threads, blocks) static void
 #define DEVICE inline
+#define GIVEN const
 #define __shared__ static
 #define __restrict__ __restrict
 #define DYNAMIC_SHARED(name) unsigned char* name = ::emulator::shared

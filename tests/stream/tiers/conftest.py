@@ -32,6 +32,7 @@ class Rig:
         seed: int = 0,
         spare: int = 0,
         runtime: Runtime = Runtime(io_threads=2),
+        exclusive: bool = False,
     ) -> None:
         self.tiny = tiny
         self.dice = random.Random(seed)
@@ -40,7 +41,9 @@ class Rig:
             self.streamer = Streamer(tiny.store, ram, runtime)
         sizes = [tiny.store.layout(layer).record_bytes for layer in range(LAYERS)]
         self.device = ScriptedDevice(vram, max(sizes), self.dice)
-        self.tier = Vram(tiny.store, vram, self.device, self.streamer, spare=spare)
+        self.tier = Vram(
+            tiny.store, vram, self.device, self.streamer, spare=spare, exclusive=exclusive
+        )
 
     def close(self) -> None:
         self.streamer.close()
@@ -63,7 +66,7 @@ class Rig:
 
     def check_idle(self) -> None:
         """No hold is open: the table tells of whole experts, and nothing is pinned."""
-        self.tier._climb.land(all_of_them=True)
+        self.tier._land(all_of_them=True)
         residence = self.tier._residence
         assert not residence.copies.flying and not self.device.copies
         assert not residence.cache.pinned
@@ -77,6 +80,12 @@ class Rig:
         self.streamer._reads.let_go()
         self.streamer._reads.settle(list(self.streamer._reads.tickets))
         assert not self.streamer._cache.pinned
+        assert not self.streamer.lending._reserved
+        for layer in range(LAYERS):
+            for expert, slot in enumerate(self.streamer._cache.slots_of(layer, range(EXPERTS))):
+                if slot >= 0:
+                    found = self.streamer.lending.record(layer, expert)
+                    assert found.tobytes() == self.record(layer, expert), "RAM has another expert"
 
 
 def use_hold(rig: Rig, layer: int, *experts: int) -> bool:

@@ -37,7 +37,7 @@ def use(rig: Rig) -> None:
 
 def interrupted(tiny: TinyStore, at: int, *, opcodes: bool) -> bool:
     """Interrupt a new tier at one step, then again while it recovers; whether it came."""
-    with rigged(tiny, SLOTS, 9, at, spare=1) as rig:
+    with rigged(tiny, SLOTS, 9, at, spare=1, exclusive=True) as rig:
         use_hold(rig, 0, 2, 3)
         if Interrupt(at, opcodes=opcodes).during(lambda: use(rig)) is None:
             return False

@@ -28,13 +28,15 @@ def pass_some(rig: Rig, layer: int) -> None:
         rig.tier.expect((layer + 1) % LAYERS, 9, lambda: rig.some(3))
     if rig.dice.random() < 0.5:
         rig.tier.hint(layer, ids)
-    if rig.dice.random() < 0.8:
+    if rig.dice.random() < 0.6:
         use_sweep(rig, layer, ids)
         return
     with rig.tier.sweep(layer, ids) as passing:
         for batch in passing.batches():
             rig.device.compute([(slot, rig.record(layer, expert)) for expert, slot in batch])
-            if rig.dice.random() < 0.5:
+            if rig.dice.random() < 0.3:
+                rig.tier.hint(rig.dice.randrange(LAYERS), rig.some())
+            if rig.dice.random() < 0.3:
                 return
 
 
@@ -44,12 +46,14 @@ def pass_some(rig: Rig, layer: int) -> None:
     vram=st.integers(1, ALL),
     ram=st.integers(1, ALL),
     failing=st.sampled_from([0.0, 0.1]),
+    spare=st.integers(0, 3),
+    exclusive=st.booleans(),
 )
 def test_no_schedule_mixes_up_the_bytes(
-    tiny: TinyStore, seed: int, vram: int, ram: int, failing: float
+    tiny: TinyStore, seed: int, vram: int, ram: int, failing: float, spare: int, exclusive: bool
 ) -> None:
-    """Chunks and tokens by turns, early leaves, failures."""
-    with rigged(tiny, vram, ram, seed) as rig:
+    """Chunks and tokens by turns, hints in between, early leaves, failures."""
+    with rigged(tiny, vram, ram, seed, spare, exclusive=exclusive) as rig:
         ahead = RunningAhead(rig)
         rig.fail(failing)
         for _ in range(6):

@@ -108,6 +108,13 @@ class Gpu:
         with self._here():
             return np.asarray(array.get())
 
+    def fetch(self, target: Array, array: DeviceArray) -> None:
+        """Copy to memory of :meth:`pinned`, as a launch does: not waited for, and captured."""
+        runtime = self._cupy.cuda.runtime
+        with self._here():
+            places = target.ctypes.data, self.address(array), array.nbytes
+            runtime.memcpyAsync(*places, runtime.memcpyDeviceToHost, self._stream.ptr)
+
     def address(self, array: DeviceArray) -> int:
         """Where it begins."""
         return int(array.data.ptr)

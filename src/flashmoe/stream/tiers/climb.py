@@ -16,6 +16,7 @@ from flashmoe.errors import DeviceError
 from flashmoe.stream.cache import Key
 from flashmoe.stream.streamer import Streamer
 from flashmoe.stream.tiers.residence import Residence
+from flashmoe.stream.tiers.table import ABSENT
 
 _log = logging.getLogger(__name__)
 
@@ -25,9 +26,10 @@ _CHANCE = 0.9  # that what is hinted is wanted: what is likelier than that keeps
 class Climb:
     """From the slots of ``streamer`` to those of ``residence``."""
 
-    def __init__(self, residence: Residence, streamer: Streamer) -> None:
+    def __init__(self, residence: Residence, streamer: Streamer, *, exclusive: bool) -> None:
         self._residence = residence
         self._streamer = streamer
+        self._exclusive = exclusive
         self._climbing: list[Key] = []  # the oldest first
         self._unasked: set[Key] = set()
 
@@ -47,12 +49,14 @@ class Climb:
                 lending.take_back((layer, expert))
         for expert, slot in places.items():
             key = (layer, expert)
-            self._climbing.append(key)
-            self._unasked.add(key)
             try:
                 residence.copies.start(key, slot, lending.record(layer, expert))
             except DeviceError as error:
                 _log.debug("an expert is not copied in advance: %s", error)
+                self._release(key)
+            else:
+                self._climbing.append(key)
+                self._unasked.add(key)
 
     def asked(self, layer: int, experts: Sequence[int]) -> set[int]:
         """A routing asks for these; which of them are there, or coming, because of a hint."""
@@ -74,14 +78,19 @@ class Climb:
         copies = self._residence.copies
         while self._climbing:
             key = self._climbing[0]
-            if key in copies.flying:
-                if not all_of_them and not copies.done(key):
-                    return
-                try:
-                    copies.finish(key)
-                except DeviceError as error:
-                    _log.debug("an expert copied in advance is not used: %s", error)
+            if not all_of_them and not copies.done(key):
+                return
+            try:
+                copies.finish(key)
+            except DeviceError as error:
+                _log.debug("an expert copied in advance is not used: %s", error)
             del self._climbing[0]
-            self._streamer.lending.take_back(key)
-            self._residence.cache.unpin(key)
-            self._residence.dismiss(key)
+            self._release(key)
+
+    def _release(self, key: Key) -> None:
+        """A copy has ended, or never begun."""
+        self._streamer.lending.take_back(key)
+        self._residence.cache.unpin(key)
+        self._residence.dismiss(key)
+        if self._exclusive and self._residence.table.slot(key) != ABSENT:
+            self._streamer.lending.forget(key)

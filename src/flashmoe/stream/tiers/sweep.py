@@ -22,11 +22,14 @@ from flashmoe.errors import DeviceError, ReadError
 from flashmoe.quant import Array
 from flashmoe.stream.arrivals import Arrivals
 from flashmoe.stream.arrivals import Batch as Arrived
+from flashmoe.stream.cache import Key
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.passage import window
 from flashmoe.stream.records import is_wide
 from flashmoe.stream.sizes import BATCH_EXPERTS
 from flashmoe.stream.streamer import Streamer
+from flashmoe.stream.tiers.climb import Climb
+from flashmoe.stream.tiers.descent import Descent
 from flashmoe.stream.tiers.held import Batch
 from flashmoe.stream.tiers.mover import Mover
 from flashmoe.stream.tiers.residence import Residence
@@ -40,9 +43,16 @@ class ChunkHold:
     """Of the experts of a layer that any number of tokens choose."""
 
     def __init__(
-        self, residence: Residence, streamer: Streamer, mover: Mover, layer: int, top_k: int
+        self,
+        residence: Residence,
+        streamer: Streamer,
+        mover: Mover,
+        climb: Climb,
+        layer: int,
+        top_k: int,
     ) -> None:
         self.layer = layer
+        self._climb = climb
         self.failed: ReadError | DeviceError | None = None
         self._residence = residence
         self._streamer = streamer
@@ -58,7 +68,9 @@ class ChunkHold:
         self._arrivals: Arrivals | None = None
         self._batches: Iterator[Arrived] = iter(())
 
-    def claim(self, experts: list[int], ids: Array, counters: Counters) -> None:
+    def claim(
+        self, experts: list[int], ids: Array, descent: Descent | None, counters: Counters
+    ) -> None:
         """Pin what is in VRAM, and ask the streamer for the rest."""
         layer, residence, cache = self.layer, self._residence, self._residence.cache
         self._mover.fence()  # the device may still compute with the batch of another layer
@@ -75,6 +87,8 @@ class ChunkHold:
         cache.pin_all(layer, list(there))
         self._order, self._places = list(experts), dict(there)
         self._absent = [expert for expert in experts if expert not in there]
+        if descent:
+            descent.finish((layer, expert) for expert in self._absent)
         if not self._absent:
             self._streamer.usage.note(layer, ids)
             return
@@ -99,7 +113,7 @@ class ChunkHold:
         there = list(takewhile(lambda expert: row[expert] != ABSENT, self._order[: self._most]))
         del self._order[: len(there)]
         self._yielded = there
-        if not self._residence.copies.flying:
+        if not self._flying():
             self._copy()
         return [(expert, self._places[expert]) for expert in there]
 
@@ -139,13 +153,19 @@ class ChunkHold:
         elif expert not in self._places:
             room = self._window - len(self._begun)
             self._came(self._residence.admit(self.layer, self._absent[:room]))
+            if expert not in self._places:
+                self._climb.land(all_of_them=True)
         else:
             self._copy(expert)
+
+    def _flying(self) -> list[Key]:
+        """The copies of this hold that are under way; others are of hints for other layers."""
+        return [key for key in self._residence.copies.flying if key[0] == self.layer]
 
     def _land(self) -> None:
         """Take the copies that have ended, in file order."""
         copies = self._residence.copies
-        for key in list(copies.flying):
+        for key in self._flying():
             if not copies.done(key):
                 return
             copies.finish(key)
@@ -156,7 +176,7 @@ class ChunkHold:
         layer, residence = self.layer, self._residence
         # Of few experts of a single token those that are still to come may be the first.
         if not self._arrived or (wanted is not None and wanted not in self._arrived):
-            residence.copies.finish_all(list(residence.copies.flying))
+            residence.copies.finish_all(self._flying())
             self._arrived += [expert for expert, _ in next(self._batches, ())]
         for expert in [expert for expert in self._arrived if expert in self._places]:
             self._arrived.remove(expert)

@@ -17,6 +17,7 @@ from flashmoe.stream.arrivals import Arrivals
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.streamer import Streamer
 from flashmoe.stream.tiers.climb import Climb
+from flashmoe.stream.tiers.descent import Descent
 from flashmoe.stream.tiers.residence import Residence
 
 
@@ -30,7 +31,7 @@ class TokenHold:
         self._streamer = streamer
         self._places: dict[int, int] = {}
         self._coming: list[int] = []  # not in VRAM yet
-        self._begun: list[int] = []  # of these, those whose copies have begun
+        self._lacking: list[int] = []  # not in VRAM when it was claimed
         self._borrowed: list[int] = []  # lent by the streamer, since they have climbed
         self._arrivals: Arrivals | None = None
         self._lasting = True
@@ -45,6 +46,7 @@ class TokenHold:
         experts: list[int],
         ids: Array,
         climb: Climb,
+        descent: Descent | None,
         counters: Counters,
         *,
         foreseen: bool,
@@ -65,10 +67,13 @@ class TokenHold:
         self._places = dict(there)
         flying = [expert for expert in there if (layer, expert) in residence.copies.flying]
         climb.hand_over(layer, flying)
-        self._begun, self._borrowed, self._coming = flying, list(flying), flying + absent
+        self._borrowed, self._coming = list(flying), flying + absent
+        self._lacking = list(self._coming)
         if not absent and not foreseen:
             streamer.usage.note(layer, ids)
             return
+        if descent:
+            descent.finish((layer, expert) for expert in absent)
         self._admit(absent, climb)
         self._lasting = len(absent) <= streamer.least_slots
         self._arrivals = streamer.hold(layer, ids, there)
@@ -100,7 +105,6 @@ class TokenHold:
             for batch in self._arrivals.batches():
                 for expert, _ in batch:
                     record = self._streamer.lending.record(layer, expert)
-                    self._begun.append(expert)
                     copies.start((layer, expert), self._places[expert], record)
                 if not self._lasting:  # the next batch takes their place
                     copies.finish_all((layer, expert) for expert, _ in batch)
@@ -110,9 +114,14 @@ class TokenHold:
         self._leave()
         self._coming = []
 
+    def forget(self) -> None:
+        """What has come is in VRAM, and need not stay in RAM."""
+        for expert in self._lacking:
+            self._streamer.lending.forget((self.layer, expert))
+
     def end(self) -> None:
         """Give everything back, whatever has come of it."""
-        self._residence.give_back(self.layer, list(self._places), self._begun)
+        self._residence.give_back(self.layer, list(self._places), self._lacking)
         while self._borrowed:
             self._streamer.lending.take_back((self.layer, self._borrowed.pop()))
         self._leave()

@@ -36,6 +36,7 @@ from flashmoe.store.reader import Store
 from flashmoe.stream.records import is_wide
 from flashmoe.stream.streamer import Streamer
 from flashmoe.stream.tiers.climb import Climb
+from flashmoe.stream.tiers.descent import Descent
 from flashmoe.stream.tiers.held import Batch, Held, Passing
 from flashmoe.stream.tiers.mover import Mover
 from flashmoe.stream.tiers.residence import Residence
@@ -51,9 +52,10 @@ class Vram:
 
     A token chooses ``top_k`` experts of a layer, 0 for as many as the published model's. Up to
     ``spare`` slots are emptied whenever the device stands still, for hints that come while it
-    does not. ``table``, int32 (layers, experts), is memory for the resident table that the device
-    reads itself: then nothing has to be told. What the tier has cost is counted in
-    ``streamer.counters``.
+    does not. Where it is ``exclusive``, a token's experts leave RAM when they have come to VRAM,
+    and descend to free slots there when they leave. ``table``, int32 (layers, experts), is memory
+    for the resident table that the device reads itself: then nothing has to be told. What the tier
+    has cost is counted in ``streamer.counters``.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Vram:
         *,
         top_k: int = 0,
         spare: int = 0,
+        exclusive: bool = False,
         table: Array | None = None,
     ) -> None:
         experts = store.shape.experts
@@ -73,6 +76,7 @@ class Vram:
         self._top_k = top_k or experts.top_k
         self._experts = experts.count
         self._spare = spare
+        self._exclusive = exclusive
         self._mover = mover
         self._streamer = streamer
         self._table = Table(len(store.manifest.layers), experts.count, table)
@@ -81,11 +85,11 @@ class Vram:
     def _forget(self) -> None:
         """Every slot is free, nothing is copied, no hold is open."""
         self._table.clear()
-        self._residence = Residence(
-            self.slots, self._top_k, self._table, self._mover, self.counters
-        )
         self._lending = self._streamer.lending  # another one, if the streamer forgets everything
-        self._climb = Climb(self._residence, self._streamer)
+        self._descent = Descent(self._mover, self._lending) if self._exclusive else None
+        parts = self._table, self._mover, self.counters, self._descent
+        self._residence = Residence(self.slots, self._top_k, *parts)
+        self._climb = Climb(self._residence, self._streamer, exclusive=self._exclusive)
         self._foreseen = False
         self._hold: TokenHold | ChunkHold | None = None
         self._sound = True
@@ -102,9 +106,11 @@ class Vram:
         experts = self._routed(layer, ids)
         hold, residence = self._hold, self._residence
         self._sound = False
-        self._climb.land()
+        self._land()
         slots = residence.cache.slots_of(layer, experts)
         there = {expert for expert, slot in zip(experts, slots, strict=True) if slot >= 0}
+        if self._descent:
+            there.update(expert for expert in experts if (layer, expert) in self._descent)
         absent = [expert for expert in experts if expert not in there]
         if absent and (hold is None or hold.layer != layer):
             self._streamer.hint(layer, ids, there)
@@ -125,12 +131,29 @@ class Vram:
         elsewhere = partial(self._present, layer)
         self._streamer.expect(layer, tokens, early, elsewhere, at_once=at_once)
 
+    def warm(self, shares: Array) -> None:
+        """Expect the experts that were chosen most: ``shares`` (layers, experts) of the tokens
+        before chose each one."""
+        self._sound, sound = False, self._sound
+        self._residence.cache.seed(shares)
+        self._sound = sound
+
+    @property
+    def whole(self) -> bool:
+        """Whether every expert of the model is in VRAM: from then on none ever leaves."""
+        return self.slots >= self._table.size and self._table.filled == self._table.size
+
+    def passed(self, layer: int, ids: Array) -> None:
+        """Count a routing, ids (k,), that nobody held because all are there."""
+        self.counters.vram_hits += len(ids)
+        self._streamer.usage.note(layer, ids)
+
     def tend(self) -> None:
         """Between tokens, while the device stands still: make room for hints."""
         if not self._sound or self._hold is not None:
             return
         self._sound = False
-        self._climb.land()
+        self._land()
         self._residence.vacate(self._spare)
         self._sound = True
 
@@ -153,7 +176,8 @@ class Vram:
         self._sound = False
         hold = self._hold = TokenHold(self._residence, self._streamer, layer)
         foreseen, self._foreseen = self._foreseen, False
-        hold.claim(experts, ids, self._climb, self.counters, foreseen=foreseen)
+        parts = self._climb, self._descent, self.counters
+        hold.claim(experts, ids, *parts, foreseen=foreseen)
         slots = hold.slots(ids)
         self._sound = True
         return Held(slots, not hold.waiting, partial(self._wait, hold), partial(self._end, hold))
@@ -166,11 +190,11 @@ class Vram:
         """
         experts = self._opening(layer, ids)
         self._sound = False
-        hold = ChunkHold(self._residence, self._streamer, self._mover, layer, self._top_k)
-        self._hold = hold
-        self._climb.land(all_of_them=True)
+        parts = self._residence, self._streamer, self._mover, self._climb
+        hold = self._hold = ChunkHold(*parts, layer, self._top_k)
+        self._land(all_of_them=True)
         self._foreseen = False
-        hold.claim(experts, ids, self.counters)
+        hold.claim(experts, ids, self._descent, self.counters)
         self._sound = True
         return Passing(partial(self._take, hold), partial(self._end, hold))
 
@@ -211,10 +235,17 @@ class Vram:
         experts, streamer = self._routed(layer, ids), self._streamer
         if self._hold is not None:
             self._reset()
-        self._sound = False
-        self._climb.land(all_of_them=streamer.lending.room < 0)
-        self._sound = True
+        if self._climb or self._descent:
+            self._sound = False
+            self._land(all_of_them=streamer.lending.room < 0)
+            self._sound = True
         return experts
+
+    def _land(self, *, all_of_them: bool = False) -> None:
+        """Take the copies that no hold waits for and that have ended."""
+        self._climb.land(all_of_them=all_of_them)
+        if self._descent:
+            self._descent.land(all_of_them=all_of_them)
 
     def _reset(self) -> None:
         """Start anew with empty slots, whatever an interrupt has left."""
@@ -241,6 +272,8 @@ class Vram:
     def _carry(self, hold: TokenHold) -> None:
         if hold.waiting:
             hold.carry()
+            if self._exclusive:
+                hold.forget()
             self._residence.vacate(self._spare)
 
     def _take(self, hold: ChunkHold) -> Batch:

@@ -25,6 +25,9 @@ using uint64_t = unsigned long long;
 #define KERNEL_TOGETHER(threads, blocks) \
     extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define DEVICE __device__ __forceinline__
+// A structure as a kernel's parameter, read where it lies: without this word compilers may copy it
+// into every thread's own memory first.
+#define GIVEN const __grid_constant__
 // Shared memory whose size the launch gives: a pointer to bytes, aligned to 16.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 

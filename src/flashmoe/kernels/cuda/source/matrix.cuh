@@ -43,11 +43,18 @@ struct Activations {
     Fixed fixed;
 };
 
+// A number of such a type by its bits.
+DEVICE float to_float(uint32_t bits, int type) {
+    const float half = half_to_float(static_cast<uint16_t>(bits));
+    const float other = __uint_as_float(type == kF32 ? bits : bits << 16);
+    return type == kF16 ? half : other;
+}
+
 // A chunk of `count` rows, before anything is done with it: so that loads of several are under way.
 template <int bits, int count>
 struct Codes {
     uint32_t words[count][bits];
-    float scales[count], biases[count];
+    uint32_t scales[count], biases[count];  // as they are stored
 
     DEVICE void load(const Matrix& m, int chunk, const int (&rows)[count]) {
         const int64_t row_bytes = int64_t{m.columns} / 32 * bits * 4;
@@ -55,18 +62,28 @@ struct Codes {
 #pragma unroll
         for (int r = 0; r < count; ++r)
             load_codes<bits>(m.weight + rows[r] * row_bytes, chunk, words[r]);
+        // One branch for all of them, and no use of any: else each would be waited for in turn.
+        if (m.type == kF32) {
+            load_numbers<uint32_t>(m, groups, group, rows);
+        } else {
+            load_numbers<uint16_t>(m, groups, group, rows);
+        }
+    }
+    template <class T>
+    DEVICE void load_numbers(const Matrix& m, int groups, int group, const int (&rows)[count]) {
 #pragma unroll
         for (int r = 0; r < count; ++r) {
             const int64_t at = int64_t{rows[r]} * groups + group;
-            scales[r] = load_float(m.scales, at, m.type);
-            biases[r] = load_float(m.biases, at, m.type);
+            scales[r] = reinterpret_cast<const T*>(m.scales)[at];
+            biases[r] = reinterpret_cast<const T*>(m.biases)[at];
         }
     }
-    DEVICE void add(const FixedChunk& v, float (&sums)[count]) const {
+    DEVICE void add(const FixedChunk& v, int type, float (&sums)[count]) const {
 #pragma unroll
         for (int r = 0; r < count; ++r) {
-            sums[r] = fmaf(dot<bits>(v, words[r]), v.scale * scales[r], sums[r]);
-            sums[r] = fmaf(biases[r], v.sum, sums[r]);
+            const float scale = to_float(scales[r], type), bias = to_float(biases[r], type);
+            sums[r] = fmaf(dot<bits>(v, words[r]), v.scale * scale, sums[r]);
+            sums[r] = fmaf(bias, v.sum, sums[r]);
         }
     }
 };
@@ -78,7 +95,7 @@ DEVICE void affine_chunk(const Matrix& m, Fixed x, int chunk, const int (&rows)[
     codes.load(m, chunk, rows);
     FixedChunk v;
     load_chunk<bits>(x, chunk, v);
-    codes.add(v, sums);
+    codes.add(v, m.type, sums);
 }
 
 template <int count>
@@ -160,8 +177,8 @@ DEVICE void affine_pair(const Matrix& a, const Matrix& b, Fixed x, const int (&r
         second.load(b, c, rows);
         FixedChunk v;
         load_chunk<bits>(x, c, v);
-        first.add(v, of_a);
-        second.add(v, of_b);
+        first.add(v, a.type, of_a);
+        second.add(v, b.type, of_b);
     }
 }
 

@@ -81,19 +81,17 @@ DEVICE float4 load_held(const void* rows, const float* scales, int form, int64_t
             bf16_to_float(bits[3])};
 }
 
-// Shared memory of a block.
+// Shared memory of a block. Of keys and values there are 64 dimensions at a time.
 template <int width>
 struct Tile {
-    alignas(16) float queries[width][kPitch];  // dimension by dimension
-    alignas(16) float keys[width][kPitch];     // likewise; then values, key by key
-    alignas(16) float weights[kKeys][kPitch];  // key by key
-
-    DEVICE float* values() { return &keys[0][0]; }
+    alignas(16) float queries[width][kQueries];  // dimension by dimension
+    alignas(16) float held[64][64];              // keys likewise; values key by key
+    alignas(16) float weights[kKeys][kPitch];    // key by key
 };
 
 // As chunk_attention.py says.
-static_assert(sizeof(Tile<64>) == 52224 && sizeof(Tile<128>) == 87040 &&
-              sizeof(Tile<256>) == 156672);
+static_assert(sizeof(Tile<64>) == 50176 && sizeof(Tile<128>) == 66560 &&
+              sizeof(Tile<256>) == 99328);
 
 // What a thread has: four queries, from 4 (thread / 16) on; of a tile's scores the keys from 4
 // (thread % 16) on, of the sums four dimensions of each 64 from there on.
@@ -103,33 +101,31 @@ struct Sums {
     float most[4], total[4] = {};
 };
 
-template <int width>
-DEVICE void score(Tile<width>& tile, int first_key, int first_position, int queries, int keys,
-                  Sums<width>& sums) {
-    float scores[4][4] = {};
-#pragma unroll 8
-    for (int d = 0; d < width; ++d) {
-        const auto q = *reinterpret_cast<const float4*>(&tile.queries[d][queries]);
-        const auto k = *reinterpret_cast<const float4*>(&tile.keys[d][keys]);
-        const float qs[4] = {q.x, q.y, q.z, q.w}, ks[4] = {k.x, k.y, k.z, k.w};
+// d += a' b
+DEVICE void add_products(const float4& a, const float4& b, float (&d)[4][4]) {
+    const float as[4] = {a.x, a.y, a.z, a.w}, bs[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            scores[i / 4][i % 4] = fmaf(qs[i / 4], ks[i % 4], scores[i / 4][i % 4]);
-    }
+    for (int i = 0; i < 16; ++i) d[i / 4][i % 4] = fmaf(as[i / 4], bs[i % 4], d[i / 4][i % 4]);
+}
+
+// The scores of a tile become weights, beside those of the tiles before; keys beyond a query have
+// none.
+template <int width>
+DEVICE void merge(Tile<width>& tile, float (&scores)[4][4], int key, int position, int mine,
+                  int column, Sums<width>& sums) {
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
         float now = sums.most[r], sum = 0.0F;
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-            if (first_key + keys + c > first_position + queries + r) scores[r][c] = -infinity();
+            if (key + column + c > position + mine + r) scores[r][c] = -infinity();
             now = fmaxf(now, scores[r][c]);
         }
         for (int mask = 8; mask; mask >>= 1) now = fmaxf(now, shuffle_xor(now, mask));
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-            const float weight = expf(scores[r][c] - now);
-            tile.weights[keys + c][queries + r] = weight;
-            sum += weight;
+            scores[r][c] = expf(scores[r][c] - now);
+            sum += scores[r][c];
         }
         for (int mask = 8; mask; mask >>= 1) sum += shuffle_xor(sum, mask);
         const float factor = expf(sums.most[r] - now);
@@ -138,28 +134,72 @@ DEVICE void score(Tile<width>& tile, int first_key, int first_position, int quer
 #pragma unroll
         for (int i = 0; i < width / 16; ++i) sums.y[r][i / 4][i % 4] *= factor;
     }
+#pragma unroll
+    for (int c = 0; c < 4; ++c)
+        *reinterpret_cast<float4*>(&tile.weights[column + c][mine]) = {scores[0][c], scores[1][c],
+                                                                       scores[2][c], scores[3][c]};
 }
 
-// `masked`: some of the tile's keys are beyond some queries, and their values may be anything.
-template <int width, bool masked>
-DEVICE void weigh(Tile<width>& tile, int first_key, int first_position, int queries, int column,
-                  int count, Sums<width>& sums) {
-#pragma unroll 2
-    for (int key = 0; key < count; ++key) {
-        const auto w = *reinterpret_cast<const float4*>(&tile.weights[key][queries]);
-        const float ws[4] = {w.x, w.y, w.z, w.w};
+// Where some keys are beyond some queries (`masked`), their values may be anything.
+template <int width>
+DEVICE void weigh(const Tile<width>& tile, bool masked, int key, int position, int mine, int column,
+                  int keys, float (&y0)[4], float (&y1)[4], float (&y2)[4], float (&y3)[4]) {
+    float sums[4][4];
 #pragma unroll
-        for (int part = 0; part < width / 64; ++part) {
-            const auto v =
-                *reinterpret_cast<const float4*>(tile.values() + key * width + 64 * part + column);
-            const float vs[4] = {v.x, v.y, v.z, v.w};
+    for (int i = 0; i < 4; ++i)
+        sums[0][i] = y0[i], sums[1][i] = y1[i], sums[2][i] = y2[i], sums[3][i] = y3[i];
+    if (!masked) {
+#pragma unroll 8
+        for (int k = 0; k < keys; ++k)
+            add_products(*reinterpret_cast<const float4*>(&tile.weights[k][mine]),
+                         *reinterpret_cast<const float4*>(&tile.held[k][column]), sums);
+    } else {
+        for (int k = 0; k < keys; ++k)
 #pragma unroll
-            for (int i = 0; i < 16; ++i) {
-                float& y = sums.y[i / 4][part][i % 4];
-                if (!masked || first_key + key <= first_position + queries + i / 4)
-                    y = fmaf(ws[i / 4], vs[i % 4], y);
-            }
+            for (int i = 0; i < 16; ++i)
+                if (key + k <= position + mine + i / 4)
+                    sums[i / 4][i % 4] = fmaf(tile.weights[k][mine + i / 4],
+                                              tile.held[k][column + i % 4], sums[i / 4][i % 4]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        y0[i] = sums[0][i], y1[i] = sums[1][i], y2[i] = sums[2][i], y3[i] = sums[3][i];
+}
+
+// One tile of keys, from `key` on, for queries from `position` on; `before` is the head's first
+// row.
+template <int width>
+DEVICE void take_keys(Tile<width>& tile, const HeldRows& held, int64_t before, int key, int keys,
+                      int position, Sums<width>& sums) {
+    const int thread = static_cast<int>(threadIdx.x), mine = thread / 16 * 4;
+    const int column = thread % 16 * 4;
+    float scores[4][4] = {};
+    for (int part = 0; part < width; part += 64) {
+        for (int i = thread; i < kKeys * 16; i += 256) {
+            const int at = i % kKeys, d = i / kKeys * 4;
+            const auto v = load_held(held.keys, held.key_scales, held.form,
+                                     before + key + min(at, keys - 1), width, part + d);
+            tile.held[d][at] = v.x, tile.held[d + 1][at] = v.y;
+            tile.held[d + 2][at] = v.z, tile.held[d + 3][at] = v.w;
         }
+        block_barrier();
+#pragma unroll 8
+        for (int d = 0; d < 64; ++d)
+            add_products(*reinterpret_cast<const float4*>(&tile.queries[part + d][mine]),
+                         *reinterpret_cast<const float4*>(&tile.held[d][column]), scores);
+        block_barrier();
+    }
+    merge(tile, scores, key, position, mine, column, sums);
+#pragma unroll
+    for (int part = 0; part < width / 64; ++part) {
+        for (int i = thread; i < keys * 16; i += 256)
+            *reinterpret_cast<float4*>(&tile.held[i / 16][i % 16 * 4]) =
+                load_held(held.values, held.value_scales, held.form, before + key + i / 16, width,
+                          64 * part + i % 16 * 4);
+        block_barrier();
+        weigh(tile, key + keys - 1 > position, key, position, mine, column, keys, sums.y[0][part],
+              sums.y[1][part], sums.y[2][part], sums.y[3][part]);
+        block_barrier();
     }
 }
 
@@ -172,43 +212,22 @@ DEVICE void attend(const float* queries, const float* q, int gated, int start, i
     const int thread = static_cast<int>(threadIdx.x);
     const int heads = static_cast<int>(gridDim.y), head = static_cast<int>(blockIdx.y);
     const int first = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kQueries;
-    const int count = min(kQueries, rows - first), first_position = start + first;
+    const int count = min(kQueries, rows - first), position = start + first;
     const int64_t before = int64_t{head / (heads / kv_heads)} * held.context;
     for (int i = thread; i < kQueries * width / 4; i += 256) {
-        const int query = i % kQueries, dimension = i / kQueries * 4;
-        const int64_t token = first + min(query, count - 1);
-        const auto v =
-            *reinterpret_cast<const float4*>(queries + (token * heads + head) * width + dimension);
-        tile.queries[dimension][query] = v.x, tile.queries[dimension + 1][query] = v.y;
-        tile.queries[dimension + 2][query] = v.z, tile.queries[dimension + 3][query] = v.w;
+        const int query = i % kQueries, d = i / kQueries * 4;
+        const int64_t row = int64_t{first + min(query, count - 1)} * heads + head;
+        const auto v = *reinterpret_cast<const float4*>(queries + row * width + d);
+        tile.queries[d][query] = v.x, tile.queries[d + 1][query] = v.y;
+        tile.queries[d + 2][query] = v.z, tile.queries[d + 3][query] = v.w;
     }
     Sums<width> sums;
 #pragma unroll
     for (int r = 0; r < 4; ++r) sums.most[r] = -infinity();
-    const int mine = thread / 16 * 4, column = thread % 16 * 4, end = first_position + count;
-    for (int key = 0; key < end; key += kKeys) {
-        const int keys = min(kKeys, end - key);
-        for (int i = thread; i < kKeys * width / 4; i += 256) {
-            const int at = i % kKeys, dimension = i / kKeys * 4;
-            const auto v = load_held(held.keys, held.key_scales, held.form,
-                                     before + key + min(at, keys - 1), width, dimension);
-            tile.keys[dimension][at] = v.x, tile.keys[dimension + 1][at] = v.y;
-            tile.keys[dimension + 2][at] = v.z, tile.keys[dimension + 3][at] = v.w;
-        }
-        block_barrier();
-        score(tile, key, first_position, mine, column, sums);
-        block_barrier();
-        for (int i = thread; i < keys * width / 4; i += 256)
-            *reinterpret_cast<float4*>(tile.values() + 4 * i) =
-                load_held(held.values, held.value_scales, held.form, before + key + 4 * i / width,
-                          width, 4 * i % width);
-        block_barrier();
-        if (key + keys - 1 > first_position)
-            weigh<width, true>(tile, key, first_position, mine, column, keys, sums);
-        else
-            weigh<width, false>(tile, key, first_position, mine, column, keys, sums);
-        block_barrier();
-    }
+    const int end = position + count;
+    for (int key = 0; key < end; key += kKeys)
+        take_keys(tile, held, before, key, min(kKeys, end - key), position, sums);
+    const int mine = thread / 16 * 4, column = thread % 16 * 4;
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
         if (mine + r >= count) break;
@@ -233,7 +252,7 @@ prepare_64(const float* q, const float* k, const float* v, const float* frequenc
                      held, queries);
 }
 
-KERNEL(256)
+KERNEL_TOGETHER(256, 2)
 attend_64(const float* queries, const float* q, int gated, int start, int rows, int kv_heads,
           float* y, void* keys, void* values, float* key_scales, float* value_scales, int form,
           int context) {
@@ -252,7 +271,7 @@ prepare_128(const float* q, const float* k, const float* v, const float* frequen
                       gated, held, queries);
 }
 
-KERNEL(256)
+KERNEL_TOGETHER(256, 2)
 attend_128(const float* queries, const float* q, int gated, int start, int rows, int kv_heads,
            float* y, void* keys, void* values, float* key_scales, float* value_scales, int form,
            int context) {
@@ -271,7 +290,7 @@ prepare_256(const float* q, const float* k, const float* v, const float* frequen
                       gated, held, queries);
 }
 
-KERNEL(256)
+KERNEL_TOGETHER(256, 2)
 attend_256(const float* queries, const float* q, int gated, int start, int rows, int kv_heads,
            float* y, void* keys, void* values, float* key_scales, float* value_scales, int form,
            int context) {

@@ -215,6 +215,62 @@ DEVICE void advance(const float* k, const float* x, int key_dim, float last, flo
     }
 }
 
+// What a thread block has in shared memory.
+struct Desk {
+    float* state;                // (key_dim, kSlice)
+    float* rows;                 // (64, key_dim) of queries, then of keys
+    float* triangle;             // (64, 64)
+    float* x;                    // (64, kSlice)
+    float *grown, *beta, *left;  // (64) e^G, beta, e^(G_last - G)
+};
+
+DEVICE void load_triangle(const float* from, int64_t place, float* to) {
+    for (int i = static_cast<int>(threadIdx.x); i < kBlock * kBlock; i += 256)
+        to[i] = from[place * kBlock * kBlock + i];
+}
+
+// One block of a head: its columns of o, and the state after it. `values` and `o` begin at the
+// thread's column.
+DEVICE void pass_block(const DeltaChunk& net, const Desk& desk, int block, int64_t place,
+                       int channel, const float* mixed, const float* values, const float* inverse,
+                       const float* weights, float* o) {
+    const int column = static_cast<int>(threadIdx.x) % 32;
+    const int row = static_cast<int>(threadIdx.x) / 32 * 8;
+    const int first = net.first(block), count = net.count(block);
+    load_rows(net, mixed, block, channel, desk.rows);
+    block_barrier();
+    float answered[8], sums[8], within[8];
+    times<false>(desk.rows, desk.state, net.key_dim, row, column, answered);
+    block_barrier();
+    load_rows(net, mixed, block, net.keys() + channel, desk.rows);
+    load_triangle(inverse, place, desk.triangle);
+    block_barrier();
+    times<false>(desk.rows, desk.state, net.key_dim, row, column, sums);
+#pragma unroll
+    for (int i = row; i < row + 8; ++i) {
+        const float v = i < count ? values[int64_t{first + i} * net.channels()] : 0.0F;
+        desk.x[i * kSlice + column] = desk.beta[i] * (v - desk.grown[i] * sums[i - row]);
+    }
+    block_barrier();
+    times<true>(desk.triangle, desk.x, kBlock, row, column, sums);
+    block_barrier();
+#pragma unroll
+    for (int r = 0; r < 8; ++r) desk.x[(row + r) * kSlice + column] = sums[r];
+    load_triangle(weights, place, desk.triangle);
+    block_barrier();
+    times<true>(desk.triangle, desk.x, kBlock, row, column, within);
+    block_barrier();
+#pragma unroll
+    for (int r = 0; r < 8; ++r) {
+        const float value = fmaf(desk.grown[row + r], answered[r], within[r]);
+        if (row + r < count) o[int64_t{first + row + r} * net.value_heads * net.value_dim] = value;
+        desk.x[(row + r) * kSlice + column] = sums[r] * desk.left[row + r];
+    }
+    block_barrier();
+    advance(desk.rows, desk.x, net.key_dim, desk.grown[kBlock - 1], desk.state);
+    block_barrier();
+}
+
 // Columns 32 blockIdx.x and on of value head blockIdx.y, through all blocks: o (tokens,
 // value_heads, value_dim); the new state (value_heads, key_dim, value_dim) elsewhere than the old.
 KERNEL(256)
@@ -223,64 +279,28 @@ recur(const DeltaChunk net, const float* __restrict__ mixed, const float* __rest
       const float* __restrict__ before, float* __restrict__ after, float* __restrict__ o) {
     DYNAMIC_SHARED(shared);
     __shared__ float grown[kBlock], beta[kBlock], left[kBlock];
-    const int thread = static_cast<int>(threadIdx.x), column = thread % 32, row = thread / 32 * 8;
-    const int head = static_cast<int>(blockIdx.y), slice = static_cast<int>(blockIdx.x) * kSlice;
+    const int thread = static_cast<int>(threadIdx.x), column = thread % 32;
+    const int head = static_cast<int>(blockIdx.y);
     const int channel = head / (net.value_heads / net.key_heads) * net.key_dim;
-    auto* state = reinterpret_cast<float*>(shared);  // (key_dim, kSlice)
-    float* rows = state + net.key_dim * kSlice;      // (64, key_dim)
-    float* triangle = rows + kBlock * net.key_dim;   // (64, 64)
-    float* x = triangle + kBlock * kBlock;           // (64, kSlice)
-    const int64_t held = int64_t{head} * net.key_dim * net.value_dim + slice + column;
+    auto* state = reinterpret_cast<float*>(shared);
+    float* rows = state + net.key_dim * kSlice;
+    float* triangle = rows + kBlock * net.key_dim;
+    const Desk desk{state, rows, triangle, triangle + kBlock * kBlock, grown, beta, left};
+    const int mine = static_cast<int>(blockIdx.x) * kSlice + column;
+    const int64_t held = int64_t{head} * net.key_dim * net.value_dim + mine;
     for (int d = thread / 32; d < net.key_dim; d += 8)
         state[d * kSlice + column] = before[held + int64_t{d} * net.value_dim];
+    const int own = head * net.value_dim + mine;
     const int blocks = (net.skipped + net.tokens + kBlock - 1) / kBlock;
     for (int block = 0; block < blocks; ++block) {
-        const int first = net.first(block), count = net.count(block);
         const int64_t place = int64_t{block} * net.value_heads + head;
         if (thread < kBlock) {
             const float2 g = growth[place * kBlock + thread];
             const float last = growth[place * kBlock + kBlock - 1].x;
             grown[thread] = expf(g.x), beta[thread] = g.y, left[thread] = expf(last - g.x);
         }
-        load_rows(net, mixed, block, channel, rows);
-        block_barrier();
-        float answered[8], sums[8];
-        times<false>(rows, state, net.key_dim, row, column, answered);
-        block_barrier();
-        load_rows(net, mixed, block, net.keys() + channel, rows);
-        for (int i = thread; i < kBlock * kBlock; i += 256)
-            triangle[i] = inverse[place * kBlock * kBlock + i];
-        block_barrier();
-        times<false>(rows, state, net.key_dim, row, column, sums);
-#pragma unroll
-        for (int r = 0; r < 8; ++r) {
-            const int i = row + r;
-            const float v = i < count ? mixed[int64_t{first + i} * net.channels() + 2 * net.keys() +
-                                              head * net.value_dim + slice + column]
-                                      : 0.0F;
-            x[i * kSlice + column] = beta[i] * (v - grown[i] * sums[r]);
-        }
-        block_barrier();
-        times<true>(triangle, x, kBlock, row, column, sums);
-        block_barrier();
-#pragma unroll
-        for (int r = 0; r < 8; ++r) x[(row + r) * kSlice + column] = sums[r];
-        for (int i = thread; i < kBlock * kBlock; i += 256)
-            triangle[i] = weights[place * kBlock * kBlock + i];
-        block_barrier();
-        float within[8];
-        times<true>(triangle, x, kBlock, row, column, within);
-#pragma unroll
-        for (int r = 0; r < 8; ++r)
-            if (row + r < count)
-                o[(int64_t{first + row + r} * net.value_heads + head) * net.value_dim + slice +
-                  column] = fmaf(grown[row + r], answered[r], within[r]);
-        block_barrier();
-#pragma unroll
-        for (int r = 0; r < 8; ++r) x[(row + r) * kSlice + column] = sums[r] * left[row + r];
-        block_barrier();
-        advance(rows, x, net.key_dim, grown[kBlock - 1], state);
-        block_barrier();
+        pass_block(net, desk, block, place, channel, mixed, mixed + 2 * net.keys() + own, inverse,
+                   weights, o + own);
     }
     for (int d = thread / 32; d < net.key_dim; d += 8)
         after[held + int64_t{d} * net.value_dim] = state[d * kSlice + column];

@@ -156,6 +156,12 @@ void bind_cache(nb::module_& module) {
         .def_prop_ro("layers", [](const PythonCache& self) { return self.policy().layers(); })
         .def_prop_ro("free", [](const PythonCache& self) { return self.policy().free(); })
         .def_prop_ro("pinned", [](const PythonCache& self) { return self.policy().pinned(); })
+        .def(
+            "is_pinned",
+            [](const PythonCache& self, std::int64_t layer, std::int64_t expert) {
+                return self.policy().is_pinned({layer, expert});
+            },
+            "layer"_a, "expert"_a)
         .def("__len__", [](const PythonCache& self) { return self.policy().size(); })
         .def(
             "resident",

@@ -74,6 +74,7 @@ public:
     std::vector<std::int32_t> retire(std::int64_t count, std::int64_t least);
     void restore(std::span<const std::int32_t> slots);
 
+    bool is_pinned(Key key) const;
     void pin(Key key);
     void unpin(Key key);
     std::int32_t drop(Key key);
@@ -105,7 +106,6 @@ private:
     void require_absent(Key key) const;
     void require_slot(std::int32_t slot) const;
     bool visiting(Key key) const;
-    bool is_pinned(Key key) const;
     void make_stale(std::int64_t layer);
     void visit(std::int64_t layer, std::int64_t tokens = 1);
     std::int64_t times(std::int64_t layer) const;

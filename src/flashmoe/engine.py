@@ -76,6 +76,8 @@ class Engine:
         self.plan = plan
         self.kernels = kernels
         self.kv = outlay.kv
+        self.vram = vram
+        """What is planned of a GPU's memory, where one computes."""
         self._lock = threading.Lock()
         self._blas = ThreadpoolController()
         self._words = words

@@ -212,6 +212,10 @@ class Cache:
         self._free.extend(slots)
         self.slots += len(slots)
 
+    def is_pinned(self, key: Key) -> bool:
+        """Whether an expert has a slot and is pinned there."""
+        return key in self._pins
+
     def pin(self, key: Key) -> None:
         """Keep an expert in its slot until as many :meth:`unpin` calls; pins add up."""
         if key not in self._slot:

@@ -57,6 +57,8 @@ class Pair:
             assert self.native.slots_of(layer, experts) == [
                 slots.get((layer, expert), -1) for expert in experts
             ]
+        for key in self.keys:
+            assert self.native.is_pinned(key) == self.twin.is_pinned(key)
         for name in ("slots", "layers", "free", "pinned"):
             assert getattr(self.native, name) == getattr(self.twin, name), name
         assert len(self.native) == len(self.twin)

@@ -1,30 +1,69 @@
-"""Records lent from RAM: the bytes of the store, padding included."""
+"""Records lent from RAM: the bytes of the store, in slots that nobody takes meanwhile."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
 from flashmoe.options import Runtime
 from flashmoe.stream.streamer import Streamer
-from tests.stream.conftest import LAYERS, TinyStore
+from tests.stream.conftest import EXPERTS, LAYERS, TOP_K, TinyStore
 
 
-def test_the_record_of_what_a_hold_yields_is_the_stores(tiny: TinyStore) -> None:
-    with closing(Streamer(tiny.store, 4, Runtime(io_threads=2))) as streamer:
-        for layer in range(LAYERS):
-            with streamer.hold(layer, np.array([1, 6])) as experts:
-                for expert, _ in experts:
-                    record = streamer.lending.record(layer, expert)
-                    np.testing.assert_array_equal(record, tiny.records[layer][expert])
-                    assert not record.flags.writeable
+@pytest.fixture
+def streamer(tiny: TinyStore) -> Iterator[Streamer]:
+    with closing(Streamer(tiny.store, 3 * TOP_K, Runtime(io_threads=2))) as streamer:
+        yield streamer
 
 
-def test_what_is_not_in_memory_has_none(tiny: TinyStore) -> None:
-    with (
-        closing(Streamer(tiny.store, 4, Runtime(io_threads=2))) as streamer,
-        pytest.raises(KeyError),
-    ):
+def read(streamer: Streamer, layer: int, *experts: int) -> None:
+    with streamer.hold(layer, np.array(experts)) as found:
+        assert len(list(found)) == len(experts)
+
+
+def test_the_record_of_what_a_hold_yields_is_the_stores(
+    tiny: TinyStore, streamer: Streamer
+) -> None:
+    for layer in range(LAYERS):
+        with streamer.hold(layer, np.array([1, 6])) as experts:
+            for expert, _ in experts:
+                record = streamer.lending.record(layer, expert)
+                np.testing.assert_array_equal(record, tiny.records[layer][expert])
+                assert not record.flags.writeable
+
+
+def test_what_is_not_in_memory_has_none_and_is_not_lent(streamer: Streamer) -> None:
+    with pytest.raises(KeyError):
         streamer.lending.record(0, 1)
+    read(streamer, 0, 2)
+    assert streamer.lending.lend(0, [1, 2]) == [2]
+
+
+def test_what_is_lent_stays_and_leaves_room_for_a_token(
+    tiny: TinyStore, streamer: Streamer
+) -> None:
+    for pair in ((0, 1), (2, 3)):
+        read(streamer, 0, *pair)
+    assert streamer.least_slots == 2 * TOP_K
+    assert streamer.lending.lend(0, [0, 1, 2, 3]) == [0, 1]
+    assert streamer.lending.lend(0, [0, 1, 2, 3]) == []
+    records = [streamer.lending.record(0, expert) for expert in (0, 1)]
+    for layer in range(1, LAYERS):
+        for expert in range(0, EXPERTS, 2):
+            read(streamer, layer, expert, expert + 1)
+    for expert, record in enumerate(records):
+        np.testing.assert_array_equal(record, tiny.records[0][expert])
+    streamer.lending.take_back((0, 0))
+    streamer.lending.take_all_back()
+    assert not streamer._cache.pinned
+    assert streamer.lending.room == TOP_K
+
+
+def test_what_is_being_read_is_not_lent(streamer: Streamer) -> None:
+    with patch.object(streamer._reader, "collect", lambda *_, **__: ([], [])):
+        streamer.hint(0, np.array([1, 2]))
+        assert streamer.lending.lend(0, [1, 2]) == []

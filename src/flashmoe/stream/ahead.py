@@ -34,11 +34,13 @@ _CHANCE = 0.9  # that what is expected is wanted: what is likelier than that kee
 
 
 class _Next(NamedTuple):
-    """The layer that comes, the tokens that pass, and what a sample of them would choose."""
+    """The layer that comes, the tokens that pass, what a sample of them would choose, and what is
+    in a quicker memory."""
 
     layer: int
     tokens: int
     early: Callable[[], Array]
+    elsewhere: Callable[[], Collection[int]]
 
 
 class Ahead:
@@ -80,10 +82,16 @@ class Ahead:
         self._guesses.reading(layer, begun.values())
         self._cache.unpin_all(layer, present)
 
-    def expect(self, layer: int, tokens: int, early: Callable[[], Array]) -> None:
+    def expect(
+        self,
+        layer: int,
+        tokens: int,
+        early: Callable[[], Array],
+        elsewhere: Callable[[], Collection[int]] = tuple,
+    ) -> None:
         """A layer is the next that a chunk of so many tokens passes."""
         self.forget()
-        self._next = _Next(layer, tokens, early)
+        self._next = _Next(layer, tokens, early, elsewhere)
 
     def forget(self) -> None:
         """There is nothing to be read ahead now."""
@@ -110,6 +118,8 @@ class Ahead:
         """Find out what is expected and missing."""
         self._next, self._layer = None, coming.layer
         expected = self._policy.choose(coming.layer, coming.tokens, coming.early)
+        if elsewhere := coming.elsewhere():
+            expected = [expert for expert in expected if expert not in elsewhere]
         self._warmup.precede(coming.layer, expected, self._reads.tickets)
         slots = self._cache.slots_of(coming.layer, expected)
         self._absent = [e for e, slot in zip(expected, slots, strict=True) if slot < 0]

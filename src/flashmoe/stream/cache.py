@@ -204,6 +204,10 @@ class Cache:
         """Experts that are pinned, once or more often."""
         return self._policy.pinned
 
+    def is_pinned(self, key: Key) -> bool:
+        """Whether an expert has a slot and is pinned there."""
+        return self._policy.is_pinned(*key)
+
     def pin(self, key: Key) -> None:
         """Keep an expert in its slot until as many :meth:`unpin` calls; pins add up."""
         self._policy.pin(*key)

@@ -1,27 +1,121 @@
-"""Records in RAM, lent to whoever copies them somewhere quicker.
+"""Records in RAM, lent to whoever copies them somewhere quicker; and free slots for what returns.
 
-Owns how their bytes are had. Does not own where they are copied to (``tiers``), nor who leaves
+Owns how their bytes are had, which of them stay in their slots for that beyond the end of a hold,
+and the slots that are reserved. Does not own where they are copied to (``tiers``), nor who leaves
 (``cache``).
+
+Invariant: an expert that is lent is pinned in the cache; as many slots are left to others as a
+hold of one token needs. A slot that is reserved is LOADING. ``sound`` is False while steps that
+belong together are under way: whoever finds it so believes nothing (``streamer``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from flashmoe.quant import Array
-from flashmoe.stream.cache import Cache
+from flashmoe.stream.cache import Cache, Key
 from flashmoe.stream.records import Records
-from flashmoe.stream.slots import Slots
+from flashmoe.stream.slots import Slots, State
+from flashmoe.stream.warmup import Warmup
 
 
 class Lending:
-    """The records of one streamer's slots."""
+    """The records of one streamer's slots; a hold of one token needs ``least`` of these."""
 
-    def __init__(self, cache: Cache, slots: Slots, records: Records) -> None:
+    def __init__(
+        self, cache: Cache, slots: Slots, records: Records, warmup: Warmup, least: int
+    ) -> None:
+        self.sound = True
         self._cache = cache
         self._slots = slots
         self._records = records
+        self._warmup = warmup
+        self._least = least
+        self._lent: set[Key] = set()
+        self._reserved: dict[Key, int] = {}
 
     def record(self, layer: int, expert: int) -> Array:
-        """The bytes of an expert that a hold has yielded, uint8 (record_bytes,), read-only; as
-        valid as the arrays that it was yielded with."""
+        """The bytes of an expert that a hold has yielded, or that is lent: uint8 (record_bytes,),
+        read-only. As valid as the arrays that it was yielded with, or until it is taken back."""
         slot = self._cache.slot((layer, expert))
         return self._slots.frozen(slot, self._records.layout(layer).record_bytes)
+
+    def lend(self, layer: int, experts: Iterable[int]) -> list[int]:
+        """Keep those of a layer's experts that are in memory where they are, as far as slots allow,
+        until :meth:`take_back`; which these are. No use of any."""
+        found = []
+        self.sound = False
+        for expert in experts:
+            key = (layer, expert)
+            if self.room <= 0:
+                break
+            if key not in self._lent and self._is_whole(key):
+                self._lent.add(key)
+                self._cache.pin(key)
+                found.append(expert)
+        self.sound = True
+        return found
+
+    @property
+    def room(self) -> int:
+        """How many more may be lent; below 0, some must be taken back before the next hold."""
+        return self._cache.slots - self._cache.pinned - len(self._reserved) - self._least
+
+    def _is_whole(self, key: Key) -> bool:
+        """Whether an expert is in memory, and its read is over."""
+        slots = self._cache.slots_of(key[0], [key[1]])
+        return slots[0] >= 0 and self._slots.state(slots[0]) is not State.LOADING
+
+    def take_back(self, key: Key) -> None:
+        """An expert is lent no longer."""
+        self.sound = False
+        self._lent.remove(key)
+        self._cache.unpin(key)
+        self.sound = True
+
+    def forget(self, key: Key) -> None:
+        """An expert is somewhere quicker, and need not be here; it stays if it is pinned."""
+        if self._is_whole(key) and not self._cache.is_pinned(key):
+            self.sound = False
+            self._slots.move(self._cache.drop(key), State.FREE)
+            self.sound = True
+
+    def reserve(self, key: Key) -> Array | None:
+        """Memory for an expert that is to come here, uint8 (record_bytes,), until :meth:`place` or
+        :meth:`unreserve`; None where no slot is free, or it is here, or being read, already."""
+        if key in self._cache or key in self._reserved or not self._cache.free:
+            return None
+        if self._warmup or self.room <= 0:  # which has a use for them
+            return None
+        self.sound = False
+        slot = self._reserved[key] = self._cache.reserve()
+        self._slots.move(slot, State.LOADING)
+        self.sound = True
+        return self._slots.view(slot, self._records.layout(key[0]).record_bytes)
+
+    def place(self, key: Key) -> None:
+        """The bytes of an expert have come. No use of it."""
+        if key in self._cache:  # read in the meantime
+            self.unreserve(key)
+            return
+        self.sound = False
+        slot = self._reserved.pop(key)
+        self._slots.move(slot, State.READY)
+        self._cache.place(key, slot)
+        self.sound = True
+
+    def unreserve(self, key: Key) -> None:
+        """They never will."""
+        self.sound = False
+        slot = self._reserved.pop(key)
+        self._slots.move(slot, State.FREE)
+        self._cache.unreserve(slot)
+        self.sound = True
+
+    def take_all_back(self) -> None:
+        """Nothing is lent, and nothing reserved."""
+        for key in list(self._lent):
+            self.take_back(key)
+        for key in list(self._reserved):
+            self.unreserve(key)

@@ -67,7 +67,7 @@ class Streamer:
         entries = store.manifest.layers
         self.counters = Counters()
         self._store = store
-        self._hints = runtime.hints
+        self.hints = runtime.hints
         self._slots = Slots(slots, max(entry.layout.record_bytes for entry in entries))
         self._top_k = top_k or store.shape.experts.top_k
         # Of two tokens, so that what the one before has asked for need not leave at once.
@@ -80,8 +80,9 @@ class Streamer:
         self._reader = DirectReader(self.io_threads)
         self._reader.into(self._slots.arena, self._slots.slot_bytes)
         try:
-            direct = runtime.io == "direct"
-            self.drives = Drives(self._reader, store, self.io_threads, direct=direct)
+            self.drives = Drives(
+                self._reader, store, self.io_threads, direct=runtime.io == "direct"
+            )
             self._records = Records(store, self._reader, self.drives)
         except ReadError:
             self._reader.close()
@@ -98,8 +99,8 @@ class Streamer:
         self._slots.clear()
         self.extent.begin(self._cache)
         self._warmup = Warmup(self._cache, self._slots, self._records, self._reader)
-        self.lending = Lending(self._cache, self._slots, self._records)
         places = self._cache, self._slots, self._records, self._reader
+        self.lending = Lending(*places[:3], self._warmup, self._lasting)
         self._reads = Reads(*places, self._warmup, self._guesses, self.counters)
         shared = self._reads, self._guesses
         self._passage = Passage(*places, *shared, self.counters, top_k)
@@ -117,7 +118,7 @@ class Streamer:
         routing, nor one that is held. Asking makes an expert recent in the cache, as in hold.
         Does nothing where ``Runtime.hints`` is off.
         """
-        if not self._hints:
+        if not self.hints:
             return
         experts = self._routed(layer, ids, elsewhere)
         hold, tickets = self._hold, self._reads.tickets
@@ -147,34 +148,40 @@ class Streamer:
     def foresee(self, layer: int, rank: Callable[[], Array]) -> None:
         """Guess what a layer will choose, and read some of it while the disk would be idle.
 
-        ``rank`` gives the ids of its experts, (n,), the likeliest first. It is called by the next
+        ``rank`` gives ids of its experts, (n,), the likeliest first; it is called by the next
         hint or hold, or not at all where no guess pays. The reads start when the next routing has
         its own, and those that have not started when ``layer`` itself is hinted or held, and
         wants others, are dropped. A guess is no use of an expert. Does nothing where
         ``Runtime.hints`` is off.
         """
         self._ahead.forget()
-        if self._hints and self._cache.resident(layer) < self._records.count(layer):
+        if self.hints and self._cache.resident(layer) < self._records.count(layer):
             self._guesses.foresee(layer, rank)
         else:
             self._guesses.forget()
 
     def expect(
-        self, layer: int, tokens: int, early: Callable[[], Array], *, at_once: bool = False
+        self,
+        layer: int,
+        tokens: int,
+        early: Callable[[], Array],
+        elsewhere: Callable[[], Collection[int]] = tuple,
+        *,
+        at_once: bool = False,
     ) -> None:
         """Read ahead what a chunk of so many tokens is expected to want of its next layer.
 
-        ``early`` gives what that layer would choose for a sample of the tokens, (sample, top_k);
-        it is called while the layer before holds, or not at all. The reads start when that hold
-        has asked for all that it needs, or ``at_once``; those that have not started when
-        ``layer`` itself is hinted or held, and wants others, are dropped. Nothing of it is a use
-        of an expert. Does nothing where ``Runtime.hints`` is off.
+        ``early`` gives what that layer would choose for a sample of the tokens, (sample, top_k),
+        ``elsewhere`` what is in a quicker memory; they are called while the layer before holds,
+        or not at all. The reads start when that hold has asked for all that it needs, or
+        ``at_once``; those that have not started when ``layer`` itself is hinted or held, and
+        wants others, are dropped. Nothing of it is a use. Does nothing where hints are off.
         """
         self._guesses.forget()
-        if not self._hints or self._cache.resident(layer) == self._records.count(layer):
+        if not self.hints or self._cache.resident(layer) == self._records.count(layer):
             self._ahead.forget()
             return
-        self._ahead.expect(layer, tokens, early)
+        self._ahead.expect(layer, tokens, early, elsewhere)
         if at_once and self._hold is None and self._sound:
             self._sound = False
             self._ahead.pursue(self._note(), AT_ONCE)
@@ -187,19 +194,15 @@ class Streamer:
         (T, k), else in any. Those ``elsewhere`` are in a quicker memory: neither asked for here
         nor counted as hits or misses, nor yielded.
 
-        The arrays of an expert are read-only views of a slot. Of one token's experts, up to twice
-        what one token chooses (and as many as there are slots), each is valid until the hold
-        ends, so that all may be collected first and used together. Of several tokens', or more,
-        each is valid only until the next one, or the next batch, is asked for. After the hold
-        none is.
+        The arrays of an expert are read-only views of a slot. One token's, up to ``least_slots``
+        of them, are valid until the hold ends, so that all may be used together; of several
+        tokens', or more, each only until the next one, or the next batch, is asked for.
 
         The call opens the hold and starts its reads; leaving the block ends it, early if need be.
-        Holds do not nest: opening another ends this one, which then raises RuntimeError when it
-        is asked for an expert or left.
+        Holds do not nest: opening another ends this one, which then raises RuntimeError.
 
         Raises:
-            ReadError: a record could not be read whole and right; names it. The next hold reads
-                that record again.
+            ReadError: a record could not be read whole and right. The next hold reads it again.
         """
         experts = self._routed(layer, ids, elsewhere)
         if self._hold is not None:  # nested, or an interrupt came before its block began
@@ -213,6 +216,11 @@ class Streamer:
         self._ahead.guess(self._note())
         self._sound = True
         return Arrivals(partial(self._take, hold), partial(self._end, hold))
+
+    @property
+    def sound(self) -> bool:
+        """Whether no interrupt has left steps undone that belong together."""
+        return self._sound and self.lending.sound
 
     @property
     def slots(self) -> int:
@@ -249,10 +257,10 @@ class Streamer:
         self._relief.tend(self)
 
     def shrink(self, count: int) -> int:
-        """Give the memory of ``count`` experts back, and that of every free slot.
+        """Give the memory of ``count`` experts back, and that of every free slot; how many slots.
 
-        What is in use stays, and always as many slots as make a hold last. Ends a warm-up.
-        Returns the number of slots that there are no more. Not after a pass that failed.
+        What is in use stays, and always as many slots as make a hold last. Ends a warm-up. Not
+        after a pass that failed.
         """
         if not self._open:
             return 0
@@ -276,7 +284,7 @@ class Streamer:
         """
         if not self._open:
             return
-        if not self._sound or self._hold is not None:
+        if not self.sound or self._hold is not None:
             self._reset()
         self._sound = False
         self.extent.resize(ceiling, self._reads, self._warmup)
@@ -304,7 +312,7 @@ class Streamer:
         if not self._open:
             raise RuntimeError("the streamer is closed: open the store again")
         experts = self._records.routed(layer, ids)
-        if not self._sound:
+        if not self.sound:
             self._reset()
         return [expert for expert in experts if expert not in elsewhere] if elsewhere else experts
 
@@ -316,8 +324,7 @@ class Streamer:
         self._forget()
 
     def _note(self) -> Callable[[int], None]:
-        # Made anew each time: kept, it would keep the slots alive.
-        return partial(self._relief.note, self)
+        return partial(self._relief.note, self)  # made anew: kept, it would keep the slots alive
 
     def _claim(self, layer: int, experts: list[int], ids: Array) -> Hold:
         """Count a routing, and open its hold."""
@@ -365,10 +372,7 @@ class Streamer:
         if not hold.pending:
             return []
         if self._hold is not hold or not self._sound or not self._open:
-            raise RuntimeError(
-                "this hold has ended: it was left, or ended by another hold, by an interrupt "
-                "or by close"
-            )
+            raise RuntimeError("this hold has ended: by another, an interrupt, close or its end")
         if hold.failed is not None:
             raise hold.failed
         self._sound = False

@@ -96,6 +96,16 @@ class EmulatedDevice:
         self._thread = threading.Thread(target=lambda: [each() for each in launches])
         self._thread.start()
 
+    def fetch(self, target, array):
+        self._enqueue(lambda: np.copyto(target, array))
+
+    def _enqueue(self, work):
+        if self._recorded is not None:
+            self._recorded.append(work)
+        else:
+            self.synchronize()
+            work()
+
     def address(self, array):
         return array.ctypes.data
 
@@ -109,11 +119,7 @@ class EmulatedDevice:
             self.launches.append(kernel)
             function(*numbers, pointers)
 
-        if self._recorded is not None:
-            self._recorded.append(launch)
-        else:
-            self.synchronize()
-            launch()
+        self._enqueue(launch)
 
 
 class EmulatedGraph:
@@ -183,7 +189,7 @@ def library(source: str) -> ctypes.CDLL:
         launches = "".join(f"EMULATED_LAUNCH({kernel})\n" for kernel in KERNEL.findall(text))
         program = f'#include "{SOURCES / source}.cu"\n{launches}'
         compiler = os.environ.get("CXX") or shutil.which("c++") or "c++"
-        flags = ["-std=c++20", "-O1", "-g", "-fPIC", "-shared", "-ffp-contract=off"]
+        flags = ["-std=c++20", "-O2", "-fPIC", "-shared", "-ffp-contract=off"]
         defines = ["-DFLASHMOE_EMULATED", "-I", str(Path(__file__).parent), "-I", str(SOURCES)]
         unfinished = built.with_suffix(f".{os.getpid()}")
         command = [compiler, *flags, *defines, "-x", "c++", "-", "-o", str(unfinished)]

@@ -14,6 +14,7 @@
 #define KERNEL(threads) static void
 #define KERNEL_TOGETHER(threads, blocks) static void
 #define DEVICE inline
+#define GIVEN const
 #define __shared__ static
 #define __restrict__ __restrict
 #define DYNAMIC_SHARED(name) unsigned char* name = ::emulator::shared
@@ -156,6 +157,8 @@ inline uint32_t load_once_4(const void* from) {
     if (reinterpret_cast<uintptr_t>(from) % 4) std::abort();
     return *static_cast<const uint32_t*>(from);
 }
+inline uint4 load_written(const void* from) { return load_once(from); }
+inline uint2 load_written_8(const void* from) { return load_once_8(from); }
 inline uint16_t load_once_2(const void* from) {
     if (reinterpret_cast<uintptr_t>(from) % 2) std::abort();
     return *static_cast<const uint16_t*>(from);
@@ -192,4 +195,5 @@ void copies_awaited() {}
 inline void wait_a_moment() {
     ++::emulator::progress;
     sched_yield();
+    ::emulator::yield();
 }

@@ -203,5 +203,10 @@ def test_what_does_not_fit_is_refused(device):
         part(x, position[:0], held, part.room(), decode.vector(device, part.outputs))
 
 
+def test_a_form_that_there_is_not_is_refused(device):
+    with pytest.raises(InputError, match="'f8': choose one of f32, f16, bf16, int8"):
+        key_values(device, "f8", (1, 2, 64))
+
+
 def test_structures_are_as_long_as_the_sources_think():
     assert (ATTENTION.itemsize, HELD.itemsize) == (48, 40)

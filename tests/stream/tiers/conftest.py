@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -24,17 +25,25 @@ class Rig:
     """A store, its streamer with ``ram`` slots, and a tier of ``vram`` slots above."""
 
     def __init__(
-        self, tiny: TinyStore, vram: int, ram: int, seed: int = 0, hints: bool = True
+        self,
+        tiny: TinyStore,
+        vram: int,
+        ram: int,
+        seed: int = 0,
+        spare: int = 0,
+        runtime: Runtime = Runtime(io_threads=2),
+        exclusive: bool = False,
     ) -> None:
         self.tiny = tiny
         self.dice = random.Random(seed)
         self.reader = ScriptedReader(self.dice)
-        runtime = Runtime(io_threads=2, hints=hints)
         with patch("flashmoe.stream.streamer.DirectReader", lambda threads: self.reader):
             self.streamer = Streamer(tiny.store, ram, runtime)
         sizes = [tiny.store.layout(layer).record_bytes for layer in range(LAYERS)]
         self.device = ScriptedDevice(vram, max(sizes), self.dice)
-        self.tier = Vram(tiny.store, vram, self.device, self.streamer)
+        self.tier = Vram(
+            tiny.store, vram, self.device, self.streamer, spare=spare, exclusive=exclusive
+        )
 
     def close(self) -> None:
         self.streamer.close()
@@ -57,6 +66,7 @@ class Rig:
 
     def check_idle(self) -> None:
         """No hold is open: the table tells of whole experts, and nothing is pinned."""
+        self.tier._land(all_of_them=True)
         residence = self.tier._residence
         assert not residence.copies.flying and not self.device.copies
         assert not residence.cache.pinned
@@ -70,6 +80,12 @@ class Rig:
         self.streamer._reads.let_go()
         self.streamer._reads.settle(list(self.streamer._reads.tickets))
         assert not self.streamer._cache.pinned
+        assert not self.streamer.lending._reserved
+        for layer in range(LAYERS):
+            for expert, slot in enumerate(self.streamer._cache.slots_of(layer, range(EXPERTS))):
+                if slot >= 0:
+                    found = self.streamer.lending.record(layer, expert)
+                    assert found.tobytes() == self.record(layer, expert), "RAM has another expert"
 
 
 def use_hold(rig: Rig, layer: int, *experts: int) -> bool:
@@ -80,6 +96,17 @@ def use_hold(rig: Rig, layer: int, *experts: int) -> bool:
         rig.device.compute(rig.uses(layer, ids, hold.slots))
         rig.device.finish()
     return hold.ready
+
+
+def use_sweep(rig: Rig, layer: int, ids: Array) -> list[list[int]]:
+    """Pass a routing to its end, and compute with every batch."""
+    found = []
+    with rig.tier.sweep(layer, ids) as passing:
+        for batch in passing.batches():
+            found.append([expert for expert, _ in batch])
+            rig.device.compute([(slot, rig.record(layer, expert)) for expert, slot in batch])
+    assert [expert for batch in found for expert in batch] == np.unique(ids).tolist()
+    return found
 
 
 class RunningAhead:
@@ -106,6 +133,9 @@ class RunningAhead:
                 device.finish()  # it has come so far: its router has spoken
             at = self._run(routing, at)
             if rig.dice.random() < hinting:
+                early = rig.some().ravel()
+                rig.tier.foresee((layer + 1) % LAYERS, lambda e=early: e)
+            if rig.dice.random() < hinting:
                 rig.tier.hint(layer, rig.some() if rig.dice.random() < 0.3 else ids)
             try:
                 if not self._hold(layer, ids, waits=at == layer, hinting=hinting):
@@ -115,6 +145,7 @@ class RunningAhead:
                 break
             at = max(at, layer + 1)
         device.finish()
+        rig.tier.tend()
         self.hear(still=True)
 
     def _run(self, routing: list[Array], at: int) -> int:
@@ -145,8 +176,7 @@ class RunningAhead:
 
 
 @contextmanager
-def rigged(
-    tiny: TinyStore, vram: int, ram: int, seed: int = 0, hints: bool = True
-) -> Iterator[Rig]:
-    with closing(Rig(tiny, vram, ram, seed, hints)) as rig:
+def rigged(tiny: TinyStore, *arguments: int, **options: Any) -> Iterator[Rig]:
+    """A rig, as its constructor says."""
+    with closing(Rig(tiny, *arguments, **options)) as rig:
         yield rig

@@ -17,6 +17,7 @@ class _Copy:
     slot: int
     record: Array
     state: str
+    up: bool = True  # to the slot
 
 
 class ScriptedDevice:
@@ -36,22 +37,44 @@ class ScriptedDevice:
         self.arena = np.full((slots, slot_bytes), 0xEE, np.uint8)
         self.copies: dict[int, _Copy] = {}
         self.copied: list[int] = []  # slots, in the order of asking
-        self.fences = 0
+        self.fences = self.fetches = 0
         self._last = 0
         self._work: list[list[tuple[int, bytes]]] = []
 
     def copy(self, slot: int, record: Array) -> int:
         assert 0 <= slot < len(self.arena)
         assert record.dtype == np.uint8 and record.ndim == 1 and not record.flags.writeable
-        assert all(copy.slot != slot for copy in self.copies.values()), "two copies to one slot"
+        for copy in self.copies.values():
+            assert not copy.up or copy.slot != slot, "two copies to one slot"
+            assert not np.shares_memory(copy.record, record) or copy.up, "it is not there yet"
         if self.dice.random() < self.failing / 2:
             raise DeviceError("the device refuses")
-        self.arena[slot] = 0xCC
+        if not self._fetched(slot):
+            self.arena[slot] = 0xCC
         self._last += 1
         self.copies[self._last] = _Copy(slot, record, "queued")
         self.copied.append(slot)
         self._progress()
         return self._last
+
+    def fetch(self, slot: int, record: Array) -> int:
+        assert 0 <= slot < len(self.arena)
+        assert record.dtype == np.uint8 and record.ndim == 1 and record.flags.writeable
+        for copy in self.copies.values():
+            assert copy.slot != slot and not np.shares_memory(copy.record, record)
+        if self.dice.random() < self.failing / 2:
+            raise DeviceError("the device refuses")
+        record[:] = 0xAA
+        self._last += 1
+        self.copies[self._last] = _Copy(slot, record, "queued", up=False)
+        self.fetches += 1
+        self._progress()
+        return self._last
+
+    def _fetched(self, slot: int) -> bool:
+        """Whether a slot is still being read."""
+        reads = (copy for copy in self.copies.values() if copy.slot == slot and not copy.up)
+        return any(copy.state not in ("good", "bad") for copy in reads)
 
     def done(self, ticket: int) -> bool:
         self._progress()
@@ -70,8 +93,8 @@ class ScriptedDevice:
 
     def drain(self) -> None:
         self.finish()
-        for copy in self.copies.values():
-            while copy.state not in ("good", "bad"):
+        while any(copy.state not in ("good", "bad") for copy in self.copies.values()):
+            for copy in self.copies.values():
                 self._advance(copy)
         self.copies.clear()
 
@@ -98,10 +121,15 @@ class ScriptedDevice:
             self._use()
 
     def _advance(self, copy: _Copy) -> None:
+        if copy.up and self._fetched(copy.slot):
+            return
         if copy.state == "queued":
             copy.state = "started"
-            self.arena[copy.slot] = 0xDD
+            (self.arena[copy.slot] if copy.up else copy.record)[:] = 0xDD
         elif copy.state == "started":
             copy.state = "bad" if self.dice.random() < self.failing else "good"
-            if copy.state == "good":
-                self.arena[copy.slot, : copy.record.size] = copy.record
+            place = self.arena[copy.slot, : copy.record.size]
+            if copy.state == "good" and copy.up:
+                place[:] = copy.record
+            elif copy.state == "good":
+                copy.record[:] = place

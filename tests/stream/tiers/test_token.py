@@ -18,16 +18,27 @@ from tests.stream.tiers.conftest import ALL, RunningAhead, rigged, use_hold
     vram=st.integers(TOP_K, ALL),
     ram=st.integers(1, ALL),
     failing=st.sampled_from([0.0, 0.1]),
+    hinting=st.sampled_from([0.0, 0.5]),
+    spare=st.integers(0, 3),
+    exclusive=st.booleans(),
 )
 def test_no_schedule_mixes_up_the_bytes(
-    tiny: TinyStore, seed: int, vram: int, ram: int, failing: float
+    tiny: TinyStore,
+    seed: int,
+    vram: int,
+    ram: int,
+    failing: float,
+    hinting: float,
+    spare: int,
+    exclusive: bool,
 ) -> None:
-    with rigged(tiny, vram, ram, seed) as rig:
+    with rigged(tiny, vram, ram, seed, spare, exclusive=exclusive) as rig:
         ahead = RunningAhead(rig)
         rig.fail(failing)
         for _ in range(8):
-            ahead.token()
+            ahead.token(hinting)
             rig.check_idle()
+            ahead.hear(still=True)
             np.testing.assert_array_equal(ahead.table, rig.tier._table.rows())
         rig.fail(0.0)
         for layer in range(LAYERS):
@@ -142,3 +153,17 @@ def test_after_forgetting_the_changes_take_everything_back(tiny: TinyStore) -> N
         rig.tier.empty()
         assert sorted(rig.tier.changes()) == [(0, 1, -1), (0, 2, -1)]
         assert not use_hold(rig, 0, 1, 2)
+
+
+def test_what_was_chosen_before_a_start_is_kept_longer(tiny: TinyStore) -> None:
+    shares = np.zeros((LAYERS, EXPERTS))
+    shares[0, [0, 1]] = 1.0
+    left = []
+    for warm in (False, True):
+        with rigged(tiny, 6, ALL) as rig:
+            if warm:
+                rig.tier.warm(shares)
+            for pair in ((0, 1), (2, 3), (4, 5), (2, 3), (6, 7)):
+                use_hold(rig, 0, *pair)
+            left.append(use_hold(rig, 0, 0, 1))
+    assert left == [False, True]

@@ -64,7 +64,14 @@ class KeyValues:
 
 
 def key_values(device: Device, kind: str, extent: tuple[int, int, int]) -> KeyValues:
-    """Room for ``extent`` in the form ``kind``. Raises BudgetError where there is none."""
+    """Room for ``extent`` in the form ``kind``.
+
+    Raises:
+        InputError: there is no such form.
+        BudgetError: there is no memory for it.
+    """
+    if kind not in FORMS:
+        raise InputError(f"keys and values held as {kind!r}: choose one of {', '.join(FORMS)}")
     names = ("keys", "values")
     arrays = {name: device.empty(extent, FORMS[kind]) for name in names}
     if kind == "int8":

@@ -17,8 +17,8 @@ from flashmoe.kernels.cuda.device import Device, DeviceArray, check
 from flashmoe.kernels.mixers import DeltaWeights
 from flashmoe.shape import RecurrentShape
 
-THREADS, MOST_DIM = 512, 256
-"""Of a block, and of a head: kThreads and kMostDim of source/delta.cu."""
+THREADS, MOST_DIM, MOST_TAPS = 512, 256, 4
+"""Of a block, a head and the convolution: kThreads, kMostDim, kMostTaps of source/delta.cu."""
 
 DELTA_NET = np.dtype(
     [
@@ -47,7 +47,7 @@ class DeltaNet:
     """The gated delta net of a layer.
 
     Raises:
-        InputError: its heads are of a width that the kernel does not take.
+        InputError: its heads, or its convolution, are of a size that the kernel does not take.
     """
 
     def __init__(self, device: Device, weights: DeltaWeights) -> None:
@@ -59,6 +59,11 @@ class DeltaNet:
                     f"a gated delta net of {name} {width}: the GPU's kernel wants a multiple of "
                     f"{CHUNK} up to {MOST_DIM}; run this model with --kernels cpu"
                 )
+        if shape.conv_kernel > MOST_TAPS:
+            raise InputError(
+                f"a convolution of {shape.conv_kernel} taps: the GPU's kernel takes at most "
+                f"{MOST_TAPS}; run this model with --kernels cpu"
+            )
         self.shape, self._device = shape, device
         small = {
             "conv": weights.conv.T,

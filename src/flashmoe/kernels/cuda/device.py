@@ -61,6 +61,10 @@ class Device(Protocol):
         """A copy as numpy array, when all before has been done."""
         ...
 
+    def fetch(self, target: Array, array: DeviceArray) -> None:
+        """Copy to memory of :meth:`pinned`, as a launch does: not waited for, and captured."""
+        ...
+
     def address(self, array: DeviceArray) -> int:
         """Where it begins."""
         ...

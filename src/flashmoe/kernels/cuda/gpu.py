@@ -21,8 +21,8 @@ from flashmoe.errors import BudgetError, DeviceError
 from flashmoe.kernels.cuda.device import Argument, DeviceArray
 from flashmoe.quant import Array
 
-OLDEST = (7, 5)
-"""Compute capability that the kernels' instructions want: Turing (GeForce 16 and 20) and later."""
+OLDEST = (8, 0)
+"""Compute capability that the kernels' instructions want: Ampere (GeForce 30) and later."""
 
 
 class Gpu:
@@ -107,6 +107,13 @@ class Gpu:
         """A copy as numpy array, when all before has been done."""
         with self._here():
             return np.asarray(array.get())
+
+    def fetch(self, target: Array, array: DeviceArray) -> None:
+        """Copy to memory of :meth:`pinned`, as a launch does: not waited for, and captured."""
+        runtime = self._cupy.cuda.runtime
+        with self._here():
+            places = target.ctypes.data, self.address(array), array.nbytes
+            runtime.memcpyAsync(*places, runtime.memcpyDeviceToHost, self._stream.ptr)
 
     def address(self, array: DeviceArray) -> int:
         """Where it begins."""

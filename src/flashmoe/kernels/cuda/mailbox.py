@@ -77,6 +77,10 @@ class Mailbox:
         ids = self._letters["ids"][layer, :top_k].astype(np.int64)
         return ids, bool(asked[layer] & 1)
 
+    def ids(self, top_k: int) -> Array:
+        """The ids (layers, top_k) of a pass that has asked for its last layer's."""
+        return self._letters["ids"][:, :top_k].astype(np.int64)
+
     def answer(self, layer: int, slots: Array) -> None:
         """Tell the device the slots (top_k,) of what it asked for; it goes on."""
         self._letters["slots"][layer, : len(slots)] = slots

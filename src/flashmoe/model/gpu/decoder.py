@@ -13,10 +13,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from flashmoe.kernels.cuda.attention import KeyValues
 from flashmoe.kernels.cuda.decode import Embedding, Norm, Placed, Projection, vector
-from flashmoe.kernels.cuda.delta import DeltaState
-from flashmoe.kernels.cuda.device import Device, Graph
+from flashmoe.kernels.cuda.device import Device, DeviceArray, Graph
 from flashmoe.kernels.cuda.mailbox import Mailbox
 from flashmoe.model.decoder import Between
 from flashmoe.model.gpu.layer import Layer, Slots, rooms
@@ -69,14 +67,24 @@ class GpuDecoder:
         self._norm = Norm(device, weights.floats(factors), shape.norm_eps)
         self._head = Projection(device, [head])
         self._rooms = rooms(device, shape, self._layers)
-        self._last, self._normed = device.zeros((hidden,), np.float32), vector(device, hidden)
+        self._given, self._normed = device.zeros((hidden,), np.float32), vector(device, hidden)
         self._logits = device.zeros((vocabulary,), np.float32)
+        self._fetched = (
+            device.pinned((hidden,), np.float32),
+            device.pinned((vocabulary,), np.float32),
+        )
+        self._latest: Array | None = None  # hidden state (1, hidden) of which logits are fetched
         self._mailbox = Mailbox(device, shape.layers)
         self._graphs: WeakKeyDictionary[GpuState, Graphs] = WeakKeyDictionary()
 
     def state(self, context_tokens: int, kv: str) -> State:
         """An empty timeline."""
         return GpuState(self.shape, context_tokens, np.dtype(np.float32), kv, self._device)
+
+    @property
+    def slots(self) -> int:
+        """Experts that can be in the device's memory at once."""
+        return self._tier.slots
 
     def empty(self) -> None:
         """Forget every expert in the device's memory."""
@@ -104,26 +112,42 @@ class GpuDecoder:
     def logits(self, x: Array) -> Array:
         """Hidden states (T, hidden) to logits (T, vocabulary)."""
         y = np.empty((len(x), self.shape.vocabulary), np.float32)
-        for row, hidden in enumerate(x):
-            self._device.write(self._last, hidden)
-            self._norm(self._last, self._normed)
-            self._head(self._normed, self._logits)
-            y[row] = self._device.download(self._logits)
+        if x is self._latest:
+            y[0] = self._fetched[1]
+        else:
+            for row, hidden in enumerate(x):
+                self._device.write(self._given, hidden)
+                self._head_of(self._given)
+                self._device.synchronize()
+                y[row] = self._fetched[1]
+            self._latest = None
         self.observer.ended(self.shape.layers - 1, "head")
         return y
+
+    def _head_of(self, x: DeviceArray) -> None:
+        """Launches: the logits of a hidden state, fetched."""
+        self._norm(x, self._normed)
+        self._head(self._normed, self._logits)
+        self._device.fetch(self._fetched[1], self._logits)
 
     def _pass(self, token: int, state: GpuState) -> Array:
         """One token through every layer; its hidden state (hidden,)."""
         graph = self._graph(state)
+        self._latest = None
         self._mailbox.begin(token, state.position)
         graph.launch()
         self._mailbox.wait(self._attend)
-        x = self._device.download(self._rooms.x)
+        self._device.synchronize()
+        x = self._fetched[0].copy()
         state.moved(x[None])
+        self._latest = state.last
         return x
 
     def _attend(self) -> None:
         """The host's side of a pass: what each layer asks for is brought."""
+        if self._tier.whole:
+            self._attend_whole()
+            return
         for layer in range(self.shape.layers):
             ids, waits = self._mailbox.asked(layer, self.shape.experts.top_k)
             self.observer.routed(layer, ids[None])
@@ -131,6 +155,15 @@ class GpuDecoder:
                 held.wait()
                 if waits:
                     self._mailbox.answer(layer, held.slots)
+            self.observer.ended(layer, "experts")
+
+    def _attend_whole(self) -> None:
+        """The same where every expert of the model is in a slot: nothing is ever asked for."""
+        top_k = self.shape.experts.top_k
+        self._mailbox.asked(self.shape.layers - 1, top_k)
+        for layer, ids in enumerate(self._mailbox.ids(top_k)):
+            self.observer.routed(layer, ids[None])
+            self._tier.passed(layer, ids)
             self.observer.ended(layer, "experts")
 
     def _graph(self, state: GpuState) -> Graph:
@@ -146,13 +179,9 @@ class GpuDecoder:
         def launch() -> None:
             self._embedding(mailbox.given, mailbox.inputs, self._rooms.x)
             for index, layer in enumerate(self._layers):
-                recurrent = state.recurrent[index]
-                kept: KeyValues | tuple[DeltaState, DeltaState]
-                if recurrent is None:
-                    kept = KeyValues(state.kv, state.kept[index])
-                else:
-                    kept = recurrent[here], recurrent[1 - here]
-                letter = mailbox.letter(index)
-                layer.launch(self._rooms, kept, mailbox.inputs, table(index), letter)
+                letter, memory = mailbox.letter(index), state.of_layer(index, here)
+                layer.launch(self._rooms, memory, mailbox.inputs, table(index), letter)
+            self._device.fetch(self._fetched[0], self._rooms.x)
+            self._head_of(self._rooms.x)
 
         return launch

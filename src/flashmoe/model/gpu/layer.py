@@ -31,6 +31,8 @@ class Rooms:
     projected: DeviceArray
     mixed: dict[int, Vector]
     """By length: heads of attention and of delta nets may differ."""
+    attended: tuple[DeviceArray, DeviceArray] | None
+    """Partial sums of attention."""
     logits: DeviceArray
     """The router's, and behind them the shared expert's gate."""
     between: tuple[DeviceArray, DeviceArray]
@@ -100,7 +102,8 @@ class Layer:
         mixed = rooms.mixed[self.mixer.outputs]
         if isinstance(self.mixer, Attention):
             assert isinstance(state, KeyValues)
-            self.mixer(projected, state, inputs[1:2], mixed)
+            assert rooms.attended is not None
+            self.mixer(projected, inputs[1:2], state, rooms.attended, mixed)
         else:
             assert isinstance(state, tuple)
             self.mixer(projected, state[0], state[1], mixed)
@@ -129,6 +132,7 @@ def rooms(device: Device, shape: ModelShape, layers: list[Layer]) -> Rooms:
         decode.vector(device, shape.hidden),
         device.zeros((max(layer.inward.outputs for layer in layers),), np.float32),
         {length: decode.vector(device, length) for length in lengths},
+        next((layer.mixer.room() for layer in layers if isinstance(layer.mixer, Attention)), None),
         device.zeros((shape.experts.count + 1,), np.float32),
         layers[0].experts.room(shape.experts.top_k),
     )

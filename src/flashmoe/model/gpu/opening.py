@@ -20,6 +20,7 @@ from flashmoe.stream import sizes
 from flashmoe.stream.sizes import Outlay
 from flashmoe.stream.streamer import Streamer
 from flashmoe.stream.tiers import room
+from flashmoe.stream.tiers import sizes as tier_sizes
 from flashmoe.stream.tiers.vram import Vram
 
 
@@ -65,7 +66,9 @@ def opened(
     slots = Slots(arena, device.address(arena), plan.slot_bytes)
     table = device.pinned((len(layouts), shape.experts.count), np.int32)
     mover = device.mover(arena, plan.slot_bytes)
-    tier = Vram(store, plan.slots, mover, streamer, shape.experts.top_k, table)
+    top_k = shape.experts.top_k
+    spare = tier_sizes.spare(plan.slots, top_k)
+    tier = Vram(store, plan.slots, mover, streamer, top_k=top_k, spare=spare, table=table)
     trunk = Trunk(store.trunk(), np.dtype(np.float32))
     records = [_placed(layout) for layout in layouts]
     return GpuDecoder(shape, trunk, device, observer, slots, records, tier)

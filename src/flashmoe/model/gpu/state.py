@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from flashmoe.kernels.cuda import attention
 from flashmoe.kernels.cuda.delta import DeltaState
-from flashmoe.kernels.cuda.device import Device, DeviceArray
+from flashmoe.kernels.cuda.device import Device
 from flashmoe.kernels.kv import KeyValues
 from flashmoe.model.state import LayerState, Mark, RecurrentState, State
 from flashmoe.quant import Array
@@ -33,17 +34,18 @@ class GpuState(State):
         self._same_tokens = 0  # of keys and values, on both sides
         self.turn = 0
         super().__init__(shape, context_tokens, dtype, kv)
-        self.kept: list[dict[str, DeviceArray]] = []
-        """Of attention layers the arrays of ``KeyValues.whole``, by name; else none."""
+        self.kept: list[attention.KeyValues | None] = []
+        """Of attention layers: the arrays of ``KeyValues.whole``, by name."""
         self.recurrent: list[tuple[DeltaState, DeltaState] | None] = []
-        """Of the other layers both sets."""
+        """Of the other layers: both sets."""
         for layer in self._layers:
             if isinstance(layer, KeyValues):
-                whole = layer.whole.items()
-                self.kept.append({n: device.zeros(a.shape, _bits(a).dtype) for n, a in whole})
+                heads, context, width = layer.whole["keys"].shape
+                kept = attention.key_values(device, kv, (heads, context, width))
+                self.kept.append(kept)
                 self.recurrent.append(None)
             else:
-                self.kept.append({})
+                self.kept.append(None)
                 self.recurrent.append((_zeros(device, layer), _zeros(device, layer)))
 
     @property
@@ -55,6 +57,17 @@ class GpuState(State):
     @layers.setter
     def layers(self, layers: list[LayerState]) -> None:
         self._layers = layers
+
+    def of_layer(
+        self, index: int, turn: int
+    ) -> attention.KeyValues | tuple[DeltaState, DeltaState]:
+        """What a pass reads and writes of a layer: keys and values, or the set that is current in
+        this turn and the other one."""
+        kept, recurrent = self.kept[index], self.recurrent[index]
+        if kept is not None:
+            return kept
+        assert recurrent is not None
+        return recurrent[turn], recurrent[1 - turn]
 
     def begin(self) -> None:
         """A pass is about to read the device's side, and to write it."""
@@ -92,12 +105,12 @@ class GpuState(State):
         self._device_ahead = False
         fresh = slice(self._same_tokens, self.position)
         for layer, kept, recurrent in zip(self._layers, self.kept, self.recurrent, strict=True):
-            if isinstance(layer, KeyValues):
+            if isinstance(layer, KeyValues) and kept is not None:
                 layer.length = self.position
                 for name, array in layer.whole.items():
-                    given = self._device.download(kept[name][:, fresh])
+                    given = self._device.download(kept.arrays[name][:, fresh])
                     array[:, fresh] = given.view(array.dtype)
-            elif recurrent is not None:
+            elif isinstance(layer, RecurrentState) and recurrent is not None:
                 now = recurrent[self.turn]
                 layer.delta[...] = self._device.download(now.delta)
                 layer.conv[...] = self._device.download(now.conv)
@@ -107,11 +120,11 @@ class GpuState(State):
         self._host_ahead = False
         fresh = slice(0, self.position)
         for layer, kept, recurrent in zip(self._layers, self.kept, self.recurrent, strict=True):
-            if isinstance(layer, KeyValues):
+            if isinstance(layer, KeyValues) and kept is not None:
                 for name, array in layer.whole.items():
-                    if self.position:
-                        self._device.write(kept[name][:, fresh], _bits(array[:, fresh]))
-            elif recurrent is not None:
+                    target = kept.arrays[name][:, fresh]
+                    self._device.write(target, array[:, fresh].view(target.dtype))
+            elif isinstance(layer, RecurrentState) and recurrent is not None:
                 now = recurrent[self.turn]
                 self._device.write(now.delta, layer.delta)
                 self._device.write(now.conv, layer.conv)
@@ -121,8 +134,3 @@ class GpuState(State):
 def _zeros(device: Device, layer: RecurrentState) -> DeltaState:
     delta, conv = layer.delta, layer.conv
     return DeltaState(device.zeros(delta.shape, delta.dtype), device.zeros(conv.shape, conv.dtype))
-
-
-def _bits(array: Array) -> Array:
-    """16-bit floats as their bit patterns."""
-    return array.view(np.uint16) if array.dtype.itemsize == 2 else array

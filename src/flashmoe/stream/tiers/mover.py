@@ -27,6 +27,16 @@ class Mover(Protocol):
             DeviceError: it could not be started.
         """
 
+    def fetch(self, slot: int, record: Array) -> int:
+        """Start copying the beginning of a slot into a record, uint8 (record_bytes,); the ticket.
+
+        Copies to that slot that are asked for later begin only when it has ended, and the caller
+        leaves the record alone until then.
+
+        Raises:
+            DeviceError: it could not be started.
+        """
+
     def done(self, ticket: int) -> bool:
         """Whether :meth:`wait` would return, or raise, at once."""
 
@@ -34,7 +44,7 @@ class Mover(Protocol):
         """Wait until a copy has ended; its ticket ends with that.
 
         Raises:
-            DeviceError: the slot does not hold the record.
+            DeviceError: the bytes are not where they should be.
         """
 
     def fence(self) -> None:

@@ -11,12 +11,13 @@ pinned, by a hold or by the copy of a hint.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from flashmoe.errors import DeviceError
 from flashmoe.stream.cache import Cache, Key
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.tiers.copies import Copies
+from flashmoe.stream.tiers.descent import Descent
 from flashmoe.stream.tiers.mover import Mover
 from flashmoe.stream.tiers.table import ABSENT, Table
 
@@ -24,22 +25,34 @@ _log = logging.getLogger(__name__)
 
 
 class Residence:
-    """``slots`` slots for the experts of ``table``, of which a token chooses ``top_k`` a layer."""
+    """``slots`` slots for the experts of ``table``, of which a token chooses ``top_k`` a layer.
+
+    Whoever leaves goes by ``descent``, if there is one.
+    """
 
     def __init__(
-        self, slots: int, top_k: int, table: Table, mover: Mover, counters: Counters
+        self,
+        slots: int,
+        top_k: int,
+        table: Table,
+        mover: Mover,
+        counters: Counters,
+        descent: Descent | None,
     ) -> None:
         self.cache = Cache(slots, len(table.rows()), top_k)
         self.table = table
         self.copies = Copies(mover, table, counters)
         self._owners: list[Key | None] = [None] * slots
+        self._descent = descent
 
-    def admit(self, layer: int, experts: Sequence[int]) -> dict[int, int]:
+    def admit(
+        self, layer: int, experts: Sequence[int], chances: Sequence[float] | None = None
+    ) -> dict[int, int]:
         """Give absent experts a slot each and pin them, from the front, until none is to be had.
 
-        Returns the slots by expert.
+        Returns the slots by expert. ``chances`` are those of experts that nobody has asked for.
         """
-        return self._settle(layer, experts, self.cache.admit_all(layer, experts))
+        return self._settle(layer, experts, self.cache.admit_all(layer, experts, chances))
 
     def exchange(
         self,
@@ -60,7 +73,7 @@ class Residence:
         places = {}
         for expert, (slot, out_layer, out_expert) in zip(experts, admitted, strict=False):
             if out_layer >= 0:
-                self.table.withdraw((out_layer, out_expert))
+                self._leave((out_layer, out_expert), slot)
             self._owners[slot] = (layer, expert)
             places[expert] = slot
         return places
@@ -74,22 +87,37 @@ class Residence:
         for slot in slots:
             owner, self._owners[slot] = self._owners[slot], None
             if owner is not None:
-                self.table.withdraw(owner)
+                self._leave(owner, slot)
         self.cache.restore(slots)
 
-    def here(self, layer: int, experts: Iterable[int]) -> list[int]:
-        """Those of a layer's experts whose bytes are in VRAM."""
-        row = self.table.rows()[layer]
-        return [expert for expert in experts if row[expert] != ABSENT]
+    def _leave(self, key: Key, slot: int) -> None:
+        """An expert has lost its slot to another; nobody has copied there yet."""
+        if self._descent is not None and self.table.slot(key) == slot:
+            self._descent.start(key, slot)
+        self.table.withdraw(key)
 
-    def give_back(self, layer: int, experts: Sequence[int], begun: Collection[int]) -> None:
-        """Unpin experts once the copies ``begun`` for them have ended; who has no bytes goes."""
-        flying = self.copies.flying
-        try:
-            self.copies.finish_all(key for key in ((layer, e) for e in begun) if key in flying)
-        except DeviceError as error:
-            _log.debug("a copy that nobody waits for has failed: %s", error)
+    def give_back(self, layer: int, experts: Sequence[int], lacking: Collection[int]) -> None:
+        """Unpin experts, once all copies of those of them that were ``lacking`` have ended; whoever
+        has no bytes then loses its slot."""
+        if lacking:
+            flying = self.copies.flying
+            try:
+                self.copies.finish_all([(layer, e) for e in lacking if (layer, e) in flying])
+            except DeviceError as error:
+                _log.debug("a copy that nobody waits for has failed: %s", error)
         self.cache.unpin_all(layer, experts)
-        for key in ((layer, expert) for expert in experts):
-            if self.table.slot(key) == ABSENT and key not in flying:
-                self._owners[self.cache.drop(key)] = None
+        for expert in lacking:
+            self.dismiss((layer, expert))
+
+    def dismiss(self, key: Key) -> None:
+        """An expert leaves its slot if it has no bytes there, and none will come."""
+        if self.table.slot(key) == ABSENT and key not in self.copies.flying:
+            self._drop(key)
+
+    def drop(self, layer: int, expert: int) -> None:
+        """An expert that is not pinned leaves its slot."""
+        self.table.withdraw((layer, expert))
+        self._drop((layer, expert))
+
+    def _drop(self, key: Key) -> None:
+        self._owners[self.cache.drop(key)] = None

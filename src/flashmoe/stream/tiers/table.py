@@ -26,9 +26,16 @@ class Table:
     def __init__(self, layers: int, experts: int, memory: Array | None = None) -> None:
         self._slots = np.empty((layers, experts), np.int32) if memory is None else memory
         self._slots[...] = ABSENT
+        self.filled = 0
+        """How many entries there are."""
         self._frozen = self._slots.view()
         self._frozen.flags.writeable = False
         self._changed: dict[Key, None] = {}
+
+    @property
+    def size(self) -> int:
+        """How many there can be."""
+        return self._slots.size
 
     def rows(self) -> Array:
         """The slot of every expert or ABSENT, int32 (layers, experts); read-only, kept up to
@@ -41,12 +48,14 @@ class Table:
 
     def put(self, key: Key, slot: int) -> None:
         """A slot holds an expert from now on."""
+        self.filled += int(self._slots[key] == ABSENT)
         self._slots[key] = slot
         self._changed[key] = None
 
     def withdraw(self, key: Key) -> None:
         """An expert is no longer in its slot; or it never was."""
         if self._slots[key] != ABSENT:
+            self.filled -= 1
             self._slots[key] = ABSENT
             self._changed[key] = None
 
@@ -55,6 +64,7 @@ class Table:
         layers, experts = np.nonzero(self._slots != ABSENT)
         self._changed.update(dict.fromkeys(zip(layers.tolist(), experts.tolist(), strict=True)))
         self._slots.fill(ABSENT)
+        self.filled = 0
 
     def changes(self) -> list[tuple[int, int, int]]:
         """(layer, expert, slot or ABSENT) of each whose entry has changed since the last call."""

@@ -9,8 +9,6 @@ pinned there; the streamer's hold is left only once no copy reads from it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import numpy as np
 
 from flashmoe.errors import DeviceError, ReadError
@@ -18,14 +16,13 @@ from flashmoe.quant import Array
 from flashmoe.stream.arrivals import Arrivals
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.streamer import Streamer
+from flashmoe.stream.tiers.climb import Climb
+from flashmoe.stream.tiers.descent import Descent
 from flashmoe.stream.tiers.residence import Residence
 
 
 class TokenHold:
-    """Of the distinct ``experts`` of a layer that one token chooses by ``ids`` (k,) or (1, k).
-
-    Those ``hinted`` are there because this routing was hinted: no hits.
-    """
+    """Of the experts of a layer that one token chooses."""
 
     def __init__(self, residence: Residence, streamer: Streamer, layer: int) -> None:
         self.layer = layer
@@ -34,7 +31,8 @@ class TokenHold:
         self._streamer = streamer
         self._places: dict[int, int] = {}
         self._coming: list[int] = []  # not in VRAM yet
-        self._begun: list[int] = []  # of these, copies for this hold
+        self._lacking: list[int] = []  # not in VRAM when it was claimed
+        self._borrowed: list[int] = []  # lent by the streamer, since they have climbed
         self._arrivals: Arrivals | None = None
         self._lasting = True
 
@@ -44,29 +42,51 @@ class TokenHold:
         return bool(self._coming)
 
     def claim(
-        self, experts: list[int], ids: Array, hinted: Collection[int], counters: Counters
+        self,
+        experts: list[int],
+        ids: Array,
+        climb: Climb,
+        descent: Descent | None,
+        counters: Counters,
+        *,
+        foreseen: bool,
     ) -> None:
-        """Pin what is in VRAM, give the rest slots, and ask the streamer for what it must bring."""
+        """Pin what is in VRAM, give the rest slots, and ask the streamer for what it must bring.
+
+        Also if nothing is missing, where the streamer has ``foreseen`` what to read meanwhile.
+        """
         layer, residence, streamer = self.layer, self._residence, self._streamer
         slots = residence.cache.lookup_all(layer, experts)
         there = {expert: slot for expert, slot in zip(experts, slots, strict=True) if slot >= 0}
         residence.cache.pin_all(layer, list(there))
+        hinted = climb.asked(layer, experts)
         hits = len(there) - sum(expert in there for expert in hinted)
         counters.vram_hits += hits
         counters.vram_misses += len(experts) - hits
         absent = [expert for expert in experts if expert not in there]
-        self._places = there
-        if not absent and not residence.copies.flying:
-            streamer.usage.note(layer, ids)
-            return
+        self._places = dict(there)
         flying = [expert for expert in there if (layer, expert) in residence.copies.flying]
-        self._coming = flying + absent
-        if not absent:
+        climb.hand_over(layer, flying)
+        self._borrowed, self._coming = list(flying), flying + absent
+        self._lacking = list(self._coming)
+        if not absent and not foreseen:
             streamer.usage.note(layer, ids)
             return
-        self._places = there | residence.admit(layer, absent)
+        if descent:
+            descent.finish((layer, expert) for expert in absent)
+        self._admit(absent, climb)
         self._lasting = len(absent) <= streamer.least_slots
         self._arrivals = streamer.hold(layer, ids, there)
+        if not absent:
+            self._leave()
+
+    def _admit(self, absent: list[int], climb: Climb) -> None:
+        """Give absent experts slots, if need be those of what has climbed."""
+        self._places |= self._residence.admit(self.layer, absent)
+        rest = [expert for expert in absent if expert not in self._places]
+        if rest:
+            climb.land(all_of_them=True)
+            self._places |= self._residence.admit(self.layer, rest)
 
     def slots(self, ids: Array) -> Array:
         """The slot of each, int32 and shaped as ``ids``."""
@@ -85,7 +105,6 @@ class TokenHold:
             for batch in self._arrivals.batches():
                 for expert, _ in batch:
                     record = self._streamer.lending.record(layer, expert)
-                    self._begun.append(expert)
                     copies.start((layer, expert), self._places[expert], record)
                 if not self._lasting:  # the next batch takes their place
                     copies.finish_all((layer, expert) for expert, _ in batch)
@@ -95,9 +114,16 @@ class TokenHold:
         self._leave()
         self._coming = []
 
+    def forget(self) -> None:
+        """What has come is in VRAM, and need not stay in RAM."""
+        for expert in self._lacking:
+            self._streamer.lending.forget((self.layer, expert))
+
     def end(self) -> None:
         """Give everything back, whatever has come of it."""
-        self._residence.give_back(self.layer, list(self._places), self._begun)
+        self._residence.give_back(self.layer, list(self._places), self._lacking)
+        while self._borrowed:
+            self._streamer.lending.take_back((self.layer, self._borrowed.pop()))
         self._leave()
 
     def _leave(self) -> None:

@@ -41,19 +41,15 @@ struct Eight {
     static constexpr int kWords = form == kF32 ? 8 : form == kInt8 ? 2 : 4;
     uint32_t words[kWords];
 
-    // Zeros where there is no such row. An ordinary load: this block may just have written it.
-    DEVICE void load(const void* rows, int64_t at, bool there) {
+    DEVICE void load(const void* rows, int64_t at) {
         const auto* from = static_cast<const uint32_t*>(rows) + at / 8 * kWords;
-#pragma unroll
-        for (int i = 0; i < kWords; ++i) words[i] = 0;
-        if (!there) return;
         if constexpr (form == kInt8) {
-            const uint2 v = *reinterpret_cast<const uint2*>(from);
+            const uint2 v = load_written_8(from);
             words[0] = v.x ^ 0x80808080U, words[1] = v.y ^ 0x80808080U;
         } else {
 #pragma unroll
             for (int i = 0; i < kWords; i += 4) {
-                const uint4 v = *reinterpret_cast<const uint4*>(from + i);
+                const uint4 v = load_written(from + i);
                 words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
             }
         }

@@ -55,7 +55,11 @@ struct Share {
         for (int h = 0; h < kHalves; ++h) most[h] = -infinity(), total[h] = 0.0F;
     }
 
-    DEVICE int64_t row(int key) const { return int64_t{head} * held.context + key; }
+    // Where a key's numbers begin, in rows. Behind the last key it is again the last: its scores
+    // are struck out, and so nothing depends on what lies there, nor a load on a condition.
+    DEVICE int64_t row(int key) const {
+        return int64_t{head} * held.context + min(key, length - 1);
+    }
     DEVICE int chunk() const { return warp % kChunks; }
     DEVICE int group() const { return warp / kChunks; }
 
@@ -64,12 +68,10 @@ struct Share {
         const int key = tile * kTile + warp * 8;
 #pragma unroll
         for (int c = 0; c < width / 32; ++c)
-            keys[c].load(held.keys, row(key + g) * width + 32 * c + 8 * t, key + g < length);
+            keys[c].load(held.keys, row(key + g) * width + 32 * c + 8 * t);
         if constexpr (form == kInt8)
 #pragma unroll
-            for (int k = 0; k < 2; ++k)
-                key_scales[k] =
-                    key + 2 * t + k < length ? held.key_scales[row(key + 2 * t + k)] : 0.0F;
+            for (int k = 0; k < 2; ++k) key_scales[k] = held.key_scales[row(key + 2 * t + k)];
     }
 
     DEVICE void load_values(int tile) {
@@ -77,11 +79,9 @@ struct Share {
         for (int s = 0; s < kSteps; ++s)
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
-                const int key = tile * kTile + (group() * kSteps + s) * 8 + 2 * t + k;
-                const bool there = key < length;
-                values[s][k].load(held.values, row(key) * width + 64 * chunk() + 8 * g, there);
-                if constexpr (form == kInt8)
-                    value_scales[s][k] = there ? held.value_scales[row(key)] : 0.0F;
+                const int64_t at = row(tile * kTile + (group() * kSteps + s) * 8 + 2 * t + k);
+                values[s][k].load(held.values, at * width + 64 * chunk() + 8 * g);
+                if constexpr (form == kInt8) value_scales[s][k] = held.value_scales[at];
             }
     }
 

@@ -25,6 +25,9 @@ using uint64_t = unsigned long long;
 #define KERNEL_TOGETHER(threads, blocks) \
     extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define DEVICE __device__ __forceinline__
+// A structure as a kernel's parameter, read where it lies: without this word compilers may copy it
+// into every thread's own memory first.
+#define GIVEN const __grid_constant__
 // Shared memory whose size the launch gives: a pointer to bytes, aligned to 16.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
@@ -90,24 +93,10 @@ DEVICE void multiply_uu(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
 // d (16, 8) += a (16, 8), b (8, 8) of floats with 11 bits (round_tf32), in the fragments of PTX's
 // mma.m16n8k8.
 DEVICE void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#if __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
         "{%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else  // Turing has no such instruction: each lane fetches its rows and columns
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-        const uint32_t rows[2] = {shuffle(a[k / 4 * 2], (lane & ~3) + k % 4),
-                                  shuffle(a[k / 4 * 2 + 1], (lane & ~3) + k % 4)};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const uint32_t column = shuffle(b[k / 4], (lane % 4 * 2 + i % 2) * 4 + k % 4);
-            d[i] = fmaf(__uint_as_float(rows[i / 2]), __uint_as_float(column), d[i]);
-        }
-    }
-#endif
 }
 DEVICE float half_to_float(uint16_t bits) {
     float value;
@@ -144,7 +133,22 @@ DEVICE uint16_t load_once_2(const void* from) {
     asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(from));
     return v;
 }
-// 16 bytes from global to shared memory, both addresses aligned so: in the background, but on
+// Bytes of global memory that this very kernel may have written before a barrier. (Pointers that
+// were read from memory themselves would be taken to lead anywhere.)
+DEVICE uint4 load_written(const void* from) {
+    uint4 v;
+    asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from)
+                 : "memory");
+    return v;
+}
+DEVICE uint2 load_written_8(const void* from) {
+    uint2 v;
+    asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from) : "memory");
+    return v;
+}
+// 16 bytes from global to shared memory, both addresses aligned so: in the background, except on
 // Turing.
 DEVICE void copy_async(void* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800

@@ -11,7 +11,7 @@ constexpr int kWarps = 4;  // warps a block of project()
 // x = row `given[0]` of the embedding, and the step's own numbers taken over: `given` is the host's
 // memory, `input` (token, position, step) the device's. Blocks of 256 threads, one an element.
 KERNEL(256)
-lookup(const Matrix m, const int* __restrict__ given, int* __restrict__ input,
+lookup(GIVEN Matrix m, const int* __restrict__ given, int* __restrict__ input,
        float* __restrict__ x) {
     if (blockIdx.x == 0 && threadIdx.x < 3) input[threadIdx.x] = given[threadIdx.x];
     const int column = static_cast<int>(blockIdx.x * 256 + threadIdx.x);
@@ -62,7 +62,7 @@ KERNEL(128) fix_vector(const float* __restrict__ x, int columns, uint8_t* __rest
 // its first block. A block multiplies kWarps * kRows rows of one matrix. `residual`, where there is
 // one, is added.
 KERNEL(128)
-project(const Matrices given, const float* __restrict__ x, const uint8_t* __restrict__ fixed,
+project(GIVEN Matrices given, const float* __restrict__ x, const uint8_t* __restrict__ fixed,
         const float* residual, float* y) {
     int which = 0, before = 0;
     while (which + 1 < given.count && static_cast<int>(blockIdx.x) >= given.all[which + 1].first)

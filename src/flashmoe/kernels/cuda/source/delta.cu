@@ -11,7 +11,7 @@
 
 constexpr int kThreads = 512;
 constexpr int kHeld = 8;  // rows of the state a thread keeps, four columns of each
-constexpr int kMostDim = 256;
+constexpr int kMostDim = 256, kMostTaps = 4;
 
 // As delta.py writes it.
 struct DeltaNet {
@@ -29,15 +29,22 @@ DEVICE float softplus(float x) { return fmaxf(x, 0.0F) + log1pf(expf(-fabsf(x)))
 // One channel: SiLU of the products with its last inputs; the new state where this block writes it.
 DEVICE float convolve(const DeltaNet& net, const float* x, const float* before, float* after,
                       int channel, int channels, bool writes) {
-    float sum = 0.0F;
-    for (int tap = 0; tap + 1 < net.taps; ++tap) {
-        const float old = before[tap * channels + channel];
-        sum = fmaf(old, net.conv[tap * channels + channel], sum);
-        if (writes && tap > 0) after[(tap - 1) * channels + channel] = old;
+    float inputs[kMostTaps], weights[kMostTaps];  // all loads come before the first store
+#pragma unroll
+    for (int tap = 0; tap < kMostTaps; ++tap) {
+        inputs[tap] = weights[tap] = 0.0F;
+        if (tap >= net.taps) continue;
+        weights[tap] = net.conv[tap * channels + channel];
+        inputs[tap] = tap + 1 < net.taps ? before[tap * channels + channel] : x[channel];
     }
-    const float now = x[channel];
-    if (writes && net.taps > 1) after[(net.taps - 2) * channels + channel] = now;
-    return silu(fmaf(now, net.conv[(net.taps - 1) * channels + channel], sum));
+    float sum = 0.0F;
+#pragma unroll
+    for (int tap = 0; tap < kMostTaps; ++tap) {
+        if (tap >= net.taps) break;
+        sum = fmaf(inputs[tap], weights[tap], sum);
+        if (writes && tap > 0) after[(tap - 1) * channels + channel] = inputs[tap];
+    }
+    return silu(sum);
 }
 
 DEVICE float4 scaled_sum(float a, float4 x, float b, float4 y) {
@@ -53,6 +60,110 @@ DEVICE float4 load_once_floats(const float* from) {
     return {__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)};
 }
 
+// A thread's share of a head's state: four columns of rows band, band + bands, ...
+struct Share {
+    const float* from;
+    int key_dim, value_dim, bands, band, column;
+    bool works;  // threads that are left over do not
+    float4 held[kHeld];
+
+    DEVICE Share(const DeltaNet& net, const float* state) : from(state) {
+        key_dim = net.key_dim, value_dim = net.value_dim;
+        const int thread = static_cast<int>(threadIdx.x), quads = value_dim / 4;
+        bands = kThreads / quads, band = thread / quads, column = thread % quads * 4;
+        works = band < bands;
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i)
+            if (works && band + i * bands < key_dim)
+                held[i] = load_once_floats(at(band + i * bands));
+    }
+
+    DEVICE const float* at(int row) const { return from + row * value_dim + column; }
+
+    // S'x of its rows, for two x.
+    DEVICE void recall(const float* q, const float* k, float4& answered, float4& recalled) const {
+        float4 with_q{0.0F, 0.0F, 0.0F, 0.0F}, with_k = with_q;  // in registers until the end
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) {
+            const int row = band + i * bands;
+            if (row >= key_dim) break;
+            add_scaled(q[row], held[i], with_q);
+            add_scaled(k[row], held[i], with_k);
+        }
+        for (int row = band + kHeld * bands; row < key_dim; row += bands) {
+            const float4 s = *reinterpret_cast<const float4*>(at(row));
+            add_scaled(q[row], s, with_q);
+            add_scaled(k[row], s, with_k);
+        }
+        answered = with_q, recalled = with_k;
+    }
+
+    // decay * S + factor * k c'.
+    DEVICE void write(float* state, float decay, const float* k, float factor, float4 c) const {
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) {
+            const int row = band + i * bands;
+            if (row >= key_dim) break;
+            auto* to = reinterpret_cast<float4*>(state + row * value_dim + column);
+            *to = scaled_sum(decay, held[i], k[row] * factor, c);
+        }
+        for (int row = band + kHeld * bands; row < key_dim; row += bands) {
+            const float4 s = *reinterpret_cast<const float4*>(at(row));
+            auto* to = reinterpret_cast<float4*>(state + row * value_dim + column);
+            *to = scaled_sum(decay, s, k[row] * factor, c);
+        }
+    }
+};
+
+// Of a key head, for every warp: what its query and key are multiplied with, and their product
+// then.
+struct Scales {
+    float query, key, product;
+
+    DEVICE Scales(const float* q, const float* k, int width) {
+        float qq = 0.0F, kk = 0.0F, qk = 0.0F;
+        for (int i = static_cast<int>(threadIdx.x) % 32; i < width; i += 32) {
+            qq = fmaf(q[i], q[i], qq);
+            kk = fmaf(k[i], k[i], kk);
+            qk = fmaf(q[i], k[i], qk);
+        }
+        query = 1.0F / sqrtf(warp_sum(qq) + 1e-6F) / sqrtf(static_cast<float>(width));
+        key = 1.0F / sqrtf(warp_sum(kk) + 1e-6F);
+        product = warp_sum(qk) * query * key;
+    }
+};
+
+// The head's q, k and v, convolved, to `mixed`.
+DEVICE void mix(const DeltaNet& net, int head, const float* inputs, const float* conv,
+                float* new_conv, float* mixed) {
+    const int keys = net.key_heads * net.key_dim, values = net.value_heads * net.value_dim;
+    const int repeat = net.value_heads / net.key_heads, key_head = head / repeat;
+    const int before = 2 * net.key_dim;
+    for (int i = static_cast<int>(threadIdx.x); i < before + net.value_dim; i += kThreads) {
+        const bool value = i >= before;
+        const int channel = value
+                                ? 2 * keys + head * net.value_dim + i - before
+                                : i / net.key_dim * keys + key_head * net.key_dim + i % net.key_dim;
+        mixed[i] = convolve(net, inputs, conv, new_conv, channel, 2 * keys + values,
+                            value || head % repeat == 0);
+    }
+}
+
+// y = norm(output) * silu(z) of the head, by the first value_dim threads, as floats and fixed.
+DEVICE void gate(const DeltaNet& net, int head, const float* output, const float* z, float* y,
+                 uint8_t* fixed) {
+    const int thread = static_cast<int>(threadIdx.x), width = net.value_dim;
+    if (thread >= width) return;  // whole warps
+    float squares = 0.0F;
+    for (int i = thread % 32; i < width; i += 32) squares = fmaf(output[i], output[i], squares);
+    const float mean = warp_sum(squares) / static_cast<float>(width);
+    const int at = head * width + thread;
+    const float factor = 1.0F / sqrtf(mean + net.eps);
+    const float value = output[thread] * factor * net.norm[thread] * silu(z[at]);
+    y[at] = value;
+    fix(value, at / 32, Fixed{fixed, net.value_heads * width});
+}
+
 // inputs is [qkv (channels) | z (value_heads * value_dim) | b (value_heads) | a (value_heads)];
 // states are delta (value_heads, key_dim, value_dim) and conv (taps - 1, channels), the new ones
 // elsewhere than the old. y (value_heads * value_dim) also as fixed.
@@ -66,103 +177,33 @@ gated_delta(const DeltaNet* __restrict__ layer, const float* __restrict__ inputs
     __shared__ float4 corrections[kMostDim / 4];
     __shared__ float output[kMostDim];
     const DeltaNet net = *layer;
-    const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-    const int head = static_cast<int>(blockIdx.x);
-    const int key_dim = net.key_dim, value_dim = net.value_dim;
-    const int keys = net.key_heads * key_dim, values = net.value_heads * value_dim;
-    const int channels = 2 * keys + values;
-
-    // Four columns a thread, rows `band`, band + bands, ...
-    const int quads = value_dim / 4, bands = kThreads / quads;
-    const int band = thread / quads, column = thread % quads * 4;
-    const bool works = band < bands;
-    const int64_t place = int64_t{head} * key_dim * value_dim + column;
-    float4 held[kHeld];
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-        const int row = band + i * bands;
-        if (works && row < key_dim) held[i] = load_once_floats(delta + place + row * value_dim);
-    }
-
-    const int repeat = net.value_heads / net.key_heads, key_head = head / repeat;
-    for (int i = thread; i < 2 * key_dim + value_dim; i += kThreads) {
-        const int part = i / key_dim;
-        const bool value = part >= 2;
-        const int channel = value ? 2 * keys + head * value_dim + i - 2 * key_dim
-                                  : part * keys + key_head * key_dim + i % key_dim;
-        mixed[i] =
-            convolve(net, inputs, conv, new_conv, channel, channels, value || head % repeat == 0);
-    }
-    const float* z = inputs + channels;
+    const int thread = static_cast<int>(threadIdx.x), head = static_cast<int>(blockIdx.x);
+    const int64_t place = int64_t{head} * net.key_dim * net.value_dim;
+    const int values = net.value_heads * net.value_dim;
+    const float* z = inputs + 2 * net.key_heads * net.key_dim + values;
     const float b = z[values + head], a = z[values + net.value_heads + head];
-    const float decay = expf(net.decay[head] * softplus(a + net.dt_bias[head]));
+    const float log_decay = net.decay[head], bias = net.dt_bias[head];
+    Share share(net, delta + place);
+    mix(net, head, inputs, conv, new_conv, mixed);
+    const float decay = expf(log_decay * softplus(a + bias));
     block_barrier();
 
-    const float *q = mixed, *k = mixed + key_dim, *v = mixed + 2 * key_dim;
-    float qq = 0.0F, kk = 0.0F, qk = 0.0F;
-    for (int i = lane; i < key_dim; i += 32) {
-        qq = fmaf(q[i], q[i], qq);
-        kk = fmaf(k[i], k[i], kk);
-        qk = fmaf(q[i], k[i], qk);
-    }
-    const float q_factor = 1.0F / sqrtf(warp_sum(qq) + 1e-6F) / sqrtf(static_cast<float>(key_dim));
-    const float k_factor = 1.0F / sqrtf(warp_sum(kk) + 1e-6F);
-    qk = warp_sum(qk) * q_factor * k_factor;
-
-    if (works) {
-        float4 with_k{0.0F, 0.0F, 0.0F, 0.0F}, with_q = with_k;
-#pragma unroll
-        for (int i = 0; i < kHeld; ++i) {
-            const int row = band + i * bands;
-            if (row >= key_dim) break;
-            add_scaled(k[row], held[i], with_k);
-            add_scaled(q[row], held[i], with_q);
-        }
-        for (int row = band + kHeld * bands; row < key_dim; row += bands) {
-            const auto s = *reinterpret_cast<const float4*>(delta + place + row * value_dim);
-            add_scaled(k[row], s, with_k);
-            add_scaled(q[row], s, with_q);
-        }
-        recalled[thread] = with_k;
-        answered[thread] = with_q;
-    }
+    const float *q = mixed, *k = q + net.key_dim, *v = k + net.key_dim;
+    const Scales scales(q, k, net.key_dim);
+    if (share.works) share.recall(q, k, answered[thread], recalled[thread]);
     block_barrier();
-    if (thread < value_dim) {
+    if (thread < net.value_dim) {
         float with_k = 0.0F, with_q = 0.0F;
-        for (int i = 0; i < bands; ++i) {
-            with_k += reinterpret_cast<const float*>(recalled)[i * value_dim + thread];
-            with_q += reinterpret_cast<const float*>(answered)[i * value_dim + thread];
+        for (int i = thread; i < share.bands * net.value_dim; i += net.value_dim) {
+            with_k += reinterpret_cast<const float*>(recalled)[i];
+            with_q += reinterpret_cast<const float*>(answered)[i];
         }
-        const float c = sigmoid(b) * (v[thread] - decay * k_factor * with_k);
+        const float c = sigmoid(b) * (v[thread] - decay * scales.key * with_k);
         reinterpret_cast<float*>(corrections)[thread] = c;
-        output[thread] = fmaf(decay * q_factor, with_q, qk * c);
+        output[thread] = fmaf(decay * scales.query, with_q, scales.product * c);
     }
     block_barrier();
-
-    if (works) {
-        const float4 c = corrections[column / 4];
-        float* to = new_delta + place;
-#pragma unroll
-        for (int i = 0; i < kHeld; ++i) {
-            const int row = band + i * bands;
-            if (row >= key_dim) break;
-            *reinterpret_cast<float4*>(to + row * value_dim) =
-                scaled_sum(decay, held[i], k[row] * k_factor, c);
-        }
-        for (int row = band + kHeld * bands; row < key_dim; row += bands) {
-            const auto s = *reinterpret_cast<const float4*>(delta + place + row * value_dim);
-            *reinterpret_cast<float4*>(to + row * value_dim) =
-                scaled_sum(decay, s, k[row] * k_factor, c);
-        }
-    }
-    if (thread < value_dim) {  // whole warps
-        float squares = 0.0F;
-        for (int i = lane; i < value_dim; i += 32) squares = fmaf(output[i], output[i], squares);
-        const float mean = warp_sum(squares) / static_cast<float>(value_dim);
-        const int at = head * value_dim + thread;
-        const float value =
-            output[thread] * (1.0F / sqrtf(mean + net.eps)) * net.norm[thread] * silu(z[at]);
-        y[at] = value;
-        fix(value, at / 32, Fixed{fixed, values});
-    }
+    if (share.works)
+        share.write(new_delta + place, decay, k, scales.key, corrections[share.column / 4]);
+    gate(net, head, output, z, y, fixed);
 }

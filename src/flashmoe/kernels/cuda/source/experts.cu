@@ -117,7 +117,7 @@ route(const float* __restrict__ logits, int count, int top_k, int renormalize, c
 // `stride` bytes each; the shared one comes last. A block makes 32 values of one: blockIdx.y says
 // of which.
 KERNEL_TOGETHER(256, 2)
-experts_up(const Experts layer, const int* __restrict__ slots, int top_k,
+experts_up(GIVEN Experts layer, const int* __restrict__ slots, int top_k,
            const float* __restrict__ x, const uint8_t* __restrict__ fixed, float* __restrict__ h,
            uint8_t* __restrict__ h_fixed, int width, int stride) {
     __shared__ float made[kChunkRows];
@@ -155,7 +155,7 @@ experts_up(const Experts layer, const int* __restrict__ slots, int top_k,
 // Parts are added in the order of ids, the shared one's last. Of few inputs a warp has lanes for
 // several rows at once.
 KERNEL(32 * kDownWarps)
-experts_down(const Experts layer, const int* __restrict__ slots, const float* __restrict__ weights,
+experts_down(GIVEN Experts layer, const int* __restrict__ slots, const float* __restrict__ weights,
              int top_k, const float* __restrict__ shared_logit, const float* __restrict__ h,
              const uint8_t* __restrict__ h_fixed, int width, int stride, const float* residual,
              float* y) {

@@ -53,7 +53,7 @@ DEVICE void expert_product(const Experts& layer, const Tile* tiles, int of, cons
 }
 
 KERNEL_TOGETHER(256, 2)
-experts_32(const Experts layer, const Tile* __restrict__ tiles, int of,
+experts_32(GIVEN Experts layer, const Tile* __restrict__ tiles, int of,
            const uint8_t* __restrict__ planes, int rows, const int* __restrict__ chosen, float* y0,
            float* y1) {
     DYNAMIC_SHARED(shared);
@@ -61,7 +61,7 @@ experts_32(const Experts layer, const Tile* __restrict__ tiles, int of,
 }
 
 KERNEL_TOGETHER(256, 2)
-experts_64(const Experts layer, const Tile* __restrict__ tiles, int of,
+experts_64(GIVEN Experts layer, const Tile* __restrict__ tiles, int of,
            const uint8_t* __restrict__ planes, int rows, const int* __restrict__ chosen, float* y0,
            float* y1) {
     DYNAMIC_SHARED(shared);
@@ -69,7 +69,7 @@ experts_64(const Experts layer, const Tile* __restrict__ tiles, int of,
 }
 
 KERNEL(256)
-experts_128(const Experts layer, const Tile* __restrict__ tiles, int of,
+experts_128(GIVEN Experts layer, const Tile* __restrict__ tiles, int of,
             const uint8_t* __restrict__ planes, int rows, const int* __restrict__ chosen, float* y0,
             float* y1) {
     DYNAMIC_SHARED(shared);
@@ -78,7 +78,7 @@ experts_128(const Experts layer, const Tile* __restrict__ tiles, int of,
 
 // Blocks of a tile by 64 outputs.
 KERNEL(256)
-experts_plain(const Experts layer, const Tile* __restrict__ tiles, int of,
+experts_plain(GIVEN Experts layer, const Tile* __restrict__ tiles, int of,
               const float* __restrict__ x, int /*rows*/, const int* __restrict__ chosen, float* y0,
               float* y1) {
     __shared__ PlainStep step;

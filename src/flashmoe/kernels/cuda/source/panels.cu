@@ -82,21 +82,21 @@ DEVICE void product(const Matrices& matrices, const uint8_t* planes, int rows,
 }
 
 KERNEL_TOGETHER(256, 2)
-product_32(const Matrices matrices, const uint8_t* __restrict__ planes, int rows,
+product_32(GIVEN Matrices matrices, const uint8_t* __restrict__ planes, int rows,
            const float* residual, float* y0, float* y1, float* y2, float* y3) {
     DYNAMIC_SHARED(shared);
     product<32>(matrices, planes, rows, residual, y0, y1, y2, y3, shared);
 }
 
 KERNEL_TOGETHER(256, 2)
-product_64(const Matrices matrices, const uint8_t* __restrict__ planes, int rows,
+product_64(GIVEN Matrices matrices, const uint8_t* __restrict__ planes, int rows,
            const float* residual, float* y0, float* y1, float* y2, float* y3) {
     DYNAMIC_SHARED(shared);
     product<64>(matrices, planes, rows, residual, y0, y1, y2, y3, shared);
 }
 
 KERNEL(256)
-product_128(const Matrices matrices, const uint8_t* __restrict__ planes, int rows,
+product_128(GIVEN Matrices matrices, const uint8_t* __restrict__ planes, int rows,
             const float* residual, float* y0, float* y1, float* y2, float* y3) {
     DYNAMIC_SHARED(shared);
     product<128>(matrices, planes, rows, residual, y0, y1, y2, y3, shared);
@@ -104,7 +104,7 @@ product_128(const Matrices matrices, const uint8_t* __restrict__ planes, int row
 
 // Blocks of 64 rows by 64 outputs.
 KERNEL(256)
-product_plain(const Matrices matrices, const float* __restrict__ x, int rows, const float* residual,
+product_plain(GIVEN Matrices matrices, const float* __restrict__ x, int rows, const float* residual,
               float* y0, float* y1, float* y2, float* y3) {
     __shared__ PlainStep step;
     const int which = which_matrix(matrices), first = static_cast<int>(blockIdx.x) * 64;

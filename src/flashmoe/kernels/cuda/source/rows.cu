@@ -9,7 +9,7 @@ constexpr int kMostExperts = 1024;  // of a layer
 
 // y[t] = row ids[t] of the embedding. Blocks of a row (x) by 256 columns (y).
 KERNEL(256)
-lookup_rows(const Matrix m, const int* __restrict__ ids, float* __restrict__ y) {
+lookup_rows(GIVEN Matrix m, const int* __restrict__ ids, float* __restrict__ y) {
     const int column = static_cast<int>(blockIdx.y * 256 + threadIdx.x);
     if (column >= m.columns) return;
     const int64_t row = ids[blockIdx.x];

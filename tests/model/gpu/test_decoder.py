@@ -1,0 +1,117 @@
+"""The demo on a GPU, real or imitated, against the processor's own kernels."""
+
+import numpy as np
+import pytest
+
+from flashmoe import Budget, Engine, PrefixCache, Runtime, Sampling
+from flashmoe.errors import BudgetError, ReadError
+from flashmoe.kernels import on_device
+from tests.kernels.cuda.conftest import device, the_gpu  # noqa: F401
+from tests.kernels.cuda.emulated import EmulatedDevice
+from tests.tolerances import FLOAT32_LOGITS
+
+PLAIN = Runtime(profile=False, threads=1)
+PROMPT = "Emma was sitting one"
+
+
+def opened(kernels, **more):
+    budget = Budget(context_tokens=64, ram_bytes=1 << 30, **more)
+    return Engine.open("demo", kernels=kernels, budget=budget, runtime=PLAIN)
+
+
+def test_logits_are_the_processors(device):  # noqa: F811
+    with opened("cpu") as engine:
+        ids = engine.tokenizer.encode(PROMPT)
+        # One by one: a prompt's products round their activations, which these do not.
+        wanted = session_logits(engine.session(), ids)
+    with opened(on_device(device)) as engine:
+        got = session_logits(engine.session(), ids)
+    assert np.abs(got - wanted).max() < FLOAT32_LOGITS
+
+
+@pytest.mark.parametrize("slots", (4, 9, 100))
+def test_slots_do_not_show(device, slots):  # noqa: F811
+    """Few slots or all: the same bits; and more tokens than any cache has seen."""
+    replies = []
+    for given in (slots, None):
+        with opened(on_device(device), vram_bytes=given and vram_of(given)) as engine:
+            assert engine.decoder.slots == (given or 256)
+            ids = engine.tokenizer.encode(PROMPT)
+            session = engine.session()
+            logits = session_logits(session, ids)
+            reply = [step.id for step in session.generate(sampling=Sampling(max_tokens=6, seed=1))]
+            counters = engine.counters
+            assert counters.vram_hits + counters.vram_misses == 8 * 4 * (len(ids) + 5)
+            replies.append((logits, reply))
+    np.testing.assert_array_equal(replies[0][0], replies[1][0])
+    assert replies[0][1] == replies[1][1]
+
+
+def vram_of(slots):
+    """A limit that leaves so many slots of the demo."""
+    with opened(on_device(EmulatedDevice())) as engine:
+        plan = engine.vram
+        return plan.planned_bytes - (plan.slots - slots) * plan.slot_bytes
+
+
+def test_a_timeline_is_kept_and_resumed(device):  # noqa: F811
+    with opened(on_device(device)) as engine:
+        ids = engine.tokenizer.encode(PROMPT)
+        session = engine.session()
+        session_logits(session, ids)
+        kept = session.snapshot()
+        wanted = session.logits([7])
+        other = engine.session()
+        other.restore(kept)
+        np.testing.assert_array_equal(other.logits([7]), wanted)
+        session.restore(kept)
+        np.testing.assert_array_equal(session.logits([7]), wanted)
+
+
+def test_prefixes_are_kept_and_resumed(device):  # noqa: F811
+    cache = PrefixCache(memory_bytes=8 << 20)
+    with Engine.open(
+        "demo",
+        kernels=on_device(device),
+        budget=Budget(context_tokens=64, ram_bytes=1 << 30),
+        runtime=PLAIN,
+        prefix_cache=cache,
+    ) as engine:
+        ids = engine.tokenizer.encode(PROMPT)
+        sampling = Sampling(temperature=0, max_tokens=4)
+        first = [step.id for step in engine.session().generate(ids, sampling)]
+        steps = list(engine.session().generate(ids, sampling))
+        assert [step.id for step in steps] == first
+        assert steps[0].cached_tokens == len(ids)
+
+
+def test_a_read_error_leaves_the_timeline_as_it_was(device, monkeypatch):  # noqa: F811
+    with opened(on_device(device), vram_bytes=vram_of(4)) as engine:
+        ids = engine.tokenizer.encode(PROMPT)
+        session = engine.session()
+        session_logits(session, ids)
+        kept = session.snapshot()
+        wanted = session.logits([9])
+        session.restore(kept)
+        hold = engine.streamer.hold
+
+        def failing(layer, *given):
+            if layer == 3:
+                raise ReadError("made up")
+            return hold(layer, *given)
+
+        engine.empty_cache()
+        with monkeypatch.context() as patched:
+            patched.setattr(engine.streamer, "hold", failing)
+            with pytest.raises(ReadError, match="made up"):
+                session.logits([9])
+        np.testing.assert_array_equal(session.logits([9]), wanted)
+
+
+def test_too_little_vram_is_refused_with_the_number():
+    with pytest.raises(BudgetError, match=r"the GPU must hold at least .* MiB"):
+        opened(on_device(EmulatedDevice()), vram_bytes=1 << 20)
+
+
+def session_logits(session, ids):
+    return np.concatenate([session.logits([token]) for token in ids])

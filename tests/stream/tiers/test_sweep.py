@@ -1,0 +1,153 @@
+"""A chunk's experts through VRAM: in file order, each copied once, whatever is there already."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flashmoe.errors import DeviceError, ReadError
+from flashmoe.quant import Array
+from flashmoe.stream.sizes import BATCH_EXPERTS
+from tests.stream.conftest import EXPERTS, LAYERS, TOP_K, TinyStore
+from tests.stream.tiers.conftest import ALL, Rig, RunningAhead, rigged, use_hold, use_sweep
+
+
+def chunk(*experts: int) -> Array:
+    """A routing of several tokens that wants these, (T, TOP_K)."""
+    return np.array([[expert] * TOP_K for expert in (*experts, experts[-1])])
+
+
+def pass_some(rig: Rig, layer: int) -> None:
+    """A routing at random, hinted or not, to its end or not."""
+    ids = rig.some(rig.dice.choice([1, 3, 9]))
+    if rig.dice.random() < 0.5:
+        rig.tier.expect((layer + 1) % LAYERS, 9, lambda: rig.some(3))
+    if rig.dice.random() < 0.5:
+        rig.tier.hint(layer, ids)
+    if rig.dice.random() < 0.6:
+        use_sweep(rig, layer, ids)
+        return
+    with rig.tier.sweep(layer, ids) as passing:
+        for batch in passing.batches():
+            rig.device.compute([(slot, rig.record(layer, expert)) for expert, slot in batch])
+            if rig.dice.random() < 0.3:
+                rig.tier.hint(rig.dice.randrange(LAYERS), rig.some())
+            if rig.dice.random() < 0.3:
+                return
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 32),
+    vram=st.integers(1, ALL),
+    ram=st.integers(1, ALL),
+    failing=st.sampled_from([0.0, 0.1]),
+    spare=st.integers(0, 3),
+    exclusive=st.booleans(),
+)
+def test_no_schedule_mixes_up_the_bytes(
+    tiny: TinyStore, seed: int, vram: int, ram: int, failing: float, spare: int, exclusive: bool
+) -> None:
+    """Chunks and tokens by turns, hints in between, early leaves, failures."""
+    with rigged(tiny, vram, ram, seed, spare, exclusive=exclusive) as rig:
+        ahead = RunningAhead(rig)
+        rig.fail(failing)
+        for _ in range(6):
+            try:
+                for layer in range(LAYERS):
+                    pass_some(rig, layer)
+            except (ReadError, DeviceError):
+                assert failing
+            rig.device.finish()
+            rig.check_idle()
+            ahead.hear(still=True)
+            if vram >= TOP_K:
+                ahead.token()
+                rig.check_idle()
+        rig.fail(0.0)
+        for layer in range(LAYERS):
+            with suppress(ReadError):  # a read ahead that failed before
+                use_sweep(rig, layer, chunk(*range(EXPERTS)))
+            use_sweep(rig, layer, chunk(*range(EXPERTS)))
+        rig.device.finish()
+        rig.check_idle()
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 1 << 32), vram=st.integers(1, ALL), ram=st.integers(TOP_K, ALL))
+def test_each_expert_crosses_at_most_once(tiny: TinyStore, seed: int, vram: int, ram: int) -> None:
+    """And none that was there, where they leave room."""
+    with rigged(tiny, vram, ram, seed) as rig:
+        for _ in range(3):
+            for layer in range(LAYERS):
+                ids = rig.some(rig.dice.choice([2, 9]))
+                there = [e for e in np.unique(ids).tolist() if rig.tier.table(layer)[e] >= 0]
+                before, mark = rig.streamer.counters.snapshot(), len(rig.device.copied)
+                use_sweep(rig, layer, ids)
+                cost, copied = rig.streamer.counters.since(before), len(rig.device.copied) - mark
+                assert cost.vram_misses == copied
+                assert cost.vram_hits + cost.vram_misses == len(np.unique(ids))
+                if len(there) <= vram - 2:
+                    assert cost.vram_hits == len(there)
+
+
+def test_the_next_are_copied_while_a_batch_is_computed(tiny: TinyStore) -> None:
+    with rigged(tiny, 6, ALL) as rig:
+        with rig.streamer.hold(0, chunk(*range(EXPERTS))) as experts:  # all are in RAM
+            assert len(list(experts)) == EXPERTS
+        with rig.tier.sweep(0, chunk(*range(EXPERTS))) as passing:
+            for batch in passing.batches():
+                rig.device.compute([(slot, rig.record(0, expert)) for expert, slot in batch])
+                assert len(batch) <= min(BATCH_EXPERTS, 3)
+                assert rig.device.copies or batch[-1][0] == EXPERTS - 1
+
+
+def test_what_is_there_is_one_batch_and_moves_nothing(tiny: TinyStore) -> None:
+    with rigged(tiny, ALL, ALL) as rig:
+        use_sweep(rig, 1, chunk(0, 3, 5))
+        mark, calls = len(rig.device.copied), len(rig.reader.calls)
+        assert use_sweep(rig, 1, chunk(0, 3, 5)) == [[0, 3, 5]]
+        assert len(rig.device.copied) == mark and len(rig.reader.calls) == calls
+        assert rig.streamer.usage.counts()[1, [0, 3, 5]].tolist() == [4, 4, 8]
+
+
+@pytest.mark.parametrize("vram", [1, 2, 3, 5, ALL])
+def test_one_token_that_wants_all_passes_too(tiny: TinyStore, vram: int) -> None:
+    """As the slices of a dense network do."""
+    with rigged(tiny, vram, 4) as rig:
+        for _ in range(2):
+            for layer in range(LAYERS):
+                use_sweep(rig, layer, np.arange(EXPERTS)[None])
+                use_sweep(rig, layer, np.array([[2, 4, 7]]))
+        rig.device.finish()
+        rig.check_idle()
+
+
+def test_a_chunk_leaves_what_decoding_will_want(tiny: TinyStore) -> None:
+    """Its last tokens tell; the slots hold what they choose of every layer."""
+    with rigged(tiny, LAYERS * TOP_K + 2, ALL) as rig:
+        for _ in range(12):
+            for layer in range(LAYERS):
+                use_hold(rig, layer, 6, 7)
+        for layer in range(LAYERS):
+            use_sweep(rig, layer, np.array([[0, 1], [2, 3], *[[6, 7]] * 12]))
+        ready = [use_hold(rig, layer, 6, 7) for layer in range(LAYERS)]
+        assert all(ready)
+
+
+def test_a_failed_chunk_leaves_nothing_pinned(own: TinyStore) -> None:
+    with rigged(own, 5, 6) as rig:
+        rig.device.failing = 0.3
+        failures = 0
+        for _ in range(20):
+            try:
+                use_sweep(rig, 1, chunk(*range(EXPERTS)))
+            except DeviceError:
+                failures += 1
+            rig.device.finish()
+            rig.check_idle()
+        assert failures

@@ -47,17 +47,17 @@ def portions(ids: Array, held: Sequence[tuple[int, int]], most: int) -> Iterator
     """The work of ``held`` (expert, slot) for ids (T, k), in portions of at most ``most`` places or
     of one expert."""
     flat = ids.reshape(-1)
-    order = np.argsort(flat, kind="stable")
-    numbers = [number for number, _ in held]
-    firsts = np.searchsorted(flat[order], numbers)
-    ends = np.searchsorted(flat[order], numbers, side="right")
+    order, begins = _order(flat), _begins(flat, max((number for number, _ in held), default=0) + 1)
     some: list[tuple[int, Array]] = []
-    for (_, slot), first, end in zip(held, firsts, ends, strict=True):
-        if some and sum(len(chosen) for _, chosen in some) + end - first > most:
+    places = 0
+    for number, slot in held:
+        first, end = begins[number], begins[number + 1]
+        if some and places + end - first > most:
             yield _portion(some, *ids.shape)
-            some = []
+            some, places = [], 0
         if end > first:
             some.append((slot, order[first:end]))
+            places += end - first
     if some:
         yield _portion(some, *ids.shape)
 
@@ -71,10 +71,20 @@ def _portion(some: list[tuple[int, Array]], count: int, top_k: int) -> Portion:
         places += len(chosen)
     weights = np.concatenate([chosen for _, chosen in some])
     tokens = weights // top_k
-    by_token = np.argsort(tokens, kind="stable")
-    begins = np.searchsorted(tokens[by_token], np.arange(count + 1))
+    by_token, begins = _order(tokens), _begins(tokens, count)
     uses = np.stack([by_token, weights[by_token]], axis=1)
     return Portion(*(np.asarray(a, _i32) for a in (tiles, tokens, begins, uses)))
+
+
+def _order(numbers: Array) -> Array:
+    """The stable order of numbers; those that fit 16 bits sort ten times as fast."""
+    short = numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))), copy=False)
+    return np.argsort(short, kind="stable")
+
+
+def _begins(numbers: Array, count: int) -> Array:
+    """Where each of the numbers below ``count`` begins in their order, and where the last ends."""
+    return np.concatenate([[0], np.cumsum(np.bincount(numbers, minlength=count))[:count]])
 
 
 class Experts:

@@ -154,9 +154,9 @@ template <int group>
 DEVICE void multiply_step(const Step<group>& step, int groups, float (&total)[2][4][4]) {
     constexpr int kProducts = 2 * Step<group>::kBlocks, kGroups = Step<group>::kGroups;
     constexpr int kEach = kProducts / kGroups;
-    const int thread = afresh(static_cast<int>(threadIdx.x)), lane = thread % 32,
-              warp = thread / 32;
-    const int slot = lane % 4, output = warp / 2 * 32 + lane / 4, row = warp % 2 * 32;
+    const int thread = afresh(static_cast<int>(threadIdx.x)), lane = thread & 31,
+              warp = thread >> 5;
+    const int slot = lane & 3, output = (warp >> 1) * 32 + (lane >> 2), row = (warp & 1) * 32;
     uint32_t weights[2][kProducts][4];
     float2 factors[2][2];
 #pragma unroll

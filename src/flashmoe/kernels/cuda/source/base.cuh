@@ -58,21 +58,13 @@ DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
     return __byte_perm(a, b, selector);
 }
 // d = c + a b, a (16, 32) of unsigned bytes, b (32, 8) of bytes with a sign, in the fragments of
-// PTX's mma.m16n8k32. Turing takes it in four pieces.
-#if __CUDA_ARCH__ >= 800
+// PTX's mma.m16n8k32.
 #define MULTIPLY_BYTES(type)                                                                      \
     asm("mma.sync.aligned.m16n8k32.row.col.s32.u8." type                                          \
         ".s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"                          \
         : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])                                          \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]), \
           "r"(c[2]), "r"(c[3]))
-#else
-#define MULTIPLY_BYTES(type)                                                                   \
-    _Pragma("unroll") for (int i = 0; i < 4; ++i) d[i] = c[i];                                 \
-    _Pragma("unroll") for (int i = 0; i < 4; ++i) asm(                                         \
-        "mma.sync.aligned.m8n8k16.row.col.s32.u8." type ".s32 {%0,%1}, {%2}, {%3}, {%0,%1};" : \
-        "+r"(d[i % 2 * 2]), "+r"(d[i % 2 * 2 + 1]) : "r"(a[i]), "r"(b[i / 2]))
-#endif
 DEVICE void multiply_us(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                         const int (&c)[4]) {
     MULTIPLY_BYTES("s8");
@@ -148,36 +140,21 @@ DEVICE uint2 load_written_8(const void* from) {
     asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from) : "memory");
     return v;
 }
-// 16 bytes from global to shared memory, both addresses aligned so: in the background, except on
-// Turing.
+// 16 bytes from global to shared memory, both addresses aligned so, in the background.
 DEVICE void copy_async(void* shared, const void* global) {
-#if __CUDA_ARCH__ >= 800
     const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
-#else
-    *static_cast<uint4*>(shared) = *static_cast<const uint4*>(global);
-#endif
 }
 // The same of 8 bytes.
 DEVICE void copy_async_8(void* shared, const void* global) {
-#if __CUDA_ARCH__ >= 800
     const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(global) : "memory");
-#else
-    *static_cast<uint2*>(shared) = *static_cast<const uint2*>(global);
-#endif
 }
-DEVICE void copies_committed() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
+DEVICE void copies_committed() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `pending` groups are under way.
 template <int pending>
 DEVICE void copies_awaited() {
-#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
-#endif
 }
 // The same address or number, of which the compiler knows nothing: what lies there, or follows from
 // it, is found again and need not wait in registers.

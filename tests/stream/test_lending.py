@@ -63,6 +63,58 @@ def test_what_is_lent_stays_and_leaves_room_for_a_token(
     assert streamer.lending.room == TOP_K
 
 
+def test_what_is_heeded_is_a_use_and_one_that_lasts(tiny: TinyStore, streamer: Streamer) -> None:
+    """It leaves later than what was used as often, but longer ago."""
+    for pair in ((0, 1), (2, 3), (4, 5)):
+        read(streamer, 0, *pair)
+    for layer in (1, 2, 0, 1, 2, 0):
+        streamer.lending.heed(layer, [0, 1])
+    assert streamer.counters.hits == 0
+    read(streamer, 1, 6, 7)
+    read(streamer, 2, 6, 7)
+    assert streamer._cache.slots_of(0, [2, 3, 4, 5]) == [-1] * 4
+    assert min(streamer._cache.slots_of(0, [0, 1])) >= 0
+
+
+def test_what_is_forgotten_leaves_unless_it_is_in_use(streamer: Streamer) -> None:
+    read(streamer, 0, 0, 1)
+    with streamer.hold(0, np.array([1, 2])) as found:
+        assert len(list(found)) == 2
+        for expert in (0, 1, 7):
+            streamer.lending.forget((0, expert))
+    assert [slot >= 0 for slot in streamer._cache.slots_of(0, [0, 1, 2])] == [False, True, True]
+    read(streamer, 0, 0, 1)
+
+
+def test_a_reserved_slot_is_nobodys_until_its_expert_has_come(
+    tiny: TinyStore, streamer: Streamer
+) -> None:
+    record = streamer.lending.reserve((1, 4))
+    assert record is not None
+    assert streamer.lending.reserve((1, 4)) is None
+    for expert in range(0, EXPERTS, 2):
+        read(streamer, 0, expert, expert + 1)
+    record[:] = tiny.records[1][4]
+    streamer.lending.place((1, 4))
+    before = streamer.counters.snapshot()
+    read(streamer, 1, 4)
+    assert streamer.counters.since(before).hits == 1
+    np.testing.assert_array_equal(streamer.lending.record(1, 4), tiny.records[1][4])
+    assert streamer.lending.reserve((1, 4)) is None
+    assert streamer.lending.reserve((1, 5)) is None, "no slot is free"
+
+
+def test_a_slot_reserved_in_vain_is_free_again(streamer: Streamer) -> None:
+    free = streamer.free_slots
+    assert streamer.lending.reserve((1, 4)) is not None
+    assert streamer.lending.reserve((1, 5)) is not None
+    read(streamer, 1, 4)
+    streamer.lending.place((1, 4))  # it was read meanwhile
+    streamer.lending.take_all_back()
+    assert streamer.free_slots == free - 1
+    read(streamer, 1, 4, 5)
+
+
 def test_what_is_being_read_is_not_lent(streamer: Streamer) -> None:
     with patch.object(streamer._reader, "collect", lambda *_, **__: ([], [])):
         streamer.hint(0, np.array([1, 2]))

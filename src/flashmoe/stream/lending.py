@@ -11,7 +11,7 @@ belong together are under way: whoever finds it so believes nothing (``streamer`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from flashmoe.quant import Array
 from flashmoe.stream.cache import Cache, Key
@@ -73,6 +73,10 @@ class Lending:
         self._lent.remove(key)
         self._cache.unpin(key)
         self.sound = True
+
+    def heed(self, layer: int, experts: Sequence[int]) -> None:
+        """A token uses these somewhere quicker, beside what is asked of its layer here."""
+        self._cache.lookup_all(layer, experts)
 
     def forget(self, key: Key) -> None:
         """An expert is somewhere quicker, and need not be here; it stays if it is pinned."""

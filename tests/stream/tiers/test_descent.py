@@ -30,14 +30,16 @@ def test_no_expert_of_a_token_is_in_both(tiny: TinyStore) -> None:
 
 
 def test_what_descends_is_waited_for_and_not_read(tiny: TinyStore) -> None:
-    with rigged(tiny, 2, 8, exclusive=True) as rig:
+    with rigged(tiny, 4, 12, spare=2, exclusive=True) as rig:
+        rig.device._progress = lambda: None  # type: ignore[method-assign]
         use_hold(rig, 0, 0, 1)
-        with rig.tier.hold(0, np.array([2, 3])) as held:
-            assert rig.device.fetches == 2
-            held.wait()
+        use_hold(rig, 0, 2, 3)
+        gone = sorted({0, 1, 2, 3} - in_vram(rig, 0))
+        assert rig.device.fetches == len(gone) == 2
         mark = len(rig.reader.calls)
-        rig.tier.hint(0, np.array([0, 1]))
-        use_hold(rig, 0, 0, 1)
+        rig.tier.hint(0, np.array(gone))
+        assert all((0, expert) in rig.tier._descent for expert in gone)
+        assert not use_hold(rig, 0, *gone)
         assert len(rig.reader.calls) == mark
 
 
@@ -85,3 +87,21 @@ def test_a_chunk_takes_nothing_out_of_ram(tiny: TinyStore) -> None:
         assert all(in_ram(rig, layer) == set(range(EXPERTS)) for layer in range(LAYERS))
         rig.device.finish()
         rig.check_idle()
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_ram_hears_of_uses_in_vram_where_it_will_have_the_experts_back(
+    tiny: TinyStore, exclusive: bool
+) -> None:
+    """Each once: what a hint has asked for is not used again by its hold."""
+    with rigged(tiny, 4, 8, exclusive=exclusive) as rig:
+        use_hold(rig, 0, 0, 1)
+        heard: list[tuple[int, list[int]]] = []
+        rig.streamer.lending.heed = lambda *call: heard.append(call)  # type: ignore[assignment]
+        use_hold(rig, 0, 0, 1)
+        use_hold(rig, 0, 1, 2)
+        with rig.streamer.hold(1, np.array([5])) as experts:
+            assert len(list(experts)) == 1
+        rig.tier.hint(1, np.array([5]))
+        use_hold(rig, 1, 5)
+        assert heard == ([(0, [0, 1]), (0, [1]), (1, [])] if exclusive else [])

@@ -92,7 +92,7 @@ class Residence:
 
     def _leave(self, key: Key, slot: int) -> None:
         """An expert has lost its slot to another; nobody has copied there yet."""
-        if self._descent is not None and self.table.slot(key) == slot:
+        if self._descent is not None:
             self._descent.start(key, slot)
         self.table.withdraw(key)
 

@@ -69,10 +69,12 @@ class TokenHold:
         climb.hand_over(layer, flying)
         self._borrowed, self._coming = list(flying), flying + absent
         self._lacking = list(self._coming)
+        if descent is not None:  # what leaves VRAM is then as likely in RAM as it was there
+            streamer.lending.heed(layer, [e for e in there if e not in hinted])
         if not absent and not foreseen:
             streamer.usage.note(layer, ids)
             return
-        if descent:
+        if descent is not None:
             descent.finish((layer, expert) for expert in absent)
         self._admit(absent, climb)
         self._lasting = len(absent) <= streamer.least_slots

@@ -26,7 +26,7 @@ from flashmoe.model.observer import Observer
 from flashmoe.model.state import State
 from flashmoe.model.trunk import Trunk
 from flashmoe.options import Budget, PrefixCache, Runtime, Sampling
-from flashmoe.planning import outlay_of, plan_store, room_of, with_experts
+from flashmoe.planning import on_device, outlay_of, plan_store, room_of, with_experts
 from flashmoe.prefix.opening import prefixes_of
 from flashmoe.quant import Array
 from flashmoe.sampler import Sampler
@@ -111,7 +111,8 @@ class Engine:
         self.outlay = outlay
         # Slots that were asked for stay, whatever the plan leaves besides.
         least = plan.slots if pinned else self.streamer.least_slots
-        self.ledger = Ledger(plan, outlay, least, runtime.chunk_tokens)
+        elsewhere = None if vram is None else vram.chunk_tokens
+        self.ledger = Ledger(plan, outlay, least, runtime.chunk_tokens, elsewhere)
         self.runtime = replace(runtime, io_threads=self.streamer.io_threads)
         self._closed = False
         self._profile: str | None = None  # names the store in its usage profile, where one is kept
@@ -158,6 +159,8 @@ class Engine:
             chosen = kernel_sets.choose(chosen, dtype, runtime.resolved_threads)
         shape = with_experts(store.shape, experts_per_token)
         words = Words(store, grammars=grammars)
+        outlay = outlay_of(store, budget, chosen, shape.experts.top_k)
+        budget, vram = on_device(store, shape, budget, chosen, outlay)
         plan = plan_store(
             store,
             budget,
@@ -167,10 +170,6 @@ class Engine:
             prefix_cache=prefix_cache,
         )
         room = room_of(plan, promised=budget.ram_bytes is not None)
-        outlay = outlay_of(store, budget, chosen, shape.experts.top_k)
-        vram = None
-        if chosen.device is not None:
-            vram = gpu.planned(store, shape, outlay, chosen.device, budget.vram_bytes)
         return cls(
             store,
             words,
@@ -213,8 +212,7 @@ class Engine:
         """
         with self._alone(blas=len(ids) > 1 or self.kernels.name == "reference"):
             end = state.position + len(ids)
-            most = min(self.ledger.chunk(state, state.position, end), self.decoder.most_tokens)
-            chunk = ids[:most]
+            chunk = ids[: self.ledger.chunk(state, state.position, end)]
             self._settle(len(chunk), state, state.position + len(chunk))
             before, mark = self.streamer.counters.snapshot(), state.mark()
             try:
@@ -386,9 +384,10 @@ class Engine:
             self.prefixes.close()
         self._words.close()
         with self._lock:
-            self.streamer.close()
             if not self._closed:
+                self.decoder.close()
                 del self.decoder  # the weights
+            self.streamer.close()
             self._closed = True
         self.keep_profile()  # last: where it fails, no reader is left open
 

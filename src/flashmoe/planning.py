@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from flashmoe import kernels as kernel_sets
 from flashmoe.errors import InputError
+from flashmoe.model.gpu.opening import planned
 from flashmoe.options import Budget, PrefixCache, Runtime
 from flashmoe.prefix import cache as prefixes
 from flashmoe.shape import ModelShape
@@ -18,6 +19,7 @@ from flashmoe.stream import budget as budgets
 from flashmoe.stream import memory
 from flashmoe.stream.needs import outlay
 from flashmoe.stream.sizes import Outlay
+from flashmoe.stream.tiers.room import STAGING_SLOTS, Room
 
 PROCESS_STEP = 2 << 20
 """What the process uses is rounded up to this: it differs a little from one start to the next,
@@ -70,6 +72,33 @@ def outlay_of(
         experts_per_token=experts_per_token,
         scratch_block_bytes=kernels.scratch_bytes(store.shape.attention),
     )
+
+
+def on_device(
+    store: Store,
+    shape: ModelShape,
+    budget: Budget,
+    kernels: kernel_sets.Kernels,
+    outlay: Outlay,
+) -> tuple[Budget, Room | None]:
+    """The plan of a GPU's memory, where these kernels have one, and the budget beside it: where
+    every expert has a slot there, few are needed in RAM.
+
+    Raises:
+        BudgetError: the GPU has no room for this model.
+        InputError: ``vram_bytes`` without a GPU.
+    """
+    if kernels.device is None:
+        if budget.vram_bytes is not None:
+            raise InputError(
+                "--vram (Budget.vram_bytes) is for a GPU, and none was asked for: give "
+                "--kernels cuda too, or leave it out"
+            )
+        return budget, None
+    room = planned(store, shape, outlay, kernels.device, budget.vram_bytes)
+    if room.whole and budget.slots is None:
+        budget = replace(budget, slots=min(max(STAGING_SLOTS, shape.experts.top_k), room.slots))
+    return budget, room
 
 
 def room_of(plan: budgets.Plan, *, promised: bool) -> int:

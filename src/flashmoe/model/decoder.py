@@ -5,7 +5,6 @@ Owns the residual stream. Knows nothing of text, sampling or where experts lie.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -93,9 +92,6 @@ class Layer:
 class Decoder:
     """The whole model. Immutable; every timeline brings its own :class:`State`."""
 
-    most_tokens = sys.maxsize
-    """That may pass together."""
-
     def __init__(
         self, shape: ModelShape, trunk: Trunk, kernels: Kernels, observer: Observer
     ) -> None:
@@ -117,6 +113,9 @@ class Decoder:
 
     def empty(self) -> None:
         """Forget every expert that lies nearer than the streamer's; here there is none."""
+
+    def close(self) -> None:
+        """Before the streamer closes; here nothing depends on it."""
 
     def forward(
         self,

@@ -34,16 +34,23 @@ class Ledger:
     """The account of one engine, for a ``plan`` and the sizes it was made with.
 
     ``least_slots`` always stay. ``chunk_tokens`` is a size that was asked for, None for a choice.
-    Timelines are any objects; one that is gone has given back its memory.
+    Timelines are any objects; one that is gone has given back its memory. ``device_tokens`` is the
+    size of a chunk on a device that computes in memory of its own: no pass takes any here.
     """
 
     def __init__(
-        self, plan: Plan, outlay: Outlay, least_slots: int, chunk_tokens: int | None
+        self,
+        plan: Plan,
+        outlay: Outlay,
+        least_slots: int,
+        chunk_tokens: int | None,
+        device_tokens: int | None = None,
     ) -> None:
         self._plan = plan
         self._outlay = outlay
         self._least = least_slots
         self._chunk_tokens = chunk_tokens
+        self._device_tokens = device_tokens
         constant = plan.process_bytes + plan.allowance_bytes + plan.trunk_bytes + plan.state_bytes
         constant += plan.host_bytes + plan.prefix_bytes
         self._room_bytes = plan.budget_bytes - constant
@@ -105,6 +112,8 @@ class Ledger:
             return 1
         if self._chunk_tokens is not None:
             return chunks.bordered(position, total, self._chunk_tokens) - position
+        if self._device_tokens is not None:
+            return chunks.ending(position, total, self._device_tokens) - position
         kept = self._tokens.get(timeline, 0)
         try:
             self.charge(timeline, total)  # what the last chunk will find
@@ -124,6 +133,8 @@ class Ledger:
     def _scratch(self, tokens: int) -> int:
         if not tokens:
             return self._outlay.idle_bytes
+        if self._device_tokens is not None:
+            tokens = 1
         if tokens not in self._passes:
             self._passes[tokens] = self._outlay.pass_bytes(tokens)
         return self._passes[tokens]

@@ -35,6 +35,10 @@ class Lending:
         self._lent: set[Key] = set()
         self._reserved: dict[Key, int] = {}
 
+    def keep(self) -> Array:
+        """All slots, one after the other, uint8; their memory stays where it is."""
+        return self._slots.keep()
+
     def record(self, layer: int, expert: int) -> Array:
         """The bytes of an expert that a hold has yielded, or that is lent: uint8 (record_bytes,),
         read-only. As valid as the arrays that it was yielded with, or until it is taken back."""

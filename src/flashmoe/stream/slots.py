@@ -67,6 +67,7 @@ class Slots:
         self._states = [State.FREE] * count
         self._experts: list[tuple[RecordLayout, Expert] | None] = [None] * count
         self._discarded = set[int]()
+        self._kept = False
         self._backed = threading.Lock()  # so that what is discarded is not backed again
 
     @property
@@ -75,6 +76,12 @@ class Slots:
         if self._arena is None:
             raise RuntimeError("the slots are closed")
         return self._arena
+
+    def keep(self) -> Array:
+        """The arena, none of whose memory goes back to the system from now on before all of it
+        does: a device copies from it."""
+        self._kept = True
+        return self.arena
 
     def view(self, slot: int, nbytes: int) -> Array:
         """The first ``nbytes`` bytes of a slot: writable, uint8, page-aligned, shared memory."""
@@ -139,7 +146,7 @@ class Slots:
         """Give the memory of a free slot back to the system until it is written again."""
         if self._states[slot] != State.FREE:
             raise RuntimeError(f"slot {slot} is {self._states[slot].value}: it is in use")
-        if self._memory is not None:
+        if self._memory is not None and not self._kept:
             with self._backed:
                 self._discarded.add(slot)
                 discard(self._memory, slot * self.slot_bytes, self.slot_bytes)

@@ -82,6 +82,12 @@ class EmulatedDevice:
         finally:
             self._recorded = None
 
+    def mark(self):
+        return self
+
+    def wait(self):
+        self.synchronize()
+
     def synchronize(self):
         if self._thread is not None:
             self._thread.join()

@@ -6,9 +6,12 @@ import pytest
 from flashmoe import Budget, Engine, PrefixCache, Runtime, Sampling
 from flashmoe.errors import BudgetError, ReadError
 from flashmoe.kernels import on_device
+from flashmoe.model.gpu.opening import planned
+from flashmoe.planning import outlay_of
+from flashmoe.store.reader import Store
 from tests.kernels.cuda.conftest import device, the_gpu  # noqa: F401
 from tests.kernels.cuda.emulated import EmulatedDevice
-from tests.tolerances import FLOAT32_LOGITS
+from tests.tolerances import FLOAT32_LOGITS, PROMPT_LOGITS
 
 PLAIN = Runtime(profile=False, threads=1)
 PROMPT = "Emma was sitting one"
@@ -27,6 +30,22 @@ def test_logits_are_the_processors(device):  # noqa: F811
     with opened(on_device(device)) as engine:
         got = session_logits(engine.session(), ids)
     assert np.abs(got - wanted).max() < FLOAT32_LOGITS
+
+
+@pytest.mark.parametrize("given", (None, 4))
+def test_a_prompt_in_one_piece(device, given):  # noqa: F811
+    """Its products round activations to 16 bits, as the processor's do."""
+    with opened("cpu") as engine:
+        ids = engine.tokenizer.encode(PROMPT * 2)
+        wanted = engine.session().logits(ids)
+    with opened(on_device(device), vram_bytes=given and vram_of(given)) as engine:
+        session = engine.session()
+        got = session.logits(ids)
+        after = session.logits([3])
+        assert np.abs(got - wanted).max() < FLOAT32_LOGITS
+        other = engine.session()
+        session_logits(other, ids)
+        assert np.abs(other.logits([3]) - after).max() < PROMPT_LOGITS
 
 
 @pytest.mark.parametrize("slots", (4, 9, 100))
@@ -49,9 +68,19 @@ def test_slots_do_not_show(device, slots):  # noqa: F811
 
 def vram_of(slots):
     """A limit that leaves so many slots of the demo."""
-    with opened(on_device(EmulatedDevice())) as engine:
-        plan = engine.vram
-        return plan.planned_bytes - (plan.slots - slots) * plan.slot_bytes
+    store = Store.open("demo")
+    table, budget = on_device(EmulatedDevice()), Budget(context_tokens=64)
+    sizes = outlay_of(store, budget, table, store.shape.experts.top_k)
+    limit = 1 << 20
+    while True:
+        try:
+            plan = planned(store, store.shape, sizes, table.device, limit)
+        except BudgetError:
+            limit += 1 << 20
+            continue
+        if plan.slots >= slots:
+            return plan.planned_bytes - (plan.slots - slots) * plan.slot_bytes
+        limit += plan.slot_bytes
 
 
 def test_a_timeline_is_kept_and_resumed(device):  # noqa: F811
@@ -73,12 +102,12 @@ def test_prefixes_are_kept_and_resumed(device):  # noqa: F811
     with Engine.open(
         "demo",
         kernels=on_device(device),
-        budget=Budget(context_tokens=64, ram_bytes=1 << 30),
+        budget=Budget(context_tokens=128, ram_bytes=1 << 30),
         runtime=PLAIN,
         prefix_cache=cache,
     ) as engine:
-        ids = engine.tokenizer.encode(PROMPT)
-        sampling = Sampling(temperature=0, max_tokens=4)
+        ids = [number % 4096 for number in range(5, 600, 9)]
+        sampling = Sampling(temperature=0, max_tokens=2)
         first = [step.id for step in engine.session().generate(ids, sampling)]
         steps = list(engine.session().generate(ids, sampling))
         assert [step.id for step in steps] == first

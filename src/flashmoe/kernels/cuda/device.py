@@ -29,6 +29,14 @@ class Graph(Protocol):
         ...
 
 
+class Mark(Protocol):
+    """A point in what the device was given to do (:meth:`Device.mark`)."""
+
+    def wait(self) -> None:
+        """Wait until the device is past it. Raises DeviceError as ``synchronize``."""
+        ...
+
+
 class Device(Protocol):
     """Memory and launches of one GPU. Launches and copies take effect in the order of the calls."""
 
@@ -92,6 +100,10 @@ class Device(Protocol):
     def captured(self, work: Callable[[], None]) -> Graph:
         """What ``work`` launches, to be launched again as one; everything else in it happens now,
         once. Arguments must live as long as the graph."""
+        ...
+
+    def mark(self) -> Mark:
+        """The point that all before has led to."""
         ...
 
     def synchronize(self) -> None:

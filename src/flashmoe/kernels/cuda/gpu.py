@@ -149,6 +149,11 @@ class Gpu:
         with self._here():
             self._cupy.cuda.runtime.hostUnregister(array.ctypes.data)
 
+    def mark(self) -> Mark:
+        """The point that all before has led to."""
+        with self._here():
+            return Mark(self, self._stream.record(self._cupy.cuda.Event(disable_timing=True)))
+
     def synchronize(self) -> None:
         """Wait until all before has been done.
 
@@ -223,6 +228,18 @@ class Gpu:
             end.record(self._stream)
             end.synchronize()
         return float(self._cupy.cuda.get_elapsed_time(begin, end))
+
+
+class Mark:
+    """A point in what the GPU was given to do (:meth:`Gpu.mark`)."""
+
+    def __init__(self, gpu: Gpu, event: Any) -> None:
+        self._gpu, self._event = gpu, event
+
+    def wait(self) -> None:
+        """Wait until the device is past it."""
+        with self._gpu._here():
+            self._event.synchronize()
 
 
 class Mover:

@@ -2,7 +2,7 @@
 where an expert is in no slot.
 
 Owns the order of a pass between device and host. Does not own who is in which slot (``tiers``) or
-the launches of a layer (``layer``). A prompt's tokens pass one after the other.
+the launches of a layer (``layer``), nor a prompt's way (``chunks``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from flashmoe.kernels.cuda.decode import Embedding, Norm, Placed, Projection, ve
 from flashmoe.kernels.cuda.device import Device, DeviceArray, Graph
 from flashmoe.kernels.cuda.mailbox import Mailbox
 from flashmoe.model.decoder import Between
+from flashmoe.model.gpu.chunks import Chunks
 from flashmoe.model.gpu.layer import Layer, Slots, rooms
 from flashmoe.model.gpu.state import GpuState
 from flashmoe.model.gpu.weights import Weights
@@ -38,9 +39,6 @@ class GpuDecoder:
     ``records`` says of each layer how an expert lies in its record.
     """
 
-    most_tokens = 1
-    """That may pass together: of two recurrent states one is always that before the pass."""
-
     def __init__(
         self,
         shape: ModelShape,
@@ -50,8 +48,11 @@ class GpuDecoder:
         slots: Slots,
         records: list[tuple[Placed, ...]],
         tier: Vram,
+        close: Callable[[], None],
     ) -> None:
         self.shape = shape
+        self.close = close
+        """Ends what goes on between device and streamer, before that closes."""
         self.observer = observer
         self._device, self._tier = device, tier
         weights = Weights(trunk, device)
@@ -63,8 +64,9 @@ class GpuDecoder:
             for index, record in enumerate(records)
         ]
         head = embedding if shape.tied_head else weights.matrix(OUTPUT, vocabulary, hidden)
-        factors = trunk.norm(NORM, hidden, shape.norm_offset)
-        self._norm = Norm(device, weights.floats(factors), shape.norm_eps)
+        factors = weights.norm(NORM, hidden, shape.norm_offset)
+        self._norm = Norm(device, factors, shape.norm_eps)
+        self._chunks = Chunks(device, shape, weights, embedding, slots, records, tier, observer)
         self._head = Projection(device, [head])
         self._rooms = rooms(device, shape, self._layers)
         self._given, self._normed = device.zeros((hidden,), np.float32), vector(device, hidden)
@@ -97,17 +99,19 @@ class GpuDecoder:
         streamer: Streamer,
         between: Between | None = None,
     ) -> Array:
-        """As ``Decoder.forward``; ``between`` is called before each token."""
+        """As ``Decoder.forward``; of a single token ``between`` is called once."""
         del streamer  # the tier has it
         assert isinstance(state, GpuState)
         self.observer.begin()
-        hidden = np.empty((len(ids), self.shape.hidden), np.float32)
         state.begin()
-        for row, token in enumerate(ids):
-            if between is not None:
-                between(len(ids), row * self.shape.layers // len(ids))
-            hidden[row] = self._pass(int(token), state)
-        return hidden
+        if len(ids) > 1:
+            self._latest = None
+            hidden = self._chunks(ids, state, between)
+            state.moved(hidden[-1:].copy(), len(ids))
+            return hidden
+        if between is not None:
+            between(1, 0)
+        return self._pass(int(ids[0]), state)[None]
 
     def logits(self, x: Array) -> Array:
         """Hidden states (T, hidden) to logits (T, vocabulary)."""

@@ -15,7 +15,7 @@ from flashmoe.kernels.cuda.decode import FeedForward, Norm, Placed, Projection, 
 from flashmoe.kernels.cuda.delta import DeltaNet, DeltaState
 from flashmoe.kernels.cuda.descriptors import Resident
 from flashmoe.kernels.cuda.device import Device, DeviceArray
-from flashmoe.kernels.mixers import AttentionWeights, DeltaWeights
+from flashmoe.model.gpu.mixing import Mixing
 from flashmoe.model.gpu.weights import Weights
 from flashmoe.quant import Array
 from flashmoe.shape import ModelShape
@@ -61,20 +61,19 @@ class Layer:
         record: tuple[Placed, ...],
     ) -> None:
         self._device, self._shape = device, shape
-        name, hidden, offset = f"layers.{index}", shape.hidden, shape.norm_offset
-        trunk, eps = weights.trunk, shape.norm_eps
-
-        def norm(of: str) -> Norm:
-            factors = trunk.norm(f"{name}.{of}", hidden, offset)
-            return Norm(device, weights.floats(factors), eps)
-
-        self.before, self.after = norm("input_layernorm"), norm("post_attention_layernorm")
+        name, hidden, eps = f"layers.{index}", shape.hidden, shape.norm_eps
+        self.before, self.after = (
+            Norm(device, weights.norm(f"{name}.{of}", hidden, shape.norm_offset), eps)
+            for of in ("input_layernorm", "post_attention_layernorm")
+        )
+        mixing = Mixing(shape, weights, index)
         self.mixer: Attention | DeltaNet
-        if shape.mixers[index] == "attention":
-            self.mixer, inward, out = _attention(device, shape, weights, f"{name}.self_attn")
+        if mixing.attention is not None:
+            self.mixer = Attention(device, mixing.attention)
         else:
-            self.mixer, inward, out = _delta(device, shape, weights, f"{name}.linear_attn")
-        self.inward, self.out = inward, out
+            assert mixing.delta is not None
+            self.mixer = DeltaNet(device, mixing.delta)
+        self.inward, self.out = Projection(device, mixing.inward), Projection(device, [mixing.out])
         experts, mlp = shape.experts, f"{name}.mlp"
         routed = []
         if experts.router == "softmax":
@@ -136,53 +135,3 @@ def rooms(device: Device, shape: ModelShape, layers: list[Layer]) -> Rooms:
         device.zeros((shape.experts.count + 1,), np.float32),
         layers[0].experts.room(shape.experts.top_k),
     )
-
-
-def _attention(
-    device: Device, shape: ModelShape, weights: Weights, name: str
-) -> tuple[Attention, Projection, Projection]:
-    attention, hidden, trunk = shape.attention, shape.hidden, weights.trunk
-    assert attention is not None
-    heads, kv_heads, width = attention.heads, attention.kv_heads, attention.head_dim
-    rows = {
-        "q_proj": heads * width * (2 if attention.gated else 1),
-        "k_proj": kv_heads * width,
-        "v_proj": kv_heads * width,
-    }
-    inward = [weights.matrix(f"{name}.{part}", many, hidden) for part, many in rows.items()]
-    out = weights.matrix(f"{name}.o_proj", hidden, heads * width)
-    norms: list[Array | None] = [None, None]
-    if attention.qk_norm:
-        offset = shape.norm_offset
-        norms = [trunk.norm(f"{name}.{part}", width, offset) for part in ("q_norm", "k_norm")]
-    mixer = Attention(device, AttentionWeights(attention, shape.norm_eps, *norms))
-    return mixer, Projection(device, inward), Projection(device, [out])
-
-
-def _delta(
-    device: Device, shape: ModelShape, weights: Weights, name: str
-) -> tuple[DeltaNet, Projection, Projection]:
-    recurrent, hidden, trunk = shape.recurrent, shape.hidden, weights.trunk
-    assert recurrent is not None
-    heads, channels = recurrent.value_heads, recurrent.conv_channels
-    values = heads * recurrent.value_dim
-    rows = {
-        "in_proj_qkv": channels,
-        "in_proj_z": values,
-        "in_proj_b": heads,
-        "in_proj_a": heads,
-    }
-    inward = [weights.matrix(f"{name}.{part}", many, hidden) for part, many in rows.items()]
-    out = weights.matrix(f"{name}.out_proj", hidden, values)
-    mixer = DeltaNet(
-        device,
-        DeltaWeights(
-            recurrent,
-            shape.norm_eps,
-            conv=trunk.floats(f"{name}.conv1d.weight", channels, recurrent.conv_kernel),
-            decay=-np.exp(trunk.floats(f"{name}.A_log", heads)),
-            dt_bias=trunk.floats(f"{name}.dt_bias", heads),
-            norm=trunk.norm(f"{name}.norm", recurrent.value_dim, 0),  # never 1 + w
-        ),
-    )
-    return mixer, Projection(device, inward), Projection(device, [out])

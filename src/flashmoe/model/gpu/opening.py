@@ -5,14 +5,21 @@ Owns the order: first the plan, which may refuse, then the memory.
 
 from __future__ import annotations
 
+import logging
+from functools import partial
+
 import numpy as np
 
+from flashmoe.errors import DeviceError
 from flashmoe.kernels.cuda.decode import Placed
 from flashmoe.kernels.cuda.device import Device
+from flashmoe.kernels.cuda.panel_experts import PLACES
+from flashmoe.model.gpu.chunk import experts_bytes, token_bytes
 from flashmoe.model.gpu.decoder import GpuDecoder
 from flashmoe.model.gpu.layer import Slots
 from flashmoe.model.observer import Observer
 from flashmoe.model.trunk import Trunk
+from flashmoe.quant import Array
 from flashmoe.shape import ModelShape
 from flashmoe.store.layout import RecordLayout
 from flashmoe.store.reader import Store
@@ -22,6 +29,8 @@ from flashmoe.stream.streamer import Streamer
 from flashmoe.stream.tiers import room
 from flashmoe.stream.tiers import sizes as tier_sizes
 from flashmoe.stream.tiers.vram import Vram
+
+_log = logging.getLogger(__name__)
 
 
 def planned(
@@ -41,6 +50,7 @@ def planned(
         free,
         trunk_bytes=sizes.trunk_bytes(store, outlay.float_bytes),
         timelines_bytes=outlay.sessions * timeline,
+        chunk_bytes=partial(_chunk_bytes, shape),
         slot_bytes=max(layout.record_bytes for layout in layouts),
         least=shape.experts.top_k,
         most=len(layouts) * shape.experts.count,
@@ -71,7 +81,33 @@ def opened(
     tier = Vram(store, plan.slots, mover, streamer, top_k=top_k, spare=spare, table=table)
     trunk = Trunk(store.trunk(), np.dtype(np.float32))
     records = [_placed(layout) for layout in layouts]
-    return GpuDecoder(shape, trunk, device, observer, slots, records, tier)
+    kept = _pinned(device, streamer)
+
+    def close() -> None:
+        mover.drain()
+        device.synchronize()
+        if kept is not None:
+            device.unpin(kept)
+
+    return GpuDecoder(shape, trunk, device, observer, slots, records, tier, close)
+
+
+def _pinned(device: Device, streamer: Streamer) -> Array | None:
+    """The streamer's slots, so that copies from them need no other memory; None where the system
+    does not allow it, and copies are slower."""
+    arena = streamer.lending.keep()
+    try:
+        device.pin(arena)
+    except DeviceError as error:
+        _log.warning("slots in RAM cannot be pinned, so copies to the GPU are slower: %s", error)
+        return None
+    return arena
+
+
+def _chunk_bytes(shape: ModelShape, tokens: int) -> int:
+    """What a chunk of so many tokens takes of the device's memory."""
+    places = min(tokens * shape.experts.top_k, PLACES + tokens)
+    return tokens * token_bytes(shape) + experts_bytes(shape, places)
 
 
 def _placed(layout: RecordLayout) -> tuple[Placed, ...]:

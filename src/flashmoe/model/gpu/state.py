@@ -74,10 +74,10 @@ class GpuState(State):
         if self._host_ahead:
             self._push()
 
-    def moved(self, last: Array) -> None:
-        """A token has passed; ``last`` (1, hidden) is its hidden state."""
+    def moved(self, last: Array, tokens: int = 1) -> None:
+        """So many have passed; ``last`` (1, hidden) is the hidden state of the last."""
         self.turn = 1 - self.turn
-        self.position += 1
+        self.position += tokens
         self.last = last
         self._device_ahead = True
 
@@ -95,7 +95,7 @@ class GpuState(State):
         return self.position, self.last, [self.turn]
 
     def rewind(self, mark: Mark) -> None:
-        """Undo the one token that has passed since, or has not passed whole."""
+        """Undo the one pass that there was since, whole or not."""
         self.position, self.last, (self.turn,) = mark
         self._same_tokens = min(self._same_tokens, self.position)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from flashmoe.kernels.cuda.descriptors import Resident, resident
 from flashmoe.kernels.cuda.device import Device, DeviceArray
 from flashmoe.model.trunk import Trunk
-from flashmoe.quant import Array
 
 
 class Weights:
@@ -18,6 +17,7 @@ class Weights:
     def __init__(self, trunk: Trunk, device: Device) -> None:
         self.trunk, self._device = trunk, device
         self._kept: dict[str, Resident] = {}
+        self._norms: dict[str, DeviceArray] = {}
 
     def matrix(self, name: str, rows: int, columns: int) -> Resident:
         """As :meth:`flashmoe.model.trunk.Trunk.matrix`."""
@@ -25,9 +25,11 @@ class Weights:
             self._kept[name] = resident(self._device, self.trunk.matrix(name, rows, columns))
         return self._kept[name]
 
-    def floats(self, array: Array) -> DeviceArray:
-        """A small array of float32."""
-        return self._device.upload(array)
+    def norm(self, name: str, width: int, offset: int) -> DeviceArray:
+        """As :meth:`flashmoe.model.trunk.Trunk.norm`."""
+        if name not in self._norms:
+            self._norms[name] = self._device.upload(self.trunk.norm(name, width, offset))
+        return self._norms[name]
 
     def expert(self, name: str, hidden: int, width: int) -> tuple[Resident, ...]:
         """Gate, up and down of a resident expert."""

@@ -167,6 +167,7 @@ def spread(
 def plan(
     store: flags.Store,
     ram: flags.Ram = None,
+    vram: flags.Vram = None,
     context: flags.Context = None,
     slots: flags.Slots = None,
     experts_per_token: flags.ExpertsPerToken = None,
@@ -175,15 +176,20 @@ def plan(
     io: flags.HowRead = Runtime.io,
     store_dirs: flags.StoreDirs = None,
     prefix_cache: flags.PrefixDirectory = None,
+    kernels: flags.Kernels = "auto",
     as_json: flags.Json = False,
 ) -> None:
-    """Show how memory would be divided: floor, recommended size, slots, and what binds."""
-    from flashmoe.apps.plan import plan
-    from flashmoe.apps.request import Limits, kept_in
+    """Show how memory would be divided: floor, recommended size, slots, and what binds.
 
-    limits = Limits(ram, context, slots, experts_per_token, kv)
+    With `--kernels cuda` also the GPU's.
+    """
+    from flashmoe.apps.plan import plan
+    from flashmoe.apps.request import Limits, kept_in, vram_of
+
+    limits = Limits(ram, context, slots, experts_per_token, kv, vram_of(vram, kernels))
     runtime = Runtime(chunk_tokens=chunk_tokens, io=io, store_dirs=tuple(store_dirs or ()))
-    plan(store, limits, runtime, prefix_cache=kept_in(prefix_cache), as_json=as_json)
+    kept = kept_in(prefix_cache)
+    plan(store, limits, runtime, kernels, prefix_cache=kept, as_json=as_json)
 
 
 @app.command(
@@ -210,6 +216,7 @@ def run(
     logprobs: flags.LogProbs = None,
     experts_per_token: flags.ExpertsPerToken = None,
     ram: flags.Ram = None,
+    vram: flags.Vram = None,
     context: flags.Context = None,
     slots: flags.Slots = None,
     kv: flags.Kv = flags.KV,
@@ -254,6 +261,7 @@ def bench(
     prompt_tokens: flags.PromptTokens = flags.PROMPT_TOKENS,
     gen_tokens: flags.GenTokens = flags.GEN_TOKENS,
     ram: flags.Ram = None,
+    vram: flags.Vram = None,
     experts_per_token: flags.ExpertsPerToken = None,
     kv: flags.Kv = flags.KV,
     cold: flags.Cold = False,
@@ -274,6 +282,7 @@ def bench(
     """
     from flashmoe.apps.bench import Request, bench
     from flashmoe.apps.places import device_cache
+    from flashmoe.apps.request import vram_of
 
     # Random prompts say nothing about a user's, and what is measured should not depend on them.
     runtime = Runtime(
@@ -297,6 +306,7 @@ def bench(
         kernels,
         runtime,
         kv,
+        vram_of(vram, kernels),
     )
     bench(request, as_json=as_json)
 

@@ -194,12 +194,20 @@ def _served(request: Request, engine: Engine) -> Served:
     return Served(name, request.any_name, made, request.thinking)
 
 
+def _room(engine: Engine) -> str:
+    """The budget, and the GPU's where there is one."""
+    told = format_bytes(engine.plan.budget_bytes)
+    if engine.vram is None or engine.kernels.device is None:
+        return told
+    return f"{told} and {format_bytes(engine.vram.planned_bytes)} of {engine.kernels.device.name}"
+
+
 def _greeting(service: Service, listener: socket.socket) -> str:
     plan, address = service.engine.plan, address_of(listener)
     requests = format_bytes(service.sizes.total_bytes)
     beside = ", and at every other address of this machine" if is_everywhere(listener) else ""
     return (
-        f"serving {service.served.name} at {address}, within {format_bytes(plan.budget_bytes)} "
+        f"serving {service.served.name} at {address}, within {_room(service.engine)} "
         f"({requests} of it for requests), up to {plan.context_tokens} tokens; Ctrl-C ends it\n"
         f"the page is at {address}/, the API at {address}/v1{beside}"
     )

@@ -8,7 +8,7 @@ standard error: exit code 2 for input, 1 for the rest. A traceback is a bug.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,7 @@ from flashmoe import __version__
 from flashmoe.apps import flags, prefixes, terminal
 from flashmoe.apps.chat.flags import chat
 from flashmoe.apps.eval.flags import EPILOG, evaluate
-from flashmoe.apps.footer import KEYS
+from flashmoe.apps.footer import KEYS, VRAM_KEYS
 from flashmoe.apps.serve.flags import serve
 from flashmoe.errors import FlashMoeError, InputError
 from flashmoe.options import Runtime, Sampling
@@ -28,8 +28,14 @@ EXIT_CODES = (
     "`verify` found faults; 2 a flag, an argument or a prompt that cannot be honoured; 130 ended "
     "by Ctrl-C."
 )
-STATS = "`--stats json` writes one object: " + ", ".join(
-    f"`{key}` ({meaning})" for key, meaning in KEYS.items()
+
+
+def _told(keys: Mapping[str, str]) -> str:
+    return ", ".join(f"`{key}` ({meaning})" for key, meaning in keys.items())
+
+
+STATS = (
+    f"`--stats json` writes one object: {_told(KEYS)}; where a GPU computes also {_told(VRAM_KEYS)}"
 )
 
 app = typer.Typer(

@@ -17,6 +17,7 @@ from typing import Any
 
 from starlette.routing import Route
 
+from flashmoe.apps.footer import vram_share
 from flashmoe.apps.opening import open_engine
 from flashmoe.apps.request import Limits as Memory
 from flashmoe.apps.request import limits_of, prefix_of, runtime_of
@@ -196,10 +197,8 @@ def _served(request: Request, engine: Engine) -> Served:
 
 def _room(engine: Engine) -> str:
     """The budget, and the GPU's where there is one."""
-    told = format_bytes(engine.plan.budget_bytes)
-    if engine.vram is None or engine.kernels.device is None:
-        return told
-    return f"{told} and {format_bytes(engine.vram.planned_bytes)} of {engine.kernels.device.name}"
+    told, vram = format_bytes(engine.plan.budget_bytes), vram_share(engine)
+    return told if vram is None else f"{told} and {format_bytes(vram.vram_bytes)} of {vram.gpu}"
 
 
 def _greeting(service: Service, listener: socket.socket) -> str:

@@ -58,6 +58,13 @@ class Picture:
         self._passage = passage
         self.above: Callable[[int], Array] | None = None
 
+    def held_above(self) -> int:
+        """How many experts are in the tier above; 0 where there is none."""
+        above = self.above
+        if above is None:
+            return 0
+        return sum(int(np.count_nonzero(above(n) >= 0)) for n in range(self._cache.layers))
+
     def states(self) -> Array:
         """The :class:`ExpertState` of each, (layers, experts) uint8; the caller's own."""
         cache, every = self._cache, self._every

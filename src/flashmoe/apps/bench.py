@@ -71,7 +71,7 @@ def bench(request: Request, *, as_json: bool) -> None:
         terminal.note(f"lossy: {LOSSY_KV[request.kv]}")
     chosen = kernels.choose(request.kernels, "float32", request.runtime.resolved_threads)
     terminal.note("measuring what disk and memory allow")
-    limits, touched = ceilings.measure(store.path, request.runtime), Touched()
+    limits, touched = ceilings.measure(store.path, request.runtime, request.kernels), Touched()
     with Engine.open(
         request.store,
         budget=budget,

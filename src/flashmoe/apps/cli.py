@@ -283,7 +283,8 @@ def bench(
 ) -> None:
     """Measure prompt and decode speed, and the share of what disk and memory allow.
 
-    Reads the store's own files and an array in memory first, then replies to random prompts.
+    Reads the store's own files and an array in memory first, with `--kernels cuda` also copies to
+    the GPU and within its memory, then replies to random prompts.
     The usage profile is neither used nor kept. The last line is a JSON object.
     """
     from flashmoe.apps.bench import Request, bench

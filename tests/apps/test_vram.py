@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +27,24 @@ def test_a_reply_comes_from_the_gpu_and_says_what_it_cost(command: Command):
     assert found["copied_bytes"] >= found["vram_misses"] * 27000 > 0
     assert found["hits"] + found["misses"] <= found["vram_misses"]
     assert result.out == command("run", "demo", *ASKED, "--no-profile").out
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_text_is_evaluated_on_the_gpu_as_on_the_processor(command: Command, tmp_path: Path):
+    text = tmp_path / "text"
+    text.write_text("Emma was sitting one evening with her father")
+    asked = ("eval", "demo", "--text", text, "--context", 8, "--against", "demo", "--json")
+    vram = ("--kernels", "cuda", "--vram", "68MiB")
+    found, wanted = (json.loads(command(*asked, *more).out) for more in (vram, ()))
+    assert found["text"]["tokens"] == wanted["text"]["tokens"] > 0
+    assert found["text"]["perplexity"] == pytest.approx(wanted["text"]["perplexity"], rel=1e-3)
+    assert abs(found["against"]["kl_mean"]) < 1e-6
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_conversation_tells_of_the_gpu(command: Command, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n")))
+    flags = ("--max-tokens", 2, "--temperature", 0, "--no-prefix-cache", "--context", 512)
+    result = command("chat", "demo", *flags, "--kernels", "cuda", "--vram", "90MiB", "--no-profile")
+    assert result.code == 0, result.err
+    assert " in VRAM (" in result.err and " GB copied a token, " in result.err

@@ -96,14 +96,8 @@ def figures(
     device, touched = device_bytes(replies), touched_bytes(engine)
     from_disk = missed if own else (device or 0)
     disk_s = from_disk / limits.disk_bytes_s
-    of_gpu = bench_vram.figures(
-        engine,
-        limits,
-        decoded,
-        record_bytes=record_bytes(engine),
-        touched_bytes=touched,
-        disk_s=disk_s,
-    )
+    wanted = record_bytes(engine), touched, disk_s
+    of_gpu = bench_vram.figures(engine, limits, decoded, *wanted)
     limit = 1 / max(disk_s, touched / limits.memory_bytes_s)
     if of_gpu:
         limit = 1e3 / max(of_gpu["limit_ms"].values())

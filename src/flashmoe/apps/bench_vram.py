@@ -43,7 +43,6 @@ def figures(
     engine: Engine,
     limits: Ceilings,
     decoded: Sequence[Totals],
-    *,
     record_bytes: float,
     touched_bytes: float,
     disk_s: float,

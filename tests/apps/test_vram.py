@@ -26,7 +26,10 @@ def test_a_reply_comes_from_the_gpu_and_says_what_it_cost(command: Command):
     assert found["vram_hits"] + found["vram_misses"] == passed * 8 * 4  # layers, experts a token
     assert found["copied_bytes"] >= found["vram_misses"] * 27000 > 0
     assert found["hits"] + found["misses"] <= found["vram_misses"]
-    assert result.out == command("run", "demo", *ASKED, "--no-profile").out
+    plain = command("run", "demo", *ASKED, "--no-profile", "--timing")
+    assert result.out == plain.out and "is Python" in " ".join(plain.err.split())
+    told = command("run", "demo", *ASKED, *vram, "--timing").err
+    assert "Python" not in told and " hits in VRAM (" in told
 
 
 @pytest.mark.usefixtures("gpu")

@@ -74,6 +74,7 @@ class Engine:
         self.store = store
         self.shape = shape
         self.plan = plan
+        self.vram = vram
         self.kernels = kernels
         self.kv = outlay.kv
         self.vram = vram
@@ -88,12 +89,8 @@ class Engine:
         self.key = f"{xxhash.xxh3_64_hexdigest(identity.encode())}-{outlay.kv}"
         """Names store, dtype, experts a token and, behind the dash, how keys and values are held:
         what a saved timeline is valid for."""
-        self.prefixes = None
-        if prefix_cache is not None:
-            reserve = weakref.WeakMethod(self.reserve)
-            self.prefixes = prefixes_of(
-                prefix_cache, store, plan, kernels, outlay, runtime, self.key, reserve
-            )
+        kept = store, plan, kernels, outlay, runtime, self.key, weakref.WeakMethod(self.reserve)
+        self.prefixes = None if prefix_cache is None else prefixes_of(prefix_cache, *kept)
         """What is kept of timelines, and the bytes written for it; None without a cache."""
         # First the slots: their memory comes while the trunk is read.
         self.streamer = Streamer(store, plan.slots, runtime, plan.full_slots, shape.experts.top_k)
@@ -105,6 +102,7 @@ class Engine:
             else:
                 given = kernels.device, vram, self.streamer, observer
                 self.decoder = gpu.opened(store, shape, *given)
+                self.streamer.picture.above = self.decoder._tier.table
         except BaseException:
             self.streamer.close()
             raise
@@ -149,7 +147,7 @@ class Engine:
 
         Raises:
             StoreError: the store is missing, unfinished or damaged.
-            BudgetError: the budget is below the floor.
+            BudgetError, DeviceError: the budget is below the floor; there is no such GPU.
             InputError: an option that does not fit this store.
         """
         budget, runtime = budget or Budget(), runtime or Runtime()

@@ -28,6 +28,9 @@ class Step:
     to whose directory ``bytes_written`` were given since the step before. ``hits`` and ``misses``
     count distinct experts a layer and chunk; ``bytes_read`` came from disk; ``ms_read_wait`` of
     ``ms_total`` were spent waiting for them, ``ms_python`` neither in native code nor waiting.
+    Where a GPU computes, these count what was not in its memory: ``vram_hits`` and ``vram_misses``
+    count the experts that were there and those that had to be copied, ``copied_bytes`` in all, for
+    which ``ms_copy_wait`` were spent waiting. ``ms_python`` has the wait for the GPU in it then.
     """
 
     id: int
@@ -44,11 +47,15 @@ class Step:
     ms_python: float = 0.0
     cached_tokens: int = 0
     bytes_written: int = 0
+    vram_hits: int = 0
+    vram_misses: int = 0
+    copied_bytes: int = 0
+    ms_copy_wait: float = 0.0
 
     @property
     def ms_compute(self) -> float:
-        """Time not spent waiting for reads."""
-        return self.ms_total - self.ms_read_wait
+        """Time not spent waiting for reads and copies."""
+        return self.ms_total - self.ms_read_wait - self.ms_copy_wait
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,11 @@ class Totals:
     decode_ms_python: float = 0.0
     cached_tokens: int = 0
     bytes_written: int = 0
+    vram_hits: int = 0
+    vram_misses: int = 0
+    copied_bytes: int = 0
+    ms_copy_wait: float = 0.0
+    decode_copied_bytes: int = 0
 
     @staticmethod
     def of(steps: Iterable[Step]) -> Totals:
@@ -86,6 +98,11 @@ class Totals:
             decode_ms_python=sum(step.ms_python for step in rest),
             cached_tokens=sum(step.cached_tokens for step in steps),
             bytes_written=sum(step.bytes_written for step in steps),
+            vram_hits=sum(step.vram_hits for step in steps),
+            vram_misses=sum(step.vram_misses for step in steps),
+            copied_bytes=sum(step.copied_bytes for step in steps),
+            ms_copy_wait=sum(step.ms_copy_wait for step in steps),
+            decode_copied_bytes=sum(step.copied_bytes for step in rest),
         )
 
     @property
@@ -103,6 +120,17 @@ class Totals:
     def bytes_per_token(self) -> float:
         """Bytes read for each token after the first."""
         return self.decode_bytes_read / (self.tokens - 1) if self.tokens > 1 else 0.0
+
+    @property
+    def copied_bytes_per_token(self) -> float:
+        """Bytes copied to a GPU for each token after the first."""
+        return self.decode_copied_bytes / (self.tokens - 1) if self.tokens > 1 else 0.0
+
+    @property
+    def vram_hit_rate(self) -> float:
+        """Share of the experts asked for that were in VRAM."""
+        asked = self.vram_hits + self.vram_misses
+        return self.vram_hits / asked if asked else 0.0
 
     @property
     def python_share(self) -> float:
@@ -145,4 +173,8 @@ def step_of(
         ms_python=max(total - (busy_ms() - busy), 0.0),
         cached_tokens=kept_apart[0],
         bytes_written=kept_apart[1],
+        vram_hits=sum(spent.vram_hits for spent in cost),
+        vram_misses=sum(spent.vram_misses for spent in cost),
+        copied_bytes=sum(spent.copied_bytes for spent in cost),
+        ms_copy_wait=sum(spent.copy_wait_ms for spent in cost),
     )

@@ -6,14 +6,17 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import xxhash
 
 from flashmoe.apps import cli
+from flashmoe.errors import DeviceError
 from flashmoe.store.layout import MANIFEST
 from flashmoe.store.manifest import Manifest
 from flashmoe.text.detokenizer import byte_alphabet
+from tests.kernels.cuda.emulated import EmulatedDevice
 from tests.synthetic import HYBRID, write_store
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -94,6 +97,30 @@ def write_speaking_store(path: Path, template: str | None = None) -> Path:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that no test changes."""
     return write_speaking_store(tmp_path_factory.mktemp("apps") / "store")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> EmulatedDevice:
+    """What ``--kernels cuda`` finds: a GPU that is imitated."""
+    device = EmulatedDevice()
+
+    def opened(number: int = 0) -> EmulatedDevice:
+        if number:
+            raise DeviceError(f"there is no GPU {number}: this machine has 1, from 0 on")
+        return device
+
+    monkeypatch.setattr("flashmoe.kernels.cuda.gpu.Gpu", opened)
+    return device
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``--kernels cuda`` finds on most machines."""
+
+    def opened(number: int = 0) -> NoReturn:
+        raise DeviceError("no NVIDIA GPU can be used: run with --kernels cpu")
+
+    monkeypatch.setattr("flashmoe.kernels.cuda.gpu.Gpu", opened)
 
 
 @pytest.fixture

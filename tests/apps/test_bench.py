@@ -38,7 +38,7 @@ QUICK = ("--prompt-tokens", 20, "--gen-tokens", 8, "--repeat", 2)
 @pytest.fixture
 def ceilings_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring takes seconds, and what is measured depends on the machine."""
-    monkeypatch.setattr(ceilings, "measure", lambda path, runtime: LIMITS)
+    monkeypatch.setattr(ceilings, "measure", lambda *_: LIMITS)
 
 
 def test_the_demo_from_beginning_to_end(command: Command):
@@ -99,7 +99,7 @@ def test_warming_up_fills_slots_for_all(tmp_path):
 def test_flags_are_checked_before_anything_is_measured(
     command: Command, store, monkeypatch, experts
 ):
-    monkeypatch.setattr(ceilings, "measure", lambda path, runtime: pytest.fail("measured"))
+    monkeypatch.setattr(ceilings, "measure", lambda *_: pytest.fail("measured"))
     result = command("bench", store, *QUICK, "--experts-per-token", experts)
     assert result.code == 2 and "give 1 to" in result.err
 

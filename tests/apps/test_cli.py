@@ -46,7 +46,7 @@ def test_help_goes_to_standard_output(command: Command, arguments):
         (("run", "demo", "x", "--max-tokens", "0"), "max_tokens is 0"),
         (("run", "demo", "x", "--temperature", "-1"), "temperature is -1.0"),
         (("run", "demo", "x", "--threads", "0"), "threads is 0"),
-        (("run", "demo", "x", "--kernels", "quick"), "--kernels"),
+        (("run", "demo", "x", "--kernels", "quick"), "kernels 'quick' are not known"),
         (("run", "demo", "x", "--stats", "yaml"), "--stats"),
         (("run", "demo", "x", "--raw", "--system", "y"), "leave out --raw"),
         (("run", "demo", ""), "the prompt is empty"),
@@ -134,7 +134,8 @@ def test_measurements_of_disks_are_kept_in_the_user_s_cache(monkeypatch, tmp_pat
 
 
 def test_kernels_are_those_that_exist():
-    assert get_args(get_args(flags.Kernels)[0]) == kernels.NAMES
+    told = get_args(flags.Kernels)[1].metavar.removesuffix("[:N]").split("|")
+    assert tuple(told) == kernels.NAMES and kernels.checked("cuda:1") == "cuda:1"
 
 
 def test_help_is_quick():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,13 +19,13 @@ from flashmoe.store.reader import Store
 from tests.apps.conftest import SHAPE, Command
 
 DISK = 1e6
+LIMITS = ceilings.Ceilings(DISK, 4, True, 2e7)
 FLAGS = ("--gen-tokens", 2, "--repeat", 1, "--json")
 
 
 @pytest.fixture
 def ceilings_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = ceilings.Ceilings(DISK, 4, True, 2e7)
-    monkeypatch.setattr(ceilings, "measure", lambda path, runtime: limits)
+    monkeypatch.setattr(ceilings, "measure", lambda *_: LIMITS)
 
 
 @pytest.fixture
@@ -79,13 +80,15 @@ def test_what_was_missed_twice_is_needed_once_and_what_was_there_not_at_all(stor
     with Engine.open(store) as engine:
         for misses, needed in ((9, 5), (5, 5), (2, 2)):
             prompts = [(step(misses), PromptCost((2, 1, 0, 2), 7000))]
-            found = prompt_figures.figures(engine, DISK, prompts, 20.0)
+            found = prompt_figures.figures(engine, LIMITS, prompts, 20.0)
             assert list(found) == list(prompt_figures.KEYS)
             assert found["prompt_touched_bytes"] == 5 * record
             assert found["prompt_needed_bytes"] == needed * record
             assert found["pp_limit_tok_s"] == pytest.approx(40 / 0.75)  # the arithmetic
             assert found["prompt_device_bytes"] == 7000
-            slow = prompt_figures.figures(engine, 100.0, prompts, 20.0)
+            slow = prompt_figures.figures(
+                engine, replace(LIMITS, disk_bytes_s=100.0), prompts, 20.0
+            )
             assert slow["pp_limit_tok_s"] == pytest.approx(40 / (needed * record / 100))
 
 
@@ -93,7 +96,7 @@ def test_without_slots_the_device_tells_what_was_missing(store, record):
     with Engine.open(store, runtime=Runtime(io="os")) as engine:
         for device, needed in ((300, 300), (10**9, 5 * record), (None, 0)):
             prompts = [(step(9), PromptCost((2, 1, 0, 2), device))]
-            found = prompt_figures.figures(engine, DISK, prompts, 20.0)
+            found = prompt_figures.figures(engine, LIMITS, prompts, 20.0)
             assert found["prompt_needed_bytes"] == needed
             assert found["prompt_device_bytes"] == device
 

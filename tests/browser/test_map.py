@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
+from flashmoe.stream.picture import ExpertState
+from tests.apps.serve.page_server import MadeUpView, Script
 from tests.browser.conftest import Visit
 
 Visits = Callable[..., Visit]
@@ -39,6 +43,44 @@ def test_the_same_in_words(visit: Visits) -> None:
     assert one.page.locator("#legend li").all_inner_texts() == [
         "on the drive", "in memory", "hit", "miss", "being read",
     ]  # fmt: skip
+
+
+def test_where_a_gpu_computes_there_is_one_state_more(visit: Visits) -> None:
+    one = visit(Script(MadeUpView(12, 48, 4, vram_slots=100), pause_s=0.001))
+    one.until("document.querySelector('#held').textContent.includes('in VRAM, room for 100')")
+    assert one.page.locator("#legend li").all_inner_texts() == [
+        "on the drive", "in memory", "in VRAM", "hit", "miss", "being read",
+    ]  # fmt: skip
+    states = one.server.script.view.states()
+    assert not np.isin(states, (ExpertState.HIT, ExpertState.MISSED)).any()
+    label = one.page.locator("#map").get_attribute("aria-label")
+    above, below = (int((states == state).sum()) for state in (ExpertState.VRAM, 1))
+    assert f" {above} in VRAM, {below} in memory alone, 0 being read" in label
+    one.page.get_by_text("As a table").click()
+    one.until("document.querySelectorAll('#table tbody tr').length === 12")
+    heads = one.page.locator("#table thead th").all_inner_texts()
+    assert heads == ["Layer", "In VRAM", "In memory", "Being read", "Hits", "Misses"]
+    cells = one.page.locator("#table tbody tr").nth(3).locator("td").all_inner_texts()
+    assert cells[:2] == [str(int((states[3] == state).sum())) for state in (ExpertState.VRAM, 1)]
+    one.say("Go on for ever")
+    one.until("document.querySelector('#copied').textContent.endsWith('B')")
+    assert one.page.locator("#copy-wait").inner_text().endswith("ms")
+    one.page.keyboard.press("Escape")
+
+
+def test_without_a_gpu_nothing_tells_of_vram(visit: Visits) -> None:
+    one = visit()
+    one.until("document.querySelector('#held').textContent.includes('room for')")
+    one.page.get_by_text("As a table").click()
+    assert "VRAM" not in one.page.locator("#experts").inner_text()
+    assert not one.page.locator("#copied").is_visible()
+
+
+def test_an_expert_in_vram_looks_unlike_one_in_memory(visit: Visits) -> None:
+    one = visit(Script(MadeUpView(12, 48, 4, vram_slots=100)))
+    one.until("document.querySelectorAll('#legend li').length === 6")
+    drawn = "[...document.querySelectorAll('#legend canvas')].map((each) => each.toDataURL())"
+    assert len(set(one.page.evaluate(drawn))) == 6
 
 
 def test_an_expert_under_the_pointer_is_named(visit: Visits) -> None:

@@ -110,3 +110,18 @@ def test_a_look_from_another_thread_never_fails_nor_changes_what_is_counted(
             return streamer.counters.hits, streamer.counters.misses
 
     assert figures(watched=True) == figures(watched=False)
+
+
+def test_who_is_in_a_tier_above_is_told_unless_something_is_going_on(tiny: TinyStore) -> None:
+    with closing(Streamer(tiny.store, ALL, OFF)) as streamer:
+        assert streamer.picture.held_above() == 0
+        table = np.full((LAYERS, EXPERTS), -1, np.int32)
+        streamer.picture.above = table.__getitem__
+        hold(streamer, 1, 0, 2)
+        table[1, [0, 3]] = 4, 0
+        assert told(streamer, 1) == {"VRAM": [3], "MISSED": [0, 2]}
+        hold(streamer, 1, 1)
+        assert told(streamer, 1) == {"VRAM": [0, 3], "MISSED": [1], "MEMORY": [2]}
+        assert streamer.picture.held_above() == 2
+        table[1, 0] = -1
+        assert told(streamer, 1)["MEMORY"] == [0, 2]

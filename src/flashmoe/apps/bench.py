@@ -8,11 +8,12 @@ not end them.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
+from flashmoe import kernels
 from flashmoe.apps import bench_figures, ceilings, terminal
 from flashmoe.apps.bench_figures import Reply
 from flashmoe.apps.flags import LOSSY_KV
@@ -48,6 +49,7 @@ class Request:
     kernels: str
     runtime: Runtime
     kv: str = Budget.kv
+    vram_bytes: int | None = None
 
 
 def bench(request: Request, *, as_json: bool) -> None:
@@ -62,16 +64,18 @@ def bench(request: Request, *, as_json: bool) -> None:
     own = store.shape.experts.top_k
     experts = with_experts(store.shape, request.experts).experts.top_k
     budget = budget_of(request.ram, context, None, experts, request.kv)
+    budget = replace(budget, vram_bytes=request.vram_bytes)
     if experts != own:
         terminal.note(f"lossy: {experts} of {own} experts a token")
     if request.kv in LOSSY_KV:
         terminal.note(f"lossy: {LOSSY_KV[request.kv]}")
+    chosen = kernels.choose(request.kernels, "float32", request.runtime.resolved_threads)
     terminal.note("measuring what disk and memory allow")
-    limits, touched = ceilings.measure(store.path, request.runtime), Touched()
+    limits, touched = ceilings.measure(store.path, request.runtime, request.kernels), Touched()
     with Engine.open(
         request.store,
         budget=budget,
-        kernels=request.kernels,
+        kernels=chosen,
         experts_per_token=request.experts,
         runtime=request.runtime,
         observer=touched,

@@ -8,8 +8,8 @@ time of a token if all else were free, and the shorter of reads and arithmetic h
 longer. Missed bytes are those of the experts that were not in memory when they were asked for,
 whatever else was read in advance; where the page cache keeps the experts (``--io os``) nobody
 tells which these are, and what came from the device counts in their place. Touched are the
-resident tensors that a token is multiplied with, and its routed experts. That on prompts is
-``prompt_figures``'.
+resident tensors that a token is multiplied with, and its routed experts. Where a GPU computes,
+the limit is ``bench_vram``'s. That on prompts is ``prompt_figures``'.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from flashmoe.apps import prompt_figures
+from flashmoe.apps import bench_vram, prompt_figures
 from flashmoe.apps.ceilings import Ceilings, distinct_layers
 from flashmoe.apps.drives import drive_lines, drives_of
 from flashmoe.apps.prompt_figures import PromptCost
@@ -45,14 +45,15 @@ KEYS = {
     "hit_rate": "experts found in memory, of all those asked for after the first token; null with "
     "--io os",
     "ms_read_wait_per_token": "spent waiting for experts",
-    "python_share": "of a token after the first: neither native work nor waiting for reads",
+    "python_share": "of a token after the first: neither native work nor waiting for reads; null "
+    "where a GPU computes: the wait for it is not told apart",
     "disk_bytes_s": "ceiling: records of this store at the best depth, in random order",
     "disk_depth": "that depth",
     "io": "how experts were read and kept",
     "direct": "whether those reads bypassed the page cache",
     "memory_bytes_s": "ceiling: a large array read by all threads",
     "touched_bytes_per_token": "weights that a token is multiplied with",
-    "limit_tok_s": "tokens a second that the two ceilings allow",
+    "limit_tok_s": "tokens a second that the ceilings allow",
     "share_of_limit": "tg_tok_s of that",
     "peak_rss_bytes": "largest resident memory of the process",
     "ram_bytes": "the memory it was given",
@@ -67,8 +68,9 @@ KEYS = {
     "pp_tok_s_range": "slowest and quickest repetition",
     "tg_tok_s_range": "the same",
 }
-"""The JSON keys in order, and what they mean. ``distinct`` joins them where layer files are links
-to one another: how many are not; with ``--store-dir`` also ``drives``: see ``apps.drives``."""
+"""The JSON keys in order, and what they mean. Where a GPU computes those of ``bench_vram`` follow;
+``distinct`` joins them where layer files are links to one another: how many are not; with
+``--store-dir`` also ``drives``: see ``apps.drives``."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,17 @@ def figures(
     missed = statistics.median(one.misses / one.tokens for one in decoded) * record_bytes(engine)
     device, touched = device_bytes(replies), touched_bytes(engine)
     from_disk = missed if own else (device or 0)
-    limit = 1 / max(from_disk / limits.disk_bytes_s, touched / limits.memory_bytes_s)
+    disk_s = from_disk / limits.disk_bytes_s
+    wanted = record_bytes(engine), touched, disk_s
+    of_gpu = bench_vram.figures(engine, limits, decoded, *wanted)
+    limit = 1 / max(disk_s, touched / limits.memory_bytes_s)
+    if of_gpu:
+        limit = 1e3 / max(of_gpu["limit_ms"].values())
     speed, prompt_speed = statistics.median(decode), statistics.median(prompt)
     prompts = [(reply.steps[0], reply.prompt) for reply in replies]
     found = {
         **vars(limits),
-        **prompt_figures.figures(engine, limits.disk_bytes_s, prompts, prompt_speed),
+        **prompt_figures.figures(engine, limits, prompts, prompt_speed),
         "pp_tok_s": prompt_speed,
         "pp_tok_s_range": [min(prompt), max(prompt)],
         "tg_tok_s": speed,
@@ -110,7 +117,7 @@ def figures(
         "hit_rate": statistics.median(one.hit_rate for one in decoded) if own else None,
         "ms_read_wait_per_token": statistics.median(o.ms_read_wait / o.tokens for o in decoded),
         "io": engine.runtime.io,
-        "python_share": statistics.median(one.python_share for one in whole),
+        "python_share": None if of_gpu else statistics.median(one.python_share for one in whole),
         "touched_bytes_per_token": touched,
         "limit_tok_s": limit,
         "share_of_limit": speed / limit,
@@ -126,6 +133,8 @@ def figures(
         "cold": cold,
     }
     ordered, distinct = {key: found[key] for key in KEYS}, len(distinct_layers(engine.store))
+    if of_gpu:
+        ordered |= {key: of_gpu[key] for key in bench_vram.KEYS}
     if distinct != engine.shape.layers:
         ordered["distinct"] = distinct
     if engine.runtime.store_dirs:
@@ -190,6 +199,7 @@ def table(found: dict[str, Any]) -> Table:
     rows = (
         ("disk", _rate(found["disk_bytes_s"]), f"depth {found['disk_depth']}, {kind}"),
         ("memory", _rate(found["memory_bytes_s"]), "all threads"),
+        *bench_vram.ceilings(found),
         ("prompt", f"{found['pp_tok_s']:.2f} tok/s", f"{_range(found, 'pp_tok_s')}, {tokens}"),
         ("first token", f"{found['ttft_ms'] / 1e3:.2f} s", ""),
         *prompt_figures.rows(found),
@@ -199,8 +209,9 @@ def table(found: dict[str, Any]) -> Table:
         ("from the device", *_device(found)),
         ("hits", *_hits(found)),
         ("read wait", f"{found['ms_read_wait_per_token']:.1f} ms", "a token"),
-        ("Python", f"{found['python_share']:.1%}", "of a token: neither native work nor waiting"),
-        ("limit", f"{found['limit_tok_s']:.2f} tok/s", "what disk and memory allow"),
+        *bench_vram.costs(found),
+        *_python(found),
+        ("limit", f"{found['limit_tok_s']:.2f} tok/s", bench_vram.allowance(found)),
         ("of the limit", f"{found['share_of_limit']:.1%}", ""),
         ("peak memory", format_bytes(found["peak_rss_bytes"]), _given(found)),
     )
@@ -247,6 +258,12 @@ def _hits(found: dict[str, Any]) -> tuple[str, str]:
     if found["hit_rate"] is None:
         return "unknown", "the page cache keeps the experts"
     return f"{found['hit_rate']:.1%}", f"{found['slots']} slots"
+
+
+def _python(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    share = found["python_share"]
+    remark = "of a token: neither native work nor waiting"
+    return [] if share is None else [("Python", f"{share:.1%}", remark)]
 
 
 def _given(found: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
-"""What this machine allows: bytes a second from a store's own files, and from memory.
+"""What this machine allows: bytes a second from a store's own files, from memory, and of a GPU.
 
-Owns the two measurements that a speed is compared with. They touch more memory than a budget
-plans for, so :func:`measure` takes them in a process of its own, which is gone afterwards.
+Owns the measurements that a speed is compared with; a GPU's are its own (``Device``). They touch
+more memory than a budget plans for, so :func:`measure` takes them in a process of its own, which is
+gone afterwards.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from flashmoe.errors import BudgetError, FlashMoeError, StoreError
+from flashmoe.kernels import choose
+from flashmoe.kernels.cuda.device import Device
 from flashmoe.options import Runtime
 from flashmoe.quant import Array
 from flashmoe.store.reader import RecordAddress, Store
@@ -41,33 +44,36 @@ class Ceilings:
 
     ``disk_bytes_s`` is that of checked reads of whole records in random order at
     ``disk_depth``, the best depth, from all drives together and from each at that depth where
-    there are several; ``direct`` says whether they bypassed the page cache.
+    there are several; ``direct`` says whether they bypassed the page cache. Where a GPU computes,
+    ``vram_bytes_s`` is that of its memory, and ``copy_bytes_s`` that of copies to it.
     """
 
     disk_bytes_s: float
     disk_depth: int
     direct: bool
     memory_bytes_s: float
+    vram_bytes_s: float | None = None
+    copy_bytes_s: float | None = None
 
 
-def measure(path: Path, runtime: Runtime) -> Ceilings:
-    """Both ceilings, measured in another process, which ends with this one's interrupt.
+def measure(path: Path, runtime: Runtime, kernels: str = "auto") -> Ceilings:
+    """All ceilings, measured in another process, which ends with this one's interrupt.
 
     The disk's is that of all drives together where the store lies on several, and of direct
     reads whatever the engine is told to use: they are what disks are quickest at.
 
     Raises:
-        StoreError: the store does not open, or a record is damaged.
+        StoreError: the store does not open, a record is damaged, or the GPU fails.
         BudgetError: the process was ended from outside.
     """
     threads = runtime.resolved_threads
-    command = [sys.executable, "-m", __name__, str(path), str(threads)]
+    command = [sys.executable, "-m", __name__, str(path), str(threads), kernels]
     command += map(str, runtime.store_dirs)
     # In a session of its own Ctrl-C reaches this process alone, and run() then ends the other.
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     if done.returncode:
         raise BudgetError(
-            f"measuring disk and memory ended with code {done.returncode}: free some memory "
+            f"measuring what there is ended with code {done.returncode}: free some memory "
             f"(it takes {ARRAY_BYTES >> 20} MiB) and try again"
         )
     found = json.loads(done.stdout)
@@ -76,11 +82,12 @@ def measure(path: Path, runtime: Runtime) -> Ceilings:
     return Ceilings(**found)
 
 
-def main(path: str, threads: str, *store_dirs: str) -> None:
+def main(path: str, threads: str, kernels: str, *store_dirs: str) -> None:
     """Measure in this process and write the ceilings, or the refusal, as a JSON object."""
     try:
         rate, depth, bypassed = disk_rate(Store.open(path, store_dirs))
-        found = vars(Ceilings(rate, depth, bypassed, memory_rate(int(threads))))
+        of_gpu = device_rates(choose(kernels, "float32").device)
+        found = vars(Ceilings(rate, depth, bypassed, memory_rate(int(threads)), *of_gpu))
     except FlashMoeError as error:
         found = {"refusal": str(error)}
     sys.stdout.write(json.dumps(found))
@@ -141,6 +148,11 @@ def memory_rate(threads: int) -> float:
             list(pool.map(np.max, pieces))
             rates.append(data.nbytes / (time.perf_counter() - began))
     return statistics.median(rates)
+
+
+def device_rates(device: Device | None) -> tuple[float | None, float | None]:
+    """Bytes a second of a GPU's memory, and of copies to it; None where there is none."""
+    return (None, None) if device is None else (device.memory_rate(), device.copy_rate())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ standard error: exit code 2 for input, 1 for the rest. A traceback is a bug.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,7 @@ from flashmoe import __version__
 from flashmoe.apps import flags, prefixes, terminal
 from flashmoe.apps.chat.flags import chat
 from flashmoe.apps.eval.flags import EPILOG, evaluate
-from flashmoe.apps.footer import KEYS
+from flashmoe.apps.footer import KEYS, VRAM_KEYS
 from flashmoe.apps.serve.flags import serve
 from flashmoe.errors import FlashMoeError, InputError
 from flashmoe.options import Runtime, Sampling
@@ -28,8 +28,14 @@ EXIT_CODES = (
     "`verify` found faults; 2 a flag, an argument or a prompt that cannot be honoured; 130 ended "
     "by Ctrl-C."
 )
-STATS = "`--stats json` writes one object: " + ", ".join(
-    f"`{key}` ({meaning})" for key, meaning in KEYS.items()
+
+
+def _told(keys: Mapping[str, str]) -> str:
+    return ", ".join(f"`{key}` ({meaning})" for key, meaning in keys.items())
+
+
+STATS = (
+    f"`--stats json` writes one object: {_told(KEYS)}; where a GPU computes also {_told(VRAM_KEYS)}"
 )
 
 app = typer.Typer(
@@ -167,6 +173,7 @@ def spread(
 def plan(
     store: flags.Store,
     ram: flags.Ram = None,
+    vram: flags.Vram = None,
     context: flags.Context = None,
     slots: flags.Slots = None,
     experts_per_token: flags.ExpertsPerToken = None,
@@ -175,15 +182,20 @@ def plan(
     io: flags.HowRead = Runtime.io,
     store_dirs: flags.StoreDirs = None,
     prefix_cache: flags.PrefixDirectory = None,
+    kernels: flags.Kernels = "auto",
     as_json: flags.Json = False,
 ) -> None:
-    """Show how memory would be divided: floor, recommended size, slots, and what binds."""
-    from flashmoe.apps.plan import plan
-    from flashmoe.apps.request import Limits, kept_in
+    """Show how memory would be divided: floor, recommended size, slots, and what binds.
 
-    limits = Limits(ram, context, slots, experts_per_token, kv)
+    With `--kernels cuda` also the GPU's.
+    """
+    from flashmoe.apps.plan import plan
+    from flashmoe.apps.request import Limits, kept_in, vram_of
+
+    limits = Limits(ram, context, slots, experts_per_token, kv, vram_of(vram, kernels))
     runtime = Runtime(chunk_tokens=chunk_tokens, io=io, store_dirs=tuple(store_dirs or ()))
-    plan(store, limits, runtime, prefix_cache=kept_in(prefix_cache), as_json=as_json)
+    kept = kept_in(prefix_cache)
+    plan(store, limits, runtime, kernels, prefix_cache=kept, as_json=as_json)
 
 
 @app.command(
@@ -210,6 +222,7 @@ def run(
     logprobs: flags.LogProbs = None,
     experts_per_token: flags.ExpertsPerToken = None,
     ram: flags.Ram = None,
+    vram: flags.Vram = None,
     context: flags.Context = None,
     slots: flags.Slots = None,
     kv: flags.Kv = flags.KV,
@@ -254,6 +267,7 @@ def bench(
     prompt_tokens: flags.PromptTokens = flags.PROMPT_TOKENS,
     gen_tokens: flags.GenTokens = flags.GEN_TOKENS,
     ram: flags.Ram = None,
+    vram: flags.Vram = None,
     experts_per_token: flags.ExpertsPerToken = None,
     kv: flags.Kv = flags.KV,
     cold: flags.Cold = False,
@@ -269,11 +283,13 @@ def bench(
 ) -> None:
     """Measure prompt and decode speed, and the share of what disk and memory allow.
 
-    Reads the store's own files and an array in memory first, then replies to random prompts.
+    Reads the store's own files and an array in memory first, with `--kernels cuda` also copies to
+    the GPU and within its memory, then replies to random prompts.
     The usage profile is neither used nor kept. The last line is a JSON object.
     """
     from flashmoe.apps.bench import Request, bench
     from flashmoe.apps.places import device_cache
+    from flashmoe.apps.request import vram_of
 
     # Random prompts say nothing about a user's, and what is measured should not depend on them.
     runtime = Runtime(
@@ -297,6 +313,7 @@ def bench(
         kernels,
         runtime,
         kv,
+        vram_of(vram, kernels),
     )
     bench(request, as_json=as_json)
 

@@ -151,6 +151,15 @@ Ram: TypeAlias = Annotated[
         show_default="recommended",
     ),
 ]
+Vram: TypeAlias = Annotated[
+    str | None,
+    _memory(
+        "Bound on what is taken of the GPU's memory, with --kernels cuda: `8GiB`, `500MB`.",
+        "--vram",
+        metavar="SIZE",
+        show_default="what is free there, less a margin",
+    ),
+]
 Context: TypeAlias = Annotated[
     int | None,
     _memory(
@@ -268,8 +277,13 @@ StoreDirs: TypeAlias = Annotated[
     ),
 ]
 Kernels: TypeAlias = Annotated[
-    Literal["auto", "cpu", "reference"],
-    _work("The arithmetic: native (cpu), or numpy (reference).", "--kernels"),
+    str,
+    _work(
+        "The arithmetic: native (cpu), numpy (reference), or that of an NVIDIA GPU (cuda; cuda:1 "
+        "is the second one); `auto` asks for no GPU.",
+        "--kernels",
+        metavar="auto|cpu|reference|cuda[:N]",
+    ),
 ]
 
 # --- what is measured

@@ -44,6 +44,28 @@ KEYS = {
 }
 """The JSON keys in order, and what they mean."""
 
+VRAM_KEYS = {
+    "gpu": "what computes",
+    "vram_hits": "experts asked for that were in VRAM; hits and misses are of the rest",
+    "vram_misses": "those that had to be copied there",
+    "vram_hit_rate": "hits in VRAM, of all experts asked for",
+    "copied_bytes": "copied to the GPU in all",
+    "copied_bytes_per_token": "copied for each token after the first",
+    "ms_copy_wait": "time spent waiting for copies",
+    "vram_bytes": "planned of the GPU's memory",
+    "vram_slots": "experts that fit in it at once",
+}
+"""The keys that follow where a GPU computes."""
+
+
+@dataclass(frozen=True)
+class VramShare:
+    """What a reply had of a GPU: its name, the bytes planned there, and slots for experts."""
+
+    gpu: str
+    vram_bytes: int
+    vram_slots: int
+
 
 @dataclass(frozen=True)
 class Footer:
@@ -60,6 +82,7 @@ class Footer:
     finish_reason: str
     io: str
     prefix_bytes_written: int | None = None
+    vram: VramShare | None = None
 
     def line(self) -> str:
         """One line for a person."""
@@ -70,6 +93,7 @@ class Footer:
             f"{totals.tokens_per_second:.1f} tok/s",
             f"TTFT {totals.ms_first / 1e3:.2f} s",
             *self._found(),
+            *self._copied(),
             f"{_gigabytes(totals.bytes_per_token)} GB read a token",
             *self._kept(),
             f"peak memory {format_bytes(self.peak_bytes)}",
@@ -93,17 +117,30 @@ class Footer:
 
     def _found(self) -> tuple[str, ...]:
         totals = self.totals
+        if self.vram is not None:
+            above = f"{counted(totals.vram_hits, 'hit')} in VRAM ({totals.vram_hit_rate:.1%})"
+            return (above, f"{totals.hits} in RAM", counted(totals.misses, "miss"))
         if self.io == "os":
             return (f"{counted(totals.misses, 'expert')} through the page cache",)
         misses = f"{counted(totals.misses, 'miss')} ({totals.hit_rate:.1%} hits)"
         return (counted(totals.hits, "hit"), misses)
 
+    def _copied(self) -> tuple[str, ...]:
+        if self.vram is None:
+            return ()
+        return (f"{_gigabytes(self.totals.copied_bytes_per_token)} GB copied a token",)
+
     def to_json(self, **more: Any) -> str:
-        """One line for a program, with the keys of :data:`KEYS`."""
+        """One line for a program, with the keys of :data:`KEYS`, and :data:`VRAM_KEYS` where a GPU
+        computes."""
         own = {**vars(self), "ttft_ms": self.totals.ms_first}
+        keys = list(KEYS)
+        if self.vram is not None:
+            own |= vars(self.vram)
+            keys += VRAM_KEYS
         if self.io == "os":
             own["hit_rate"] = None
-        values = {key: own[key] if key in own else getattr(self.totals, key) for key in KEYS}
+        values = {key: own[key] if key in own else getattr(self.totals, key) for key in keys}
         return json.dumps({**values, **more})
 
 
@@ -127,7 +164,16 @@ def footer_of(
         finish_reason=finish_reason,
         io=engine.runtime.io,
         prefix_bytes_written=prefix_bytes_written,
+        vram=vram_share(engine),
     )
+
+
+def vram_share(engine: Engine) -> VramShare | None:
+    """What an engine has of a GPU; None where none computes."""
+    device, room = engine.kernels.device, engine.vram
+    if device is None or room is None:
+        return None
+    return VramShare(device.name, room.planned_bytes, room.slots)
 
 
 def _gigabytes(nbytes: float) -> str:

@@ -35,14 +35,15 @@ def open_engine(
     ``host_bytes`` is what the caller takes beside the engine, within the same budget.
 
     Raises:
-        StoreError, BudgetError, InputError: as for :meth:`Engine.open`.
+        StoreError, BudgetError, InputError, DeviceError: as for :meth:`Engine.open`.
     """
     own = Store.open(store, runtime.store_dirs).shape.experts
     wanted = own.top_k if limits.experts is None else limits.experts
     budget = budget_of(limits.ram, limits.context, limits.slots, wanted, limits.kv)
+    budget = replace(budget, host_bytes=host_bytes, vram_bytes=limits.vram_bytes)
     engine = Engine.open(
         store,
-        budget=replace(budget, host_bytes=host_bytes),
+        budget=budget,
         kernels=kernels,
         experts_per_token=limits.experts,
         runtime=runtime,

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from flashmoe import kernels
+from flashmoe import kernels as kernel_sets
 from flashmoe.apps import terminal
 from flashmoe.apps.request import Limits
+from flashmoe.apps.vram_plan import VramPlan
 from flashmoe.errors import InputError
+from flashmoe.model.gpu import opening as gpu
 from flashmoe.options import Budget, PrefixCache, Runtime
-from flashmoe.planning import plan_store, with_experts
+from flashmoe.planning import outlay_of, plan_store, with_experts
 from flashmoe.store.reader import Store
 from flashmoe.stream.budget import Plan
 from flashmoe.stream.units import format_bytes, parse_bytes
@@ -53,15 +55,22 @@ def plan(
     name: str,
     limits: Limits,
     runtime: Runtime,
+    kernels: str = "auto",
     *,
     prefix_cache: PrefixCache | None = None,
     as_json: bool,
 ) -> None:
-    """Print the plan of a store, as ``run`` with the same flags would make it."""
+    """Print the plan of a store, as ``run`` with the same flags would make it.
+
+    Raises:
+        StoreError, BudgetError, InputError: as ``run`` would refuse.
+        DeviceError: there is no GPU to plan for.
+    """
     store = Store.open(name, runtime.store_dirs)
-    chosen = kernels.choose("auto", "float32", runtime.resolved_threads)
+    chosen = kernel_sets.choose(kernels, "float32", runtime.resolved_threads)
     words = Words(store)  # what it weighs counts
-    top_k = with_experts(store.shape, limits.experts).experts.top_k
+    shape = with_experts(store.shape, limits.experts)
+    top_k = shape.experts.top_k
     budget = budget_of(limits.ram, limits.context, limits.slots, top_k, limits.kv)
     found = plan_store(
         store,
@@ -71,11 +80,19 @@ def plan(
         experts_per_token=top_k,
         prefix_cache=prefix_cache,
     )
+    vram = None
+    if chosen.device is not None:
+        outlay = outlay_of(store, budget, chosen, top_k)
+        room = gpu.planned(store, shape, outlay, chosen.device, limits.vram_bytes)
+        vram = VramPlan(chosen.device.name, *chosen.device.memory(), room, found)
     del words
     if as_json:
-        terminal.write(json.dumps(found.to_json(), indent=1) + "\n")
+        told = found.to_json() | ({} if vram is None else {"vram": vram.to_json()})
+        terminal.write(json.dumps(told, indent=1) + "\n")
     else:
         terminal.show(_parts(found), "", *_lines(found))
+        if vram is not None:
+            terminal.show("", f"in VRAM of {vram.gpu}:", vram.table())
 
 
 def _parts(plan: Plan) -> Table:

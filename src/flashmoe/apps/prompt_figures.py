@@ -4,7 +4,8 @@ Owns their names and formulas. A prompt's limit is ``tokens / max(needed bytes /
 arithmetic)``: each record that its tokens choose is read once, if it is not in memory, and the
 shorter of reads and arithmetic hides behind the longer. The arithmetic is that of the same run,
 all of the time that was not spent waiting for experts; where another run had everything in
-memory, that one's is the better measure.
+memory, that one's is the better measure. Where a GPU computes, the least that is copied to it is
+one more of those that hide behind each other.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flashmoe.apps.ceilings import Ceilings
 from flashmoe.engine import Engine
 from flashmoe.model.observer import Observer
 from flashmoe.quant import Array
@@ -30,8 +32,8 @@ KEYS = {
     "prompt_touched_bytes": "of the experts that the prompt's tokens chose, each once",
     "prompt_needed_bytes": "of these what was not in memory: the least that can be read",
     "prompt_ms_read_wait": "of the prompt, spent waiting for experts",
-    "prompt_ms_arithmetic": "of the prompt, all the rest",
-    "pp_limit_tok_s": "prompt tokens a second that disk and arithmetic allow",
+    "prompt_ms_arithmetic": "of the prompt, all the rest but waiting for copies to a GPU",
+    "pp_limit_tok_s": "prompt tokens a second that disk, copies to a GPU and arithmetic allow",
     "pp_share_of_limit": "pp_tok_s of that",
 }
 """The JSON keys in order, and what they mean; medians of the repetitions."""
@@ -68,15 +70,16 @@ class PromptCost:
 
 def figures(
     engine: Engine,
-    disk_bytes_s: float,
+    limits: Ceilings,
     prompts: Sequence[tuple[Step, PromptCost]],
     tokens_per_second: float,
 ) -> dict[str, Any]:
     """By :data:`KEYS`; of each prompt the first step of its reply, and its cost."""
     records = [entry.layout.record_bytes for entry in engine.store.manifest.layers]
-    touched, needed = list[float](), list[float]()
+    touched, needed, copied = list[float](), list[float](), list[float]()
     for step, cost in prompts:
         touched.append(sum(n * size for n, size in zip(cost.touched, records, strict=False)))
+        copied.append(min(touched[-1], step.vram_misses * statistics.mean(records)))
         missing = step.misses * statistics.mean(records)
         if engine.runtime.io == "os":  # only the page cache knows
             missing = cost.device_bytes or 0
@@ -91,7 +94,10 @@ def figures(
         "prompt_ms_arithmetic": statistics.median(step.ms_compute for step, _ in prompts),
     }
     arithmetic = found["prompt_ms_arithmetic"] / 1e3
-    limit = prompts[0][0].prompt_tokens / limit_seconds(found, disk_bytes_s, arithmetic)
+    seconds = limit_seconds(found, limits.disk_bytes_s, arithmetic)
+    if limits.copy_bytes_s is not None:
+        seconds = max(seconds, statistics.median(copied) / limits.copy_bytes_s)
+    limit = prompts[0][0].prompt_tokens / seconds
     return {**found, "pp_limit_tok_s": limit, "pp_share_of_limit": tokens_per_second / limit}
 
 

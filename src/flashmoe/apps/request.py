@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from flashmoe import kernels as kernel_sets
 from flashmoe.apps.conversation import Prompt, read_prompt, read_tools
 from flashmoe.apps.places import device_cache, prefix_directory
 from flashmoe.errors import InputError
@@ -19,13 +20,14 @@ from flashmoe.stream.units import parse_bytes
 
 @dataclass(frozen=True)
 class Limits:
-    """What ``--ram --context --slots --experts-per-token --kv`` said."""
+    """What ``--ram --context --slots --experts-per-token --kv --vram`` said."""
 
     ram: str | None = None
     context: int | None = None
     slots: int | None = None
     experts: int | None = None
     kv: str = Budget.kv
+    vram_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,39 @@ def request_of(flags: Mapping[str, Any]) -> Request:
 
 
 def limits_of(flags: Mapping[str, Any]) -> Limits:
-    """What the flags say of memory, and of experts a token."""
+    """What the flags say of memory, and of experts a token.
+
+    Raises:
+        InputError: as :func:`vram_of`.
+    """
     return Limits(
-        flags["ram"], flags["context"], flags["slots"], flags["experts_per_token"], flags["kv"]
+        flags["ram"],
+        flags["context"],
+        flags["slots"],
+        flags["experts_per_token"],
+        flags["kv"],
+        vram_of(flags["vram"], flags["kernels"]),
     )
+
+
+def vram_of(size: str | None, kernels: str) -> int | None:
+    """The bytes that ``--vram`` gives ``--kernels``; None for no bound.
+
+    Raises:
+        InputError: kernels that are not known, a size that is none, or one without a GPU.
+    """
+    on_gpu = kernel_sets.on_gpu(kernels)
+    if size is None:
+        return None
+    if not on_gpu:
+        raise InputError(
+            f"--vram {size} bounds a GPU's memory, and --kernels {kernels} uses no GPU: give "
+            "--kernels cuda too, or leave --vram out"
+        )
+    limit = parse_bytes(size)
+    if limit < 1:
+        raise InputError(f"--vram {size} leaves no room: give a size above 0")
+    return limit
 
 
 def runtime_of(flags: Mapping[str, Any]) -> Runtime:

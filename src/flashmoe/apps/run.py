@@ -176,7 +176,8 @@ def _stream(steps: Iterator[Step], reply: _Reply, onlookers: _Onlookers) -> None
 def _tell(engine: Engine, request: Request, reply: _Reply, clock: timing.ReplyClock | None) -> None:
     """Everything on standard error after the reply; the footer comes last."""
     if clock is not None:
-        show_aside(timing.table(clock, engine.shape.mixers, reply.steps))
+        on_gpu = engine.kernels.device is not None
+        show_aside(timing.table(clock, engine.shape.mixers, reply.steps, on_gpu=on_gpu))
     written = None
     if engine.prefixes is not None:
         engine.prefixes.flush()

@@ -31,16 +31,21 @@ class ReplyClock(PhaseClock):
         self.passes = 0
 
 
-def table(clock: ReplyClock, mixers: Sequence[str], steps: Sequence[Step]) -> Table:
+def table(
+    clock: ReplyClock, mixers: Sequence[str], steps: Sequence[Step], *, on_gpu: bool = False
+) -> Table:
     """Milliseconds a decoded token: a row a layer, then their sum; the last row is the prompt.
 
     The embedding counts to the first layer and the head to the last; *experts* includes the
-    wait for reads.
+    wait for reads. With a GPU the host's wait for it is not told apart from Python.
     """
     from rich.table import Table
 
     found = Table(
-        title="ms a token", caption=_caption(clock, steps), caption_justify="left", box=None
+        title="ms a token",
+        caption=_caption(clock, steps, on_gpu=on_gpu),
+        caption_justify="left",
+        box=None,
     )
     found.add_column("layer", justify="right")
     found.add_column("mixer is")
@@ -61,14 +66,15 @@ def _cells(times: Sequence[float]) -> list[str]:
     return [f"{time:.2f}" for time in (*times, sum(times))]
 
 
-def _caption(clock: ReplyClock, steps: Sequence[Step]) -> str:
+def _caption(clock: ReplyClock, steps: Sequence[Step], *, on_gpu: bool) -> str:
     decode = Totals.of(steps[1:])
     tokens = max(decode.tokens, 1)
     spent = sum(step.ms_total for step in steps[1:])
     decode_share = Totals.of(steps).python_share
     elsewhere = max(spent - sum(clock.ms.values()), 0.0)
+    python = f"{decode_share:.1%} of a token is Python, neither native work nor waiting; "
     return (
         f"{decode.ms_read_wait / tokens:.2f} ms a token of experts is waiting for reads; sampling "
-        f"and text take {elsewhere / tokens:.2f} ms more; {decode_share:.1%} of a token is Python, "
-        "neither native work nor waiting; the row of the prompt is for all of it"
+        f"and text take {elsewhere / tokens:.2f} ms more; {'' if on_gpu else python}"
+        "the row of the prompt is for all of it"
     )

@@ -30,10 +30,7 @@ def choose(name: str, dtype: str, threads: int | None = None) -> Kernels:
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not known; choose one of {DTYPES}")
-    name, colon, number = name.partition(":")
-    if name not in NAMES or (colon and (name != "cuda" or not number.isdecimal())):
-        name += colon + number
-        raise InputError(f"kernels {name!r} are not known; choose one of {NAMES}")
+    name, _, number = checked(name).partition(":")
     if name == "auto":
         name = "cpu" if dtype == "float32" else "reference"
     if name == "reference":
@@ -49,9 +46,29 @@ def choose(name: str, dtype: str, threads: int | None = None) -> Kernels:
     return cpu.table(Runtime(threads=threads).resolved_threads)
 
 
+def checked(name: str) -> str:
+    """The same name, if a table goes by it; asks for no GPU.
+
+    Raises:
+        InputError: none does.
+    """
+    kind, colon, number = name.partition(":")
+    if kind not in NAMES or (colon and (kind != "cuda" or not number.isdecimal())):
+        raise InputError(
+            f"kernels {name!r} are not known; choose one of {', '.join(NAMES)}, or cuda:1 for the "
+            "second GPU"
+        )
+    return name
+
+
+def on_gpu(name: str) -> bool:
+    """Whether the table of this name computes on a GPU."""
+    return checked(name).partition(":")[0] == "cuda"
+
+
 def on_device(device: Device) -> Kernels:
     """The table of a model whose layers run on ``device``."""
     return Kernels("cuda", np.dtype(np.float32), 0, device.name, device)
 
 
-__all__ = ["DTYPES", "NAMES", "Kernels", "choose", "on_device"]
+__all__ = ["DTYPES", "NAMES", "Kernels", "checked", "choose", "on_device", "on_gpu"]

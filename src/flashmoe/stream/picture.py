@@ -13,6 +13,7 @@ microseconds apart, and nothing that it touches changes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 
 import numpy as np
@@ -28,18 +29,24 @@ class ExpertState(IntEnum):
     """What an expert is doing; where two are true, the one that is told is the greater.
 
     ``HIT`` and ``MISSED`` are those of the last token, or chunk, that passed the layer: asked for,
-    and found in memory or not (see ``Counters``), whether or not it has left since.
+    and found in memory or not (see ``Counters``), whether or not it has left since. With a tier of
+    VRAM they are those of the last one that asked for something which was not there.
     """
 
     ABSENT = 0
     MEMORY = 1
-    HIT = 2
-    MISSED = 3
-    READING = 4
+    VRAM = 2
+    HIT = 3
+    MISSED = 4
+    READING = 5
 
 
 class Picture:
-    """Of ``experts`` experts in every layer of a cache."""
+    """Of ``experts`` experts in every layer of a cache.
+
+    ``above`` gives, where a tier of VRAM lies above, the slot there of each expert of a layer, or
+    -1 (``tiers.Vram.table``).
+    """
 
     def __init__(
         self, experts: int, cache: Cache, reads: Reads, warmup: Warmup, passage: Passage
@@ -49,6 +56,14 @@ class Picture:
         self._reads = reads
         self._warmup = warmup
         self._passage = passage
+        self.above: Callable[[int], Array] | None = None
+
+    def held_above(self) -> int:
+        """How many experts are in the tier above; 0 where there is none."""
+        above = self.above
+        if above is None:
+            return 0
+        return sum(int(np.count_nonzero(above(n) >= 0)) for n in range(self._cache.layers))
 
     def states(self) -> Array:
         """The :class:`ExpertState` of each, (layers, experts) uint8; the caller's own."""
@@ -59,6 +74,9 @@ class Picture:
                 states[layer, np.array(cache.slots_of(layer, every)) >= 0] = ExpertState.MEMORY
         for layer, expert in self._warmup.arrived():
             states[layer, expert] = ExpertState.MEMORY
+        if self.above is not None:
+            for layer, row in enumerate(states):
+                row[self.above(layer) >= 0] = ExpertState.VRAM
         for layer, hold in self._passage.latest.copy().items():
             states[layer, list(hold.wanted)] = ExpertState.MISSED
             states[layer, list(hold.hits)] = ExpertState.HIT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,12 @@ from flashmoe.apps.chat.talk import Talk
 from flashmoe.apps.chat.tools import Toolbox
 from flashmoe.apps.chat.transcript import Transcript
 from flashmoe.engine import Engine
+from flashmoe.kernels import on_device
+from flashmoe.options import Budget, Runtime
+from flashmoe.step import Totals
 from flashmoe.text.pieces import Content
-from tests.apps.chat.fakes import Person, Script
+from tests.apps.chat.fakes import Person, Script, step
+from tests.kernels.cuda.emulated import EmulatedDevice
 
 
 @pytest.fixture
@@ -44,3 +49,19 @@ def test_the_figures_come_with_the_first_reply(engine: Engine) -> None:
     assert after["prompts"].startswith("3 tokens read, 1500.0 tok/s, 0 from the prefix cache")
     assert after["replies"] == "1 token, 0.0 tok/s"
     assert after["experts"].startswith("50.0% hits, 1e-08 GB read, 0.0 s waited")
+
+
+def test_the_tier_of_vram_has_rows_of_its_own() -> None:
+    kernels, runtime = on_device(EmulatedDevice()), Runtime(profile=False, threads=1)
+    budget = Budget(context_tokens=64, vram_bytes=70 << 20)
+    with Engine.open("demo", kernels=kernels, budget=budget, runtime=runtime) as engine:
+        assert engine.vram is not None
+        script = Script([[Content("yes")]])
+        talk = Talk(engine.session(), script.begin, Toolbox(), lambda *_: "", Transcript("demo"))
+        before = dict(shown(engine, talk))
+        assert before["VRAM"].endswith(f" MiB of emulated, {engine.vram.slots} slots")
+        talk.spent.replies.append(Totals.of([replace(step(), vram_hits=3, vram_misses=1)]))
+        after = [" ".join(line) for line in shown(engine, talk)]
+        assert "experts in VRAM 75.0% hits, 0 GB copied, 0.0 s waited for copies" in [
+            " ".join(line.split()) for line in after
+        ]

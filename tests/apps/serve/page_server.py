@@ -31,6 +31,8 @@ from flashmoe.stream.picture import ExpertState
 
 MODEL = "qwen3.5-35b-a3b"
 
+UNCHOSEN = (ExpertState.MEMORY, ExpertState.VRAM)
+
 MARKDOWN = """A **mixture of experts** splits each feed-forward layer into many small networks and \
 lets a *router* choose a few of them for every token.
 
@@ -63,15 +65,21 @@ HOSTILE = """<img src=x onerror="alert(1)"> <script>alert(2)</script>
 
 
 class MadeUpView:
-    """Experts of a model that is always at work: some chosen, some read, most of them not there."""
+    """Experts of a model that is always at work: some chosen, some read, most of them not there.
 
-    def __init__(self, layers: int = 40, experts: int = 256, top_k: int = 8) -> None:
+    Of those in memory, every third is in VRAM too where there are ``vram_slots``.
+    """
+
+    def __init__(
+        self, layers: int = 40, experts: int = 256, top_k: int = 8, vram_slots: int = 0
+    ) -> None:
         self._dice = np.random.default_rng(4)
         self._size = layers, experts, top_k
         self._popular = self._dice.random((layers, experts)) ** 3 + 0.02
         self._memory = self._dice.random((layers, experts)) < np.sqrt(self._popular) * 0.6
         self._tokens = self._hits = self._misses = self._bytes = 0
         self._wait_ms = 0.0
+        self._vram_slots = vram_slots
         self.working = False
 
     def shape(self) -> Mapping[str, Any]:
@@ -79,14 +87,19 @@ class MadeUpView:
         names = [state.name.lower() for state in ExpertState]
         return {
             "model": MODEL, "layers": layers, "experts": experts, "experts_per_token": top_k,
-            "states": names,
+            "vram_slots": self._vram_slots, "states": names,
         }  # fmt: skip
 
     def states(self) -> Array:
         states = np.where(self._memory, ExpertState.MEMORY, ExpertState.ABSENT).astype(np.uint8)
+        states[self._above()] = ExpertState.VRAM
         if self.working:
             self._token(states)
         return states
+
+    def _above(self) -> Array:
+        above = self._memory & (np.arange(self._size[1]) % 3 == 0)
+        return above if self._vram_slots else np.zeros_like(above)
 
     def _token(self, states: Array) -> None:
         layers, experts, top_k = self._size
@@ -101,7 +114,7 @@ class MadeUpView:
             self._hits += int(there.sum())
             self._misses += int((~there).sum())
             self._bytes += int((~there).sum()) * 1_769_472
-            left = np.flatnonzero(self._memory[layer] & (states[layer] == ExpertState.MEMORY))
+            left = np.flatnonzero(self._memory[layer] & np.isin(states[layer], UNCHOSEN))
             self._memory[layer, self._dice.choice(left, int((~there).sum()), replace=False)] = False
             self._memory[layer, chosen] = True
         self._tokens += 1
@@ -110,7 +123,11 @@ class MadeUpView:
     def figures(self) -> Figures:
         held = int(self._memory.sum())
         cost = self._hits, self._misses, self._bytes, self._wait_ms
-        return Figures(self._tokens, *cost, held, slots=2_800)
+        if not self._vram_slots:
+            return Figures(self._tokens, *cost, held, slots=2_800)
+        asked, above = self._hits + self._misses, int(self._above().sum())
+        tier = asked // 4, asked - asked // 4, 2 * self._bytes, 2 * self._wait_ms, above
+        return Figures(self._tokens, *cost, held, 2_800, *tier)
 
 
 @dataclass

@@ -16,12 +16,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashmoe import Budget, Engine
+from flashmoe import Budget, Engine, Runtime
 from flashmoe.apps.serve import map as served
 from flashmoe.apps.serve.map import EngineView, ExpertMap, Figures
+from flashmoe.kernels import on_device
 from flashmoe.quant import Array
 from flashmoe.stream.picture import ExpertState
 from tests.apps.serve.page_server import MadeUpView, Script, page_server
+from tests.kernels.cuda.emulated import EmulatedDevice
 
 LAYERS, EXPERTS = 3, 10
 
@@ -69,11 +71,11 @@ async def several(events: AsyncIterator[str], count: int) -> list[str]:
 
 def pictures(dice: np.random.Generator, count: int, most: int) -> list[Array]:
     """Each differs from the one before in up to so many places."""
-    made = [dice.integers(0, 5, (LAYERS, EXPERTS)).astype(np.uint8)]
+    made = [dice.integers(0, len(ExpertState), (LAYERS, EXPERTS)).astype(np.uint8)]
     for _ in range(count - 1):
         states = made[-1].copy()
         places = dice.integers(0, states.size, int(dice.integers(0, most + 1)))
-        states.ravel()[places] = dice.integers(0, 5, len(places))
+        states.ravel()[places] = dice.integers(0, len(ExpertState), len(places))
         made.append(states)
     return made
 
@@ -169,7 +171,10 @@ def test_an_engine_is_seen_while_it_works() -> None:
     with Engine.open("demo", budget=Budget(ram_bytes=None)) as engine:
         view = EngineView(engine, "demo")
         experts = engine.shape.layers * engine.shape.experts.count
-        assert view.shape()["states"] == ["absent", "memory", "hit", "missed", "reading"]
+        assert view.shape()["states"] == [
+            "absent", "memory", "vram", "hit", "missed", "reading",
+        ]  # fmt: skip
+        assert view.shape()["vram_slots"] == 0
         assert not view.states().any() and view.figures().tokens == 0
         prompt = engine.tokenizer.encode("Emma was")
         steps = list(engine.session().generate(prompt, engine.sampling(max_tokens=8)))
@@ -180,3 +185,21 @@ def test_an_engine_is_seen_while_it_works() -> None:
         assert figures.hits == sum(step.hits for step in steps)
         assert figures.misses == sum(step.misses for step in steps)
         assert figures.held == np.count_nonzero(states) <= min(figures.slots, experts)
+
+
+def test_an_engine_on_a_gpu_shows_who_is_in_vram() -> None:
+    kernels, runtime = on_device(EmulatedDevice()), Runtime(profile=False, threads=1)
+    budget = Budget(context_tokens=64, vram_bytes=68 << 20)
+    with Engine.open("demo", kernels=kernels, budget=budget, runtime=runtime) as engine:
+        view = EngineView(engine, "demo")
+        assert engine.vram is not None and view.shape()["vram_slots"] == engine.vram.slots < 256
+        prompt = engine.tokenizer.encode("Emma was")
+        list(engine.session().generate(prompt, engine.sampling(max_tokens=6)))
+        states, figures = view.states(), view.figures()
+        counters = engine.counters
+    assert 0 < figures.vram_held <= engine.vram.slots
+    told = int((states == ExpertState.VRAM).sum())
+    chosen = int(np.isin(states, (ExpertState.HIT, ExpertState.MISSED)).sum())
+    assert 0 < told <= figures.vram_held <= told + chosen
+    assert (figures.vram_hits, figures.vram_misses) == (counters.vram_hits, counters.vram_misses)
+    assert figures.copied_bytes == counters.copied_bytes > 0

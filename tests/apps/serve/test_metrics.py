@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from flashmoe import __version__
+from flashmoe import Budget, Engine, Runtime, __version__
 from flashmoe.apps.serve.metrics import CONTENT_TYPE, Metrics
 from flashmoe.apps.serve.room import Room
+from flashmoe.kernels import on_device
 from flashmoe.turn import Usage
+from tests.kernels.cuda.emulated import EmulatedDevice
 
 
 @pytest.fixture
@@ -118,6 +120,29 @@ def test_memory_by_part_is_the_plan(made, engine):
     assert value(made, "flashmoe_memory_bytes", part="budget") == plan.budget_bytes
     peak = value(made, "flashmoe_peak_resident_bytes")
     assert peak >= value(made, "flashmoe_resident_bytes") > 1 << 20
+
+
+def test_the_tier_of_vram_is_told_where_there_is_one(made):
+    assert not [name for name in read(made) if "vram" in name or "cop" in name]
+    kernels, runtime = on_device(EmulatedDevice()), Runtime(profile=False, threads=1)
+    budget = Budget(context_tokens=64, vram_bytes=70 << 20)
+    with Engine.open("demo", kernels=kernels, budget=budget, runtime=runtime) as engine:
+        counters, room = engine.streamer.counters, engine.vram
+        counters.vram_hits, counters.vram_misses = 30, 10
+        counters.copied_bytes, counters.copy_wait_ms = 5000, 250.0
+        made = Metrics(engine, "demo", lambda: 0, lambda: 0, {})
+        test_every_figure_has_help_and_a_type_and_a_prefix(made)
+        test_units_are_in_the_names(made)
+        assert value(made, "flashmoe_vram_hits_total") == 30
+        assert value(made, "flashmoe_vram_misses_total") == 10
+        assert value(made, "flashmoe_copied_bytes_total") == 5000
+        assert value(made, "flashmoe_copy_wait_seconds_total") == 0.25
+        assert value(made, "flashmoe_vram_slots") == room.slots
+        parts = read(made)["flashmoe_vram_bytes"].samples
+        assert {part.labels["part"] for part in parts} == {
+            "trunk", "timelines", "scratch", "slots",
+        }  # fmt: skip
+        assert sum(part.value for part in parts) == room.planned_bytes
 
 
 def test_two_servers_count_apart(engine):

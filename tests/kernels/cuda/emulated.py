@@ -93,6 +93,12 @@ class EmulatedDevice:
             self._thread.join()
             self._thread = None
 
+    def memory_rate(self):
+        return 3e12
+
+    def copy_rate(self):
+        return 5e10
+
     def busy(self):
         return self._thread is not None and self._thread.is_alive()
 

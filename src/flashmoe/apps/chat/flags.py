@@ -81,6 +81,7 @@ def chat(
     stop: flags.Stop = None,
     experts_per_token: flags.ExpertsPerToken = None,
     ram: flags.Ram = None,
+    vram: flags.Vram = None,
     context: flags.Context = None,
     slots: flags.Slots = None,
     kv: flags.Kv = flags.KV,

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import Any
 
+from flashmoe import kernels as kernel_sets
 from flashmoe.apps import progress, terminal
 from flashmoe.apps.bench_figures import mean_bits
 from flashmoe.apps.eval import keys, losses, replies, text_figures, tool_figures
@@ -87,6 +88,8 @@ def _remember(request: Request, name: str, store: Store, document: Document) -> 
         with _open(alone, name, document) as engine, _shown(f"{name}: text") as watch:
             losses.remember(engine, document, kept, watch)
             kernels = engine.kernels
+        if kernels.device is not None:  # whose memory the other engine is to have
+            kernels = kernel_sets.choose("auto", "float32", request.runtime.resolved_threads)
         kept.begin(kernels)
     except BaseException:
         kept.close()

@@ -124,6 +124,7 @@ def evaluate(
     think: Think = None,
     experts_per_token: flags.ExpertsPerToken = None,
     ram: flags.Ram = None,
+    vram: flags.Vram = None,
     slots: flags.Slots = None,
     kv: flags.Kv = Budget.kv,  # type: ignore[assignment]
     threads: flags.Threads = None,

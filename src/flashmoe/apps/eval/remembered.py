@@ -4,7 +4,8 @@ Owns the temporary file and that model's head. A divergence needs both models' d
 every token. Both engines at once would share the memory, and each read its experts more often; all
 logits of one are half a megabyte a token with a vocabulary of 248,000. Its hidden states are 8 KB
 with a width of 2,048, and its head alone makes the very same logits of them: so the models run one
-after the other, each in the whole budget, and the divergence is exact.
+after the other, each in the whole budget, and the divergence is exact. (Where a GPU computes, the
+head is the processor's, and differs from the GPU's by rounding.)
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import Any
 
 from starlette.routing import Route
 
+from flashmoe.apps.footer import vram_share
 from flashmoe.apps.opening import open_engine
 from flashmoe.apps.request import Limits as Memory
 from flashmoe.apps.request import limits_of, prefix_of, runtime_of
@@ -194,12 +195,18 @@ def _served(request: Request, engine: Engine) -> Served:
     return Served(name, request.any_name, made, request.thinking)
 
 
+def _room(engine: Engine) -> str:
+    """The budget, and the GPU's where there is one."""
+    told, vram = format_bytes(engine.plan.budget_bytes), vram_share(engine)
+    return told if vram is None else f"{told} and {format_bytes(vram.vram_bytes)} of {vram.gpu}"
+
+
 def _greeting(service: Service, listener: socket.socket) -> str:
     plan, address = service.engine.plan, address_of(listener)
     requests = format_bytes(service.sizes.total_bytes)
     beside = ", and at every other address of this machine" if is_everywhere(listener) else ""
     return (
-        f"serving {service.served.name} at {address}, within {format_bytes(plan.budget_bytes)} "
+        f"serving {service.served.name} at {address}, within {_room(service.engine)} "
         f"({requests} of it for requests), up to {plan.context_tokens} tokens; Ctrl-C ends it\n"
         f"the page is at {address}/, the API at {address}/v1{beside}"
     )

@@ -131,6 +131,7 @@ def serve(
     grace: Grace = GRACE_S,
     experts_per_token: flags.ExpertsPerToken = None,
     ram: flags.Ram = None,
+    vram: flags.Vram = None,
     context: flags.Context = None,
     slots: flags.Slots = None,
     kv: flags.Kv = flags.KV,

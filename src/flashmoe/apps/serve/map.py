@@ -50,7 +50,8 @@ STILL_S = 5.0
 class Figures:
     """Since the start: tokens passed, and what streaming has cost (``stream.counters``).
 
-    ``held`` are the experts in memory at the moment, ``slots`` those that fit.
+    ``held`` are the experts in memory at the moment, ``slots`` those that fit; ``vram_held`` those
+    in VRAM, where a tier of it lies above. Hits and misses are then of what was not there.
     """
 
     tokens: int
@@ -60,6 +61,11 @@ class Figures:
     read_wait_ms: float
     held: int
     slots: int
+    vram_hits: int = 0
+    vram_misses: int = 0
+    copied_bytes: int = 0
+    copy_wait_ms: float = 0.0
+    vram_held: int = 0
 
 
 class View(Protocol):
@@ -80,13 +86,15 @@ class EngineView:
         self._model = model
 
     def shape(self) -> Mapping[str, Any]:
-        """How many layers and experts there are, and what they are called."""
-        experts = self._engine.shape.experts
+        """How many layers and experts there are, how many of these fit into VRAM (0 where there
+        is no tier of it), and what they are called."""
+        experts, room = self._engine.shape.experts, self._engine.vram
         return {
             "model": self._model,
             "layers": self._engine.shape.layers,
             "experts": experts.count,
             "experts_per_token": experts.top_k,
+            "vram_slots": 0 if room is None else room.slots,
             "states": [state.name.lower() for state in ExpertState],
         }
 
@@ -105,6 +113,11 @@ class EngineView:
             read_wait_ms=round(counters.wait_ms, 1),
             held=streamer.slots - streamer.free_slots,
             slots=streamer.slots,
+            vram_hits=counters.vram_hits,
+            vram_misses=counters.vram_misses,
+            copied_bytes=counters.copied_bytes,
+            copy_wait_ms=round(counters.copy_wait_ms, 1),
+            vram_held=streamer.picture.held_above(),
         )
 
 

@@ -27,6 +27,7 @@ from flashmoe.apps.serve.room import Room
 from flashmoe.engine import Engine
 from flashmoe.step import Step
 from flashmoe.stream import memory
+from flashmoe.stream.tiers.room import SCRATCH_BYTES
 from flashmoe.turn import Usage
 
 Reading: TypeAlias = Callable[[], int]
@@ -145,6 +146,7 @@ class _EngineFigures(Collector):
             ("read_wait_seconds", "Time spent waiting for reads.", counters.wait_ms / 1e3),
         ):
             yield CounterMetricFamily(f"flashmoe_{name}", text, value=value)
+        yield from self._vram()
         if self._engine.prefixes is not None:
             written = self._engine.prefixes.written_bytes
             text = "Bytes written to the prefix cache's directory."
@@ -167,6 +169,29 @@ class _EngineFigures(Collector):
         )
         about.add_metric([__version__, self._model], 1)
         yield about
+
+    def _vram(self) -> Iterator[Metric]:
+        """What the tier of VRAM has cost; nothing where there is none."""
+        room, counters = self._engine.vram, self._engine.counters
+        if room is None:
+            return
+        for name, text, value in (
+            ("vram_hits", "Experts asked for that were in VRAM.", counters.vram_hits),
+            ("vram_misses", "Experts asked for that had to be copied.", counters.vram_misses),
+            ("copied_bytes", "Bytes copied to the GPU.", counters.copied_bytes),
+            ("copy_wait_seconds", "Time spent waiting for copies.", counters.copy_wait_ms / 1e3),
+        ):
+            yield CounterMetricFamily(f"flashmoe_{name}", text, value=value)
+        text = "Experts that fit into VRAM."
+        yield GaugeMetricFamily("flashmoe_vram_slots", text, value=room.slots)
+        parts = GaugeMetricFamily(
+            "flashmoe_vram_bytes", "The plan of the GPU's memory, by part.", labels=["part"]
+        )
+        parts.add_metric(["trunk"], room.trunk_bytes)
+        parts.add_metric(["timelines"], room.timelines_bytes)
+        parts.add_metric(["scratch"], SCRATCH_BYTES)
+        parts.add_metric(["slots"], room.slots * room.slot_bytes)
+        yield parts
 
     def _requests(self) -> Iterator[Metric]:
         held = GaugeMetricFamily(

@@ -118,6 +118,14 @@ class Device(Protocol):
         """Whether something of it is still to be done; raises as :meth:`synchronize`."""
         ...
 
+    def memory_rate(self) -> float:
+        """Bytes a second that a copy within its memory reads and writes, measured now."""
+        ...
+
+    def copy_rate(self) -> float:
+        """Bytes a second of copies from pinned memory of the host, measured now."""
+        ...
+
     def launch(
         self,
         source: str,

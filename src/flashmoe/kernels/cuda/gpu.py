@@ -7,6 +7,7 @@ one.
 
 from __future__ import annotations
 
+import statistics
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from flashmoe.quant import Array
 
 OLDEST = (8, 0)
 """Compute capability that the kernels' instructions want: Ampere (GeForce 30) and later."""
+
+RATE_BYTES, RATE_ROUNDS = 256 << 20, 7
+"""Copied to measure a rate, several times what any cache holds, and how often."""
 
 
 class Gpu:
@@ -218,6 +222,28 @@ class Gpu:
             finally:
                 graph = self._stream.end_capture()
         return Graph(self, graph)
+
+    def memory_rate(self) -> float:
+        """Bytes a second that a copy within its memory reads and writes, the median of a few."""
+        source, target = (self.empty((RATE_BYTES,), np.uint8) for _ in range(2))
+        kind = self._cupy.cuda.runtime.memcpyDeviceToDevice
+        return 2 * self._rate(target, self.address(source), kind)
+
+    def copy_rate(self) -> float:
+        """Bytes a second of copies from pinned memory of the host, the median of a few."""
+        source, target = self.pinned((RATE_BYTES,), np.uint8), self.empty((RATE_BYTES,), np.uint8)
+        kind = self._cupy.cuda.runtime.memcpyHostToDevice
+        return self._rate(target, source.ctypes.data, kind)
+
+    def _rate(self, target: DeviceArray, source: int, kind: int) -> float:
+        """Bytes a second of copies of this kind from an address; the first one is not timed."""
+        runtime, stream, place = self._cupy.cuda.runtime, self._stream.ptr, self.address(target)
+
+        def copy() -> None:
+            runtime.memcpyAsync(place, source, target.nbytes, kind, stream)
+
+        _, *times = [self.time_ms(copy) for _ in range(1 + RATE_ROUNDS)]
+        return float(target.nbytes / statistics.median(times) * 1e3)
 
     def time_ms(self, work: Callable[[], None]) -> float:
         """What the GPU takes for what ``work`` launches."""

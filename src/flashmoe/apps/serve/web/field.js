@@ -10,10 +10,13 @@ import { make } from "./dom.js";
 export const STATES = [
   { name: "absent", text: "on the drive" },
   { name: "memory", text: "in memory" },
+  { name: "vram", text: "in VRAM" },
   { name: "hit", text: "hit" },
   { name: "missed", text: "miss" },
   { name: "reading", text: "being read" },
 ];
+
+const [HIT, MISSED] = ["hit", "missed"].map((name) => STATES.findIndex((one) => one.name === name));
 
 const LARGEST = 20; // pixels of a cell
 const SMALLEST = 1;
@@ -63,16 +66,16 @@ export class Field {
 
   set(at, state) {
     this.states[at] = state;
-    if (state === 2) this.heat[at] = 1;
-    else if (state === 3) this.heat[at] = -1;
+    if (state === HIT) this.heat[at] = 1;
+    else if (state === MISSED) this.heat[at] = -1;
   }
 
-  /** How many experts of each layer are in each state. */
+  /** How many experts of each layer are in each state, by its name. */
   byLayer() {
     return Array.from({ length: this.layers }, (_, layer) => {
-      const row = [0, 0, 0, 0, 0];
+      const row = Object.fromEntries(STATES.map(({ name }) => [name, 0]));
       const from = layer * this.experts;
-      for (let at = from; at < from + this.experts; at += 1) row[this.states[at]] += 1;
+      for (let at = from; at < from + this.experts; at += 1) row[STATES[this.states[at]].name] += 1;
       return row;
     });
   }
@@ -137,7 +140,7 @@ export class Field {
   fade() {
     let warm = false;
     for (let at = 0; at < this.heat.length; at += 1) {
-      const chosen = this.states[at] === 2 || this.states[at] === 3;
+      const chosen = this.states[at] === HIT || this.states[at] === MISSED;
       if (chosen || this.heat[at] === 0) continue;
       this.heat[at] *= this.calm.matches || Math.abs(this.heat[at]) < 0.05 ? 0 : FADE;
       warm = true;
@@ -161,7 +164,7 @@ export class Field {
       const box = this.place(at);
       cell(pen, box, this.states[at], this.palette);
       const heat = this.heat[at];
-      if (heat && this.states[at] < 2) {
+      if (heat && this.states[at] < HIT) {
         pen.globalAlpha = 0.75 * Math.abs(heat);
         body(pen, box, heat > 0 ? this.palette.hit : this.palette.missed);
         pen.globalAlpha = 1;
@@ -194,7 +197,8 @@ function body(pen, [x, y, width, height], colour) {
   } else pen.fillRect(x, y, width - gap, height - gap);
 }
 
-/** One expert. Where there is room a hit has a dot, a miss a bar, and one being read is hollow. */
+/** One expert. Where there is room a hit has a dot, a miss a bar, one being read is hollow, and one
+ * in VRAM has a smaller square within. */
 function cell(pen, box, state, palette) {
   const { name } = STATES[state];
   const [x, y, width, height] = box;
@@ -209,6 +213,9 @@ function cell(pen, box, state, palette) {
     pen.strokeStyle = palette.reading;
     pen.lineWidth = line;
     pen.strokeRect(x + line / 2, y + line / 2, wide - line, tall - line);
+  } else if (name === "vram") {
+    pen.fillStyle = palette.memory;
+    pen.fillRect(x + wide * 0.32, y + tall * 0.32, wide * 0.36, tall * 0.36);
   } else if (name === "hit") {
     pen.beginPath();
     pen.arc(x + wide / 2, y + tall / 2, Math.max(1, width / 7), 0, 2 * Math.PI);

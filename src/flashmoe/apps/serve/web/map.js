@@ -72,6 +72,8 @@ function take(event, data) {
     frames = [];
     field.begin(data);
     by("table").querySelector("tbody").replaceChildren();
+    for (const one of by("experts").querySelectorAll(".above")) one.hidden = !data.vram_slots;
+    legend();
     return;
   }
   if (event === "all") field.all(data.states);
@@ -96,20 +98,26 @@ function note({ at, figures: found }) {
 function figures() {
   const [from, to] = [frames[0], frames.at(-1)];
   const since = (name) => to.figures[name] - from.figures[name];
-  const [tokens, hits, misses] = ["tokens", "hits", "misses"].map(since);
+  const [tokens, misses] = ["tokens", "misses"].map(since);
   if (tokens > 0) {
-    const asked = hits + misses;
-    by("hit-rate").textContent = asked ? `${figure((100 * hits) / asked, 3)} %` : "–";
+    const asked = shape.vram_slots ? since("vram_hits") + since("vram_misses")
+      : since("hits") + misses;
+    by("hit-rate").textContent = asked ? `${figure((100 * (asked - misses)) / asked, 3)} %` : "–";
     by("speed").textContent = `${figure(tokens / (to.at - from.at))} tok/s`;
     by("read").textContent = amount(since("bytes_read") / tokens);
     by("wait").textContent = `${figure(since("read_wait_ms") / tokens, 2)} ms`;
+    by("copied").textContent = amount(since("copied_bytes") / tokens);
+    by("copy-wait").textContent = `${figure(since("copy_wait_ms") / tokens, 2)} ms`;
   }
   pulse("live", tokens > 0);
   const all = shape.layers * shape.experts;
+  const above = shape.vram_slots ? `${figure(to.figures.vram_held)} in VRAM, room for `
+    + `${figure(Math.min(shape.vram_slots, all))}. ` : "";
+  const asked = shape.vram_slots ? "of what was not in VRAM " : "";
   by("held").textContent = `${figure(to.figures.held)} of ${figure(all)} experts in memory, room for `
-    + `${figure(Math.min(to.figures.slots, all))}. `
-    + `A token chooses ${shape.experts_per_token} in each layer: hits were in memory then, misses had `
-    + "to be read.";
+    + `${figure(Math.min(to.figures.slots, all))}. ${above}`
+    + `A token chooses ${shape.experts_per_token} in each layer: ${asked}hits were in memory then, `
+    + "misses had to be read.";
 }
 
 function amount(bytes) {
@@ -134,23 +142,32 @@ function table(now) {
   if (!shape || (!now && performance.now() - told < TABLE_MS)) return;
   told = performance.now();
   const rows = field.byLayer();
-  const sum = (state) => rows.reduce((total, row) => total + row[state], 0);
+  const sum = (count) => rows.reduce((total, row) => total + count(row), 0);
+  // What was chosen has come to the upper tier, where there is one.
+  const chosen = (row) => row.hit + row.missed;
+  const inVram = (row) => row.vram + chosen(row);
+  const inMemory = (row) => row.memory + (shape.vram_slots ? 0 : chosen(row));
   by("map").setAttribute("aria-label", `Map of ${shape.layers} layers of ${shape.experts} experts: `
-    + `${sum(1) + sum(2) + sum(3)} in memory, ${sum(4)} being read; at the last token ${sum(2)} `
-    + `hits and ${sum(3)} misses`);
+    + (shape.vram_slots ? `${sum(inVram)} in VRAM, ${sum(inMemory)} in memory alone, `
+      : `${sum(inMemory)} in memory, `)
+    + `${sum((row) => row.reading)} being read; at the last token ${sum((row) => row.hit)} hits and `
+    + `${sum((row) => row.missed)} misses`);
   if (!by("table").open) return;
+  const columns = [inMemory, (row) => row.reading, (row) => row.hit, (row) => row.missed];
+  if (shape.vram_slots) columns.unshift(inVram);
   const body = by("table").querySelector("tbody");
   rows.forEach((row, layer) => {
     const line = body.children[layer] ?? body.appendChild(make("tr", {},
-      make("th", { scope: "row", text: String(layer) }), ...[1, 2, 3, 4].map(() => make("td"))));
-    const cells = [row[1] + row[2] + row[3], row[4], row[2], row[3]];
+      make("th", { scope: "row", text: String(layer) }), ...columns.map(() => make("td"))));
+    const cells = columns.map((count) => count(row));
     cells.forEach((count, at) => { line.children[at + 1].textContent = String(count); });
   });
 }
 
 function legend() {
   by("legend").replaceChildren(...STATES.map(({ name, text }, state) => make("li", {},
-    swatch(state, field.palette), make("span", { text }))).filter((_, state) => STATES[state].name));
+    swatch(state, field.palette), make("span", { text })))
+    .filter((_, state) => shape?.vram_slots || STATES[state].name !== "vram"));
 }
 
 /** Which expert is under the pointer. */

@@ -74,7 +74,6 @@ class Engine:
         self.store = store
         self.shape = shape
         self.plan = plan
-        self.vram = vram
         self.kernels = kernels
         self.kv = outlay.kv
         self.vram = vram
@@ -102,7 +101,6 @@ class Engine:
             else:
                 given = kernels.device, vram, self.streamer, observer
                 self.decoder = gpu.opened(store, shape, *given)
-                self.streamer.picture.above = self.decoder._tier.table
         except BaseException:
             self.streamer.close()
             raise

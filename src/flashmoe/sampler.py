@@ -84,18 +84,34 @@ class Sampler:
         Raises InputError for a wrong shape or a mask that admits none, StoreError for NaN or
         infinity, which no intact model yields.
         """
-        raw = self._checked(logits)
+        given = self._checked(logits)
+        if mask is None and self._takes_the_best():
+            token = int(np.argmax(given))
+            self._remember(token)
+            return Choice(token)
+        raw = self._widened(given)
         scores = self._penalized(raw)
         if mask is None:
             token = self._chosen(scores)
         else:  # among those left alone: infinities in their places would take the draw longer
             ids = self._admitted(mask, raw.size)
             token = int(ids[self._chosen(scores[ids])])
-        self._seen.add(token)
-        self._generated[token] += 1
+        self._remember(token)
         return self._choice(raw, token)
 
-    def _checked(self, logits: NDArray[np.floating]) -> Scores:
+    def _remember(self, token: int) -> None:
+        self._seen.add(token)
+        self._generated[token] += 1
+
+    def _takes_the_best(self) -> bool:
+        """Whether the highest logit, as it is, decides, and nothing else is wanted of any."""
+        options = self._sampling
+        plain = options.repetition_penalty == 1 and options.logprobs is None
+        counted = options.presence_penalty or options.frequency_penalty
+        return options.temperature == 0 and plain and not counted
+
+    def _checked(self, logits: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Those of the vocabulary, all of them finite."""
         size = logits.shape[0] if logits.ndim == 1 else 0
         wanted = size if self._vocab_size is None else self._vocab_size
         if not 0 < wanted <= size:
@@ -103,10 +119,7 @@ class Sampler:
                 f"logits have shape {logits.shape} for a vocabulary of {self._vocab_size} tokens; "
                 "give one position's row, at least as long as the vocabulary"
             )
-        if self._room.shape[1] != wanted:
-            self._room = np.empty((3, wanted))
-        raw: Scores = self._room[0]
-        raw[:] = logits[:wanted]
+        raw = logits[:wanted]
         finite = np.isfinite(raw)
         if not finite.all():
             first = int(np.argmin(finite))
@@ -115,6 +128,13 @@ class Sampler:
                 f"{raw[first]}): the weights are damaged or a kernel is at fault; run "
                 "`flashmoe verify STORE`, then try the reference kernels"
             )
+        return raw
+
+    def _widened(self, given: NDArray[np.floating]) -> Scores:
+        if self._room.shape[1] != given.size:
+            self._room = np.empty((3, given.size))
+        raw: Scores = self._room[0]
+        raw[:] = given
         return raw
 
     def _penalized(self, raw: Scores) -> Scores:

@@ -56,10 +56,10 @@ def test_slots_do_not_show(device, slots):  # noqa: F811
         with opened(on_device(device), vram_bytes=given and vram_of(given)) as engine:
             assert engine.decoder.slots == (given or 256)
             ids = engine.tokenizer.encode(PROMPT)
-            session = engine.session()
+            session, before = engine.session(), engine.counters
             logits = session_logits(session, ids)
             reply = [step.id for step in session.generate(sampling=Sampling(max_tokens=6, seed=1))]
-            counters = engine.counters
+            counters = engine.counters.since(before)
             assert counters.vram_hits + counters.vram_misses == 8 * 4 * (len(ids) + 5)
             replies.append((logits, reply))
     np.testing.assert_array_equal(replies[0][0], replies[1][0])

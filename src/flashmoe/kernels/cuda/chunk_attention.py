@@ -19,7 +19,7 @@ TILE_TOKENS = 64
 SHARED_BYTES = {64: 50176, 128: 66560, 256: 99328}
 """Of a block, by head_dim."""
 FORMS = {"f32": 0, "f16": 1, "bf16": 2, "int8": 3}
-"""As source/base.cuh and attention_row.cuh number them."""
+"""As source/machine.cuh and attention_row.cuh number them."""
 
 _i32 = np.int32
 

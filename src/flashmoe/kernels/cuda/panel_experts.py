@@ -26,7 +26,7 @@ from flashmoe.kernels.cuda.panels import (
 from flashmoe.kernels.cuda.rows import add
 from flashmoe.quant import Array
 
-PLACES = 16384
+PLACES = 32768
 """Rows of experts that pass together, unless one expert alone has more."""
 
 _i32 = np.int32
@@ -64,11 +64,14 @@ def portions(ids: Array, held: Sequence[tuple[int, int]], most: int) -> Iterator
 
 def _portion(some: list[tuple[int, Array]], count: int, top_k: int) -> Portion:
     """Of slots and the indices of ids (T, k) that want what lies there."""
-    tiles, places = [], 0
-    for slot, chosen in some:
-        for first in range(0, len(chosen), TILE_ROWS):
-            tiles.append((slot, places + first, min(TILE_ROWS, len(chosen) - first)))
-        places += len(chosen)
+    slots = np.array([slot for slot, _ in some])
+    lengths = np.array([len(chosen) for _, chosen in some])
+    counts = -(-lengths // TILE_ROWS)
+    owner = np.repeat(np.arange(len(some)), counts)
+    within = (np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner]) * TILE_ROWS
+    first = (np.cumsum(lengths) - lengths)[owner] + within
+    sizes = np.minimum(TILE_ROWS, lengths[owner] - within)
+    tiles = np.stack([slots[owner], first, sizes], axis=1)
     weights = np.concatenate([chosen for _, chosen in some])
     tokens = weights // top_k
     by_token, begins = _order(tokens), _begins(tokens, count)
@@ -130,9 +133,7 @@ class Experts:
 
     def _add(self, x: Rows, portion: Portion, weights: DeviceArray, y: DeviceArray) -> None:
         device, places = self._device, len(portion.tokens)
-        tiles, tokens, begins, uses = (
-            device.upload(a) for a in (portion.tiles, portion.tokens, portion.begins, portion.uses)
-        )
+        tiles, tokens, begins, uses = self._uploaded(portion)
         gate, up = (device.empty((places, self.width), np.float32) for _ in range(2))
         if self._groups[0] == self._groups[1]:
             self._multiply(0, x, tiles, tokens, gate, up)
@@ -144,6 +145,16 @@ class Experts:
         grid = (x.count, -(-self.hidden // 1024), 1)
         arguments = begins, uses, weights, out, _i32(self.hidden), y
         device.launch("panel_experts", "combine", grid, 256, *arguments)
+
+    def _uploaded(self, portion: Portion) -> list[DeviceArray]:
+        """Its arrays, in one copy."""
+        arrays = portion.tiles, portion.tokens, portion.begins, portion.uses
+        whole = self._device.upload(np.concatenate([array.reshape(-1) for array in arrays]))
+        parts, start = [], 0
+        for array in arrays:
+            parts.append(whole[start : start + array.size].reshape(array.shape))
+            start += array.size
+        return parts
 
     def _multiply(
         self,

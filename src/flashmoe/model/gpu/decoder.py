@@ -88,6 +88,18 @@ class GpuDecoder:
         """Experts that can be in the device's memory at once."""
         return self._tier.slots
 
+    def fill(self) -> None:
+        """Bring every expert into the device's memory, which has a slot for each.
+
+        Raises:
+            ReadError, DeviceError: one could not be read, or copied.
+        """
+        every = np.arange(self.shape.experts.count)[None]
+        for layer in range(self.shape.layers):
+            with self._tier.sweep(layer, every) as passing:
+                for _ in passing.batches():
+                    pass
+
     def empty(self) -> None:
         """Forget every expert in the device's memory."""
         self._tier.empty()
@@ -114,17 +126,18 @@ class GpuDecoder:
         return self._pass(int(ids[0]), state)[None]
 
     def logits(self, x: Array) -> Array:
-        """Hidden states (T, hidden) to logits (T, vocabulary)."""
-        y = np.empty((len(x), self.shape.vocabulary), np.float32)
+        """Hidden states (T, hidden) to logits (T, vocabulary); those of the latest token alone are
+        valid until the next one passes."""
         if x is self._latest:
-            y[0] = self._fetched[1]
-        else:
-            for row, hidden in enumerate(x):
-                self._device.write(self._given, hidden)
-                self._head_of(self._given)
-                self._device.synchronize()
-                y[row] = self._fetched[1]
-            self._latest = None
+            self.observer.ended(self.shape.layers - 1, "head")
+            return self._fetched[1][None]
+        self._latest = None
+        y = np.empty((len(x), self.shape.vocabulary), np.float32)
+        for row, hidden in enumerate(x):
+            self._device.write(self._given, hidden)
+            self._head_of(self._given)
+            self._device.synchronize()
+            y[row] = self._fetched[1]
         self.observer.ended(self.shape.layers - 1, "head")
         return y
 

@@ -29,6 +29,7 @@ from flashmoe.stream.streamer import Streamer
 from flashmoe.stream.tiers import room
 from flashmoe.stream.tiers import sizes as tier_sizes
 from flashmoe.stream.tiers.vram import Vram
+from flashmoe.stream.usage import Usage
 
 _log = logging.getLogger(__name__)
 
@@ -65,9 +66,10 @@ def opened(
     streamer: Streamer,
     observer: Observer,
 ) -> GpuDecoder:
-    """The decoder, with empty slots.
+    """The decoder, with empty slots; or, where every expert has one, with all of them.
 
     Raises:
+        ReadError: an expert could not be read.
         BudgetError: the device refuses the memory.
         InputError: the kernels do not take this model.
     """
@@ -89,7 +91,11 @@ def opened(
         if kept is not None:
             device.unpin(kept)
 
-    return GpuDecoder(shape, trunk, device, observer, slots, records, tier, close)
+    decoder = GpuDecoder(shape, trunk, device, observer, slots, records, tier, close)
+    if plan.whole:
+        decoder.fill()
+        streamer.usage = Usage(len(layouts), shape.experts.count)  # nobody has chosen these
+    return decoder
 
 
 def _pinned(device: Device, streamer: Streamer) -> Array | None:

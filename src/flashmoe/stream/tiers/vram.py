@@ -86,6 +86,7 @@ class Vram:
         """Every slot is free, nothing is copied, no hold is open."""
         self._table.clear()
         self._lending = self._streamer.lending  # another one, if the streamer forgets everything
+        self._streamer.picture.above = self.table
         self._descent = Descent(self._mover, self._lending) if self._exclusive else None
         parts = self._table, self._mover, self.counters, self._descent
         self._residence = Residence(self.slots, self._top_k, *parts)

@@ -5,7 +5,7 @@
 
 #include "fixed.cuh"
 
-constexpr int kInt8 = 3;  // a form beside the types of base.cuh
+constexpr int kInt8 = 3;  // a form beside the types of machine.cuh
 
 // Cosine and sine of a float32 angle of any size, within a few 1e-8.
 DEVICE void turn(float angle, float& cosine, float& sine) {

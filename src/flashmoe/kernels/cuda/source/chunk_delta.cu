@@ -11,7 +11,7 @@
 // of 64 tokens counts as tokens of zeros. Twin: gated_delta of kernels/mixers.py.
 // Source: Yang et al., Gated Delta Networks, arXiv 2412.06464, section 3.3.
 
-#include "base.cuh"
+#include "machine.cuh"
 
 constexpr int kBlock = 64, kPitch = kBlock + 4, kSlice = 32;
 

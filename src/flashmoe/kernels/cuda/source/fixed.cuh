@@ -11,7 +11,7 @@
 
 #pragma once
 
-#include "base.cuh"
+#include "machine.cuh"
 
 constexpr float kTop = 127 * 65536;
 constexpr float kLeast = 0x1p-100F;

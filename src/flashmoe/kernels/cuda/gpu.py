@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from flashmoe.errors import BudgetError, DeviceError
-from flashmoe.kernels.cuda import overlap
 from flashmoe.kernels.cuda.device import Argument, DeviceArray
 from flashmoe.quant import Array
 
@@ -64,8 +63,6 @@ class Gpu:
         self._kernels: dict[tuple[str, str], Any] = {}
         self._modules: dict[str, Any] = {}
         self._compiling = threading.Lock()
-        self._capturing = False
-        self._overlap = overlap.Overlap() if self.capability >= overlap.OLDEST else None
 
     @contextmanager
     def _here(self) -> Iterator[None]:
@@ -190,15 +187,11 @@ class Gpu:
             DeviceError: the GPU reports an error, of this or an earlier launch.
         """
         function = self._kernels.get((source, kernel)) or self._compiled(source, kernel)
+        given = tuple(map(_given, arguments))
         with self._here():
             if shared_bytes > function.max_dynamic_shared_size_bytes:
                 function.max_dynamic_shared_size_bytes = shared_bytes
-            if self._overlap is not None and self._capturing and source in overlap.SOURCES:
-                place, stream = function.kernel.ptr, self._stream.ptr
-                self._overlap.launch(place, grid, threads, shared_bytes, stream, arguments)
-            else:
-                given = tuple(map(_given, arguments))
-                function(grid, (threads, 1, 1), given, shared_mem=shared_bytes)
+            function(grid, (threads, 1, 1), given, shared_mem=shared_bytes)
 
     def _compiled(self, source: str, kernel: str) -> Any:
         cupy, where = self._cupy, Path(str(resources.files(__package__))) / "source"
@@ -224,11 +217,9 @@ class Gpu:
         (run ``work`` once before), and their arguments must live as long as the graph."""
         with self._here():
             self._stream.begin_capture()
-            self._capturing = True
             try:
                 work()
             finally:
-                self._capturing = False
                 graph = self._stream.end_capture()
         return Graph(self, graph)
 

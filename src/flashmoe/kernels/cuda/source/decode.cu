@@ -11,8 +11,8 @@ constexpr int kWarps = 4;  // warps a block of project()
 // x = row `given[0]` of the embedding, and the step's own numbers taken over: `given` is the host's
 // memory, `input` (token, position, step) the device's. Blocks of 256 threads, one an element.
 KERNEL(256)
-lookup(GIVEN Matrix m, const int* given, int* input, float* x) {
-    preceding_done();
+lookup(GIVEN Matrix m, const int* __restrict__ given, int* __restrict__ input,
+       float* __restrict__ x) {
     if (blockIdx.x == 0 && threadIdx.x < 3) input[threadIdx.x] = given[threadIdx.x];
     const int column = static_cast<int>(blockIdx.x * 256 + threadIdx.x);
     if (column >= m.columns) return;
@@ -36,8 +36,8 @@ lookup(GIVEN Matrix m, const int* given, int* input, float* x) {
 
 // y = x / sqrt(mean(x^2) + eps) * weight, as floats and fixed. One block.
 KERNEL(1024)
-rms_norm(const float* x, const float* weight, float eps, int columns, float* y, uint8_t* fixed) {
-    preceding_done();
+rms_norm(const float* __restrict__ x, const float* __restrict__ weight, float eps, int columns,
+         float* __restrict__ y, uint8_t* __restrict__ fixed) {
     __shared__ float room[32];
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
     float squares = 0.0F;
@@ -52,8 +52,7 @@ rms_norm(const float* x, const float* weight, float eps, int columns, float* y, 
 }
 
 // x (columns) as fixed, a warp a chunk.
-KERNEL(128) fix_vector(const float* x, int columns, uint8_t* fixed) {
-    preceding_done();
+KERNEL(128) fix_vector(const float* __restrict__ x, int columns, uint8_t* __restrict__ fixed) {
     const int chunk = static_cast<int>(blockIdx.x * 128 + threadIdx.x) / 32;
     if (chunk >= columns / 32) return;
     fix(x[32 * chunk + static_cast<int>(threadIdx.x) % 32], chunk, Fixed{fixed, columns});
@@ -63,9 +62,8 @@ KERNEL(128) fix_vector(const float* x, int columns, uint8_t* fixed) {
 // its first block. A block multiplies kWarps * kRows rows of one matrix. `residual`, where there is
 // one, is added.
 KERNEL(128)
-project(GIVEN Matrices given, const float* x, const uint8_t* fixed, const float* residual,
-        float* y) {
-    preceding_done();
+project(GIVEN Matrices given, const float* __restrict__ x, const uint8_t* __restrict__ fixed,
+        const float* residual, float* y) {
     int which = 0, before = 0;
     while (which + 1 < given.count && static_cast<int>(blockIdx.x) >= given.all[which + 1].first)
         before += given.all[which++].rows;

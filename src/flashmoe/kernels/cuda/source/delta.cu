@@ -168,9 +168,10 @@ DEVICE void gate(const DeltaNet& net, int head, const float* output, const float
 // states are delta (value_heads, key_dim, value_dim) and conv (taps - 1, channels), the new ones
 // elsewhere than the old. y (value_heads * value_dim) also as fixed.
 KERNEL(512)
-gated_delta(const DeltaNet* layer, const float* inputs, const float* delta, float* new_delta,
-            const float* conv, float* new_conv, float* y, uint8_t* fixed) {
-    preceding_done();
+gated_delta(const DeltaNet* __restrict__ layer, const float* __restrict__ inputs,
+            const float* __restrict__ delta, float* __restrict__ new_delta,
+            const float* __restrict__ conv, float* __restrict__ new_conv, float* __restrict__ y,
+            uint8_t* __restrict__ fixed) {
     __shared__ float mixed[3 * kMostDim];                      // q, k, v
     __shared__ float4 recalled[kThreads], answered[kThreads];  // (bands, value_dim / 4)
     __shared__ float4 corrections[kMostDim / 4];

@@ -30,8 +30,8 @@ struct Letter {
 // The lane's share of a softmax over `count` logits, at most 32 * each, and of the top_k best, best
 // first: lane k has the k-th one's number and weight.
 template <int each>
-DEVICE void choose(const float* logits, int count, int top_k, bool renormalize, int& number,
-                   float& chosen) {
+DEVICE void choose(const float* __restrict__ logits, int count, int top_k, bool renormalize,
+                   int& number, float& chosen) {
     const int lane = static_cast<int>(threadIdx.x);
     float own[each];
     float most = -infinity();
@@ -75,9 +75,9 @@ DEVICE void choose(const float* logits, int count, int top_k, bool renormalize, 
 // of them has no slot it is waited for, and its answer are the slots of all. A letter is the host's
 // memory, `input` the step's own numbers (lookup).
 KERNEL(32)
-route(const float* logits, int count, int top_k, int renormalize, const int* table,
-      const int* input, Letter* letter, int* ids, float* weights, int* slots) {
-    preceding_done();
+route(const float* __restrict__ logits, int count, int top_k, int renormalize, const int* table,
+      const int* __restrict__ input, Letter* letter, int* __restrict__ ids,
+      float* __restrict__ weights, int* __restrict__ slots) {
     const int lane = static_cast<int>(threadIdx.x);
     float chosen = 1.0F;
     int number = lane;
@@ -117,9 +117,9 @@ route(const float* logits, int count, int top_k, int renormalize, const int* tab
 // `stride` bytes each; the shared one comes last. A block makes 32 values of one: blockIdx.y says
 // of which.
 KERNEL_TOGETHER(256, 2)
-experts_up(GIVEN Experts layer, const int* slots, int top_k, const float* x, const uint8_t* fixed,
-           float* h, uint8_t* h_fixed, int width, int stride) {
-    preceding_done();
+experts_up(GIVEN Experts layer, const int* __restrict__ slots, int top_k,
+           const float* __restrict__ x, const uint8_t* __restrict__ fixed, float* __restrict__ h,
+           uint8_t* __restrict__ h_fixed, int width, int stride) {
     __shared__ float made[kChunkRows];
     const int which = static_cast<int>(blockIdx.y), warp = static_cast<int>(threadIdx.x) / 32;
     const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -155,10 +155,10 @@ experts_up(GIVEN Experts layer, const int* slots, int top_k, const float* x, con
 // Parts are added in the order of ids, the shared one's last. Of few inputs a warp has lanes for
 // several rows at once.
 KERNEL(32 * kDownWarps)
-experts_down(GIVEN Experts layer, const int* slots, const float* weights, int top_k,
-             const float* shared_logit, const float* h, const uint8_t* h_fixed, int width,
-             int stride, const float* residual, float* y) {
-    preceding_done();
+experts_down(GIVEN Experts layer, const int* __restrict__ slots, const float* __restrict__ weights,
+             int top_k, const float* __restrict__ shared_logit, const float* __restrict__ h,
+             const uint8_t* __restrict__ h_fixed, int width, int stride, const float* residual,
+             float* y) {
     __shared__ float parts[32][kDownRows];
     const int lane = static_cast<int>(threadIdx.x) % 32, warps = static_cast<int>(blockDim.x) / 32;
     const int first = static_cast<int>(blockIdx.x) * kDownRows, last = layer.down.rows - 1;

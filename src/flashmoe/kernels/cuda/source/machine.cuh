@@ -168,14 +168,6 @@ DEVICE int afresh(int number) {
     return number;
 }
 
-// The kernel after this one may start; all that was launched before has ended. What comes before
-// the call may touch only what nobody writes (overlap.py).
-DEVICE void preceding_done() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 // Let others have the processor, or the bus, while this thread looks again and again.
 DEVICE void wait_a_moment() { __nanosleep(100); }
 

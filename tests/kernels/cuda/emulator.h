@@ -1,7 +1,7 @@
 // A GPU imitated on one thread, so that the kernels' own sources run, and are tested, without one.
 //
-// Owns the twins of the first section of machine.cuh; fibers.h has the machine. Imitates no timing and
-// no order but one.
+// Owns the twins of the first section of machine.cuh; fibers.h has the machine. Imitates no timing
+// and no order but one.
 
 #pragma once
 

@@ -155,12 +155,27 @@ class EmulatedMover:
         self._waiting[ticket] = slot * self._slot_bytes, record
         return ticket
 
+    def fetch(self, slot, record):
+        for ticket in list(self._waiting):  # in order
+            self._move(ticket)
+        start = slot * self._slot_bytes
+        record[...] = self._arena[start : start + len(record)]
+        ticket = next(self._tickets)
+        self._waiting[ticket] = None
+        return ticket
+
     def done(self, ticket):
         return False
 
     def wait(self, ticket):
-        start, record = self._waiting.pop(ticket)
-        self._arena[start : start + len(record)] = record
+        self._move(ticket)
+        del self._waiting[ticket]
+
+    def _move(self, ticket):
+        waiting, self._waiting[ticket] = self._waiting[ticket], None
+        if waiting is not None:
+            start, record = waiting
+            self._arena[start : start + len(record)] = record
 
     def fence(self):
         pass

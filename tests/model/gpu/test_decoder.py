@@ -48,12 +48,13 @@ def test_a_prompt_in_one_piece(device, given):  # noqa: F811
         assert np.abs(other.logits([3]) - after).max() < PROMPT_LOGITS
 
 
-@pytest.mark.parametrize("slots", (4, 9, 100))
-def test_slots_do_not_show(device, slots):  # noqa: F811
-    """Few slots or all: the same bits; and more tokens than any cache has seen."""
+@pytest.mark.parametrize("slots, ram", ((4, None), (9, 6), (100, 40)))
+def test_slots_do_not_show(device, slots, ram):  # noqa: F811
+    """Few slots or all, in VRAM and in RAM: the same bits."""
     replies = []
     for given in (slots, None):
-        with opened(on_device(device), vram_bytes=given and vram_of(given)) as engine:
+        few = {"vram_bytes": vram_of(given), "slots": ram} if given else {}
+        with opened(on_device(device), **few) as engine:
             assert engine.decoder.slots == (given or 256)
             ids = engine.tokenizer.encode(PROMPT)
             session, before = engine.session(), engine.counters

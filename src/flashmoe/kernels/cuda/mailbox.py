@@ -30,6 +30,9 @@ LETTER = np.dtype(
 PATIENCE_S = 0.25
 """So long a letter is waited for before somebody looks whether the device has failed."""
 
+SPIN_S = 200e-6
+"""And so long without letting others run: longer than a layer whose experts are all there."""
+
 LAST = (1 << 30) - 1
 """The highest number of a pass: twice that, and one, is an int32."""
 
@@ -67,10 +70,13 @@ class Mailbox:
             DeviceError: the device has failed.
         """
         step, asked = 2 * self.step, self._asked
-        until = time.perf_counter() + PATIENCE_S
+        began = time.perf_counter()
+        until = began + PATIENCE_S
         while asked[layer] >> 1 != step >> 1:
-            time.sleep(0)  # others may want the interpreter
-            if time.perf_counter() > until:
+            now = time.perf_counter()
+            if now > began + SPIN_S:
+                time.sleep(0)  # others may want the interpreter; comes back 50 us later
+            if now > until:
                 if not self._device.busy() and asked[layer] >> 1 != step >> 1:
                     raise RuntimeError(f"the pass has ended and never asked for layer {layer}")
                 until = time.perf_counter() + PATIENCE_S

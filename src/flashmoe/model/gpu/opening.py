@@ -80,7 +80,18 @@ def opened(
     mover = device.mover(arena, plan.slot_bytes)
     top_k = shape.experts.top_k
     spare = tier_sizes.spare(plan.slots, top_k)
-    tier = Vram(store, plan.slots, mover, streamer, top_k=top_k, spare=spare, table=table)
+    # Where RAM has no room for all of them, what is in VRAM need not be there too.
+    exclusive = streamer.slots < plan.experts
+    tier = Vram(
+        store,
+        plan.slots,
+        mover,
+        streamer,
+        top_k=top_k,
+        spare=spare,
+        exclusive=exclusive,
+        table=table,
+    )
     trunk = Trunk(store.trunk(), np.dtype(np.float32))
     records = [_placed(layout) for layout in layouts]
     kept = _pinned(device, streamer)

@@ -16,14 +16,16 @@ ASKED = ("--raw", "Emma was", "--max-tokens", 3, "--temperature", 0, "--context"
 
 @pytest.mark.usefixtures("gpu")
 def test_a_reply_comes_from_the_gpu_and_says_what_it_cost(command: Command):
-    vram = ("--kernels", "cuda", "--vram", "68MiB", "--no-profile")
+    vram = ("--kernels", "cuda", "--vram", "78MiB", "--no-profile")
     result = command("run", "demo", *ASKED, *vram, "--stats", "json")
     assert result.code == 0, result.err
     found = json.loads(result.last)
     assert list(found) == [*KEYS, *VRAM_KEYS] and found["gpu"] == "emulated"
-    assert 0 < found["vram_slots"] < 256 and found["vram_bytes"] <= 68 << 20
+    assert 0 < found["vram_slots"] < 256 and found["vram_bytes"] <= 78 << 20
     passed = found["prompt_tokens"] + found["tokens"] - 1
-    assert found["vram_hits"] + found["vram_misses"] == passed * 8 * 4  # layers, experts a token
+    used = found["vram_hits"] + found["vram_misses"]
+    # Layers, experts a token; of the prompt's tokens each expert counts once.
+    assert (found["tokens"] - 1) * 8 * 4 < used <= passed * 8 * 4
     assert found["copied_bytes"] >= found["vram_misses"] * 27000 > 0
     assert found["hits"] + found["misses"] <= found["vram_misses"]
     plain = command("run", "demo", *ASKED, "--no-profile", "--timing")
@@ -37,7 +39,7 @@ def test_a_text_is_evaluated_on_the_gpu_as_on_the_processor(command: Command, tm
     text = tmp_path / "text"
     text.write_text("Emma was sitting one evening with her father")
     asked = ("eval", "demo", "--text", text, "--context", 8, "--against", "demo", "--json")
-    vram = ("--kernels", "cuda", "--vram", "68MiB")
+    vram = ("--kernels", "cuda", "--vram", "78MiB")
     found, wanted = (json.loads(command(*asked, *more).out) for more in (vram, ()))
     assert found["text"]["tokens"] == wanted["text"]["tokens"] > 0
     assert found["text"]["perplexity"] == pytest.approx(wanted["text"]["perplexity"], rel=1e-3)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flashmoe.stream.budget import Plan
-from flashmoe.stream.tiers.room import SCRATCH_BYTES, Room
+from flashmoe.stream.tiers.room import Room
 from flashmoe.stream.units import format_bytes
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class VramPlan:
             "total_bytes": self.total_bytes,
             "trunk_bytes": room.trunk_bytes,
             "timelines_bytes": room.timelines_bytes,
-            "scratch_bytes": SCRATCH_BYTES,
+            "scratch_bytes": room.scratch_bytes,
+            "chunk_tokens": room.chunk_tokens,
             "slots": room.slots,
             "slot_bytes": room.slot_bytes,
             "planned_bytes": room.planned_bytes,
@@ -58,8 +59,8 @@ class VramPlan:
         )
         table.add_row("trunk", format_bytes(room.trunk_bytes), "always resident")
         table.add_row("timelines", format_bytes(room.timelines_bytes), timelines)
-        scratch = "activations, tables, compiled kernels"
-        table.add_row("scratch", format_bytes(SCRATCH_BYTES), scratch)
+        scratch = f"a chunk of {room.chunk_tokens} tokens, tables, compiled kernels"
+        table.add_row("scratch", format_bytes(room.scratch_bytes), scratch)
         table.add_row("slots", format_bytes(room.slots * room.slot_bytes), slots)
         table.add_section()
         table.add_row("planned", format_bytes(room.planned_bytes), self._of())

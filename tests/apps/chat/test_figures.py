@@ -53,7 +53,7 @@ def test_the_figures_come_with_the_first_reply(engine: Engine) -> None:
 
 def test_the_tier_of_vram_has_rows_of_its_own() -> None:
     kernels, runtime = on_device(EmulatedDevice()), Runtime(profile=False, threads=1)
-    budget = Budget(context_tokens=64, vram_bytes=70 << 20)
+    budget = Budget(context_tokens=64, vram_bytes=78 << 20)
     with Engine.open("demo", kernels=kernels, budget=budget, runtime=runtime) as engine:
         assert engine.vram is not None
         script = Script([[Content("yes")]])

@@ -189,7 +189,7 @@ def test_an_engine_is_seen_while_it_works() -> None:
 
 def test_an_engine_on_a_gpu_shows_who_is_in_vram() -> None:
     kernels, runtime = on_device(EmulatedDevice()), Runtime(profile=False, threads=1)
-    budget = Budget(context_tokens=64, vram_bytes=68 << 20)
+    budget = Budget(context_tokens=64, vram_bytes=78 << 20)
     with Engine.open("demo", kernels=kernels, budget=budget, runtime=runtime) as engine:
         view = EngineView(engine, "demo")
         assert engine.vram is not None and view.shape()["vram_slots"] == engine.vram.slots < 256

@@ -125,7 +125,7 @@ def test_memory_by_part_is_the_plan(made, engine):
 def test_the_tier_of_vram_is_told_where_there_is_one(made):
     assert not [name for name in read(made) if "vram" in name or "cop" in name]
     kernels, runtime = on_device(EmulatedDevice()), Runtime(profile=False, threads=1)
-    budget = Budget(context_tokens=64, vram_bytes=70 << 20)
+    budget = Budget(context_tokens=64, vram_bytes=78 << 20)
     with Engine.open("demo", kernels=kernels, budget=budget, runtime=runtime) as engine:
         counters, room = engine.streamer.counters, engine.vram
         counters.vram_hits, counters.vram_misses = 30, 10

@@ -27,7 +27,6 @@ from flashmoe.apps.serve.room import Room
 from flashmoe.engine import Engine
 from flashmoe.step import Step
 from flashmoe.stream import memory
-from flashmoe.stream.tiers.room import SCRATCH_BYTES
 from flashmoe.turn import Usage
 
 Reading: TypeAlias = Callable[[], int]
@@ -189,7 +188,7 @@ class _EngineFigures(Collector):
         )
         parts.add_metric(["trunk"], room.trunk_bytes)
         parts.add_metric(["timelines"], room.timelines_bytes)
-        parts.add_metric(["scratch"], SCRATCH_BYTES)
+        parts.add_metric(["scratch"], room.scratch_bytes)
         parts.add_metric(["slots"], room.slots * room.slot_bytes)
         yield parts
 

@@ -27,7 +27,6 @@ from flashmoe.stream import sizes
 from flashmoe.stream.sizes import Outlay
 from flashmoe.stream.streamer import Streamer
 from flashmoe.stream.tiers import room
-from flashmoe.stream.tiers import sizes as tier_sizes
 from flashmoe.stream.tiers.vram import Vram
 from flashmoe.stream.usage import Usage
 
@@ -79,7 +78,7 @@ def opened(
     table = device.pinned((len(layouts), shape.experts.count), np.int32)
     mover = device.mover(arena, plan.slot_bytes)
     top_k = shape.experts.top_k
-    spare = tier_sizes.spare(plan.slots, top_k)
+    spare = room.spare(plan.slots, top_k)
     # Where RAM has no room for all of them, what is in VRAM need not be there too.
     exclusive = streamer.slots < plan.experts
     tier = Vram(

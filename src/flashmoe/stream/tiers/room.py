@@ -94,7 +94,8 @@ def divided(
             f"the GPU must hold at least {format_bytes(floor.planned_bytes)} "
             f"({format_bytes(trunk_bytes)} trunk, {format_bytes(timelines_bytes)} timelines, "
             f"{format_bytes(floor.scratch_bytes)} activations, "
-            f"{format_bytes(least * slot_bytes)} for one token's {least} experts of a layer), and {format_bytes(usable)} {given}: give more, "
+            f"{format_bytes(least * slot_bytes)} for one token's {least} experts of a layer), and "
+            f"{format_bytes(usable)} {given}: give more, "
             "or a shorter context, or run with --kernels cpu"
         )
     if usable > free_bytes:

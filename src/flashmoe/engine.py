@@ -106,7 +106,7 @@ class Engine:
             raise
         self.outlay = outlay
         # Slots that were asked for stay, whatever the plan leaves besides.
-        least = plan.slots if pinned else self.streamer.least_slots
+        least = plan.slots if pinned or vram else self.streamer.least_slots
         elsewhere = None if vram is None else vram.chunk_tokens
         self.ledger = Ledger(plan, outlay, least, runtime.chunk_tokens, elsewhere)
         self.runtime = replace(runtime, io_threads=self.streamer.io_threads)
@@ -166,6 +166,8 @@ class Engine:
             prefix_cache=prefix_cache,
         )
         room = room_of(plan, promised=budget.ram_bytes is not None)
+        if vram is not None:  # whose timelines are there, and whose slots in RAM are pinned
+            room, plan = plan.sessions, replace(plan, slots=plan.full_slots)
         return cls(
             store,
             words,
@@ -383,8 +385,10 @@ class Engine:
             if not self._closed:
                 self.decoder.close()
                 del self.decoder  # the weights
+                self._closed = True
             self.streamer.close()
-            self._closed = True
+        if self.kernels.device is not None:
+            self.kernels.device.release()
         self.keep_profile()  # last: where it fails, no reader is left open
 
     def __enter__(self) -> Engine:

@@ -51,12 +51,13 @@ def plan_store(
     if prefix_cache is not None:
         context = outlay_of(store, budget, kernels, experts_per_token).context_tokens
         kept = prefixes.memory_bytes(prefix_cache, store.shape, context, floats, budget.kv)
+    driver = 0 if kernels.device is None else GPU_HOST_BYTES
     return budgets.plan(
         store,
         budget=budget,
         runtime=runtime,
         float_bytes=floats,
-        process_bytes=-(-memory.resident_bytes() // PROCESS_STEP) * PROCESS_STEP,
+        process_bytes=-(-memory.resident_bytes() // PROCESS_STEP) * PROCESS_STEP + driver,
         peak_bytes=memory.peak_resident_bytes(),
         scratch_block_bytes=kernels.scratch_bytes(store.shape.attention),
         memory=memory.available(),
@@ -100,7 +101,6 @@ def on_device(
             )
         return budget, None
     room = planned(store, shape, outlay, kernels.device, budget.vram_bytes)
-    budget = replace(budget, host_bytes=budget.host_bytes + GPU_HOST_BYTES)
     if room.whole and budget.slots is None:
         budget = replace(budget, slots=min(max(STAGING_SLOTS, shape.experts.top_k), room.slots))
     return budget, room

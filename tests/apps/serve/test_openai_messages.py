@@ -93,14 +93,6 @@ def test_a_result_has_the_name_of_its_call_and_no_other():
     assert caught.value.param == "messages[1].name"
 
 
-def test_system_messages_that_become_one_have_no_names():
-    named = {"role": "system", "content": "x", "name": "Ada"}
-    assert turned(named, {"role": "user", "content": "x"})[0]["name"] == "Ada"
-    with pytest.raises(BadRequest, match="become one") as caught:
-        turned({"role": "system", "content": "x"}, named)
-    assert caught.value.param == "messages[1].name"
-
-
 def test_no_arguments_are_an_empty_object():
     (message,) = turned(with_arguments(""))
     assert message["tool_calls"][0]["function"]["arguments"] == {}

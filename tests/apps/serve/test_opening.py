@@ -186,16 +186,15 @@ def naming(tmp_path_factory):
         yield engine
 
 
-def test_a_name_is_shown_or_refused(naming):
+def test_a_name_is_for_the_template(naming, foreign):
+    """Which shows it, or does not: programs send names whatever the model."""
+
     def asked(*messages):
         return openai_chat.read({"model": "naming", "messages": list(messages)})
 
-    ada, system = {**HI[0], "name": "Ada"}, {"role": "system", "content": "x"}
+    ada = {**HI[0], "name": "Ada"}
     assert opened(naming, asked(ada)).ids != opened(naming, asked(*HI)).ids
-    reply = {"role": "assistant", "content": "Hi", "name": "Bob"}
-    with pytest.raises(BadRequest, match="no name of the role 'assistant'") as caught:
-        opened(naming, asked(system, system, ada, *ALONE, *HI, reply, ada))
-    assert (caught.value.param, caught.value.code) == ("messages[5].name", "unsupported_value")
+    assert opened(foreign, asked(ada)).ids == opened(foreign, asked(*HI)).ids
 
 
 def test_a_result_may_have_its_name_whatever_the_template_shows(foreign):

@@ -33,6 +33,9 @@ class EmulatedDevice:
     def memory(self):
         return self.free_bytes, 1 << 34
 
+    def release(self):
+        pass
+
     def empty(self, shape, dtype):
         array = np.empty(shape, dtype)
         array.reshape(-1).view(np.uint8)[...] = 0xAA  # so that what nobody writes shows

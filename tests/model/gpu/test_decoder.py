@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from flashmoe import Budget, Engine, PrefixCache, Runtime, Sampling
-from flashmoe.errors import BudgetError, ReadError
+from flashmoe.errors import BudgetError, DeviceError, InputError, ReadError
 from flashmoe.kernels import on_device
+from flashmoe.model.gpu.decoder import GpuDecoder
 from flashmoe.model.gpu.opening import planned
 from flashmoe.planning import outlay_of
 from flashmoe.store.reader import Store
@@ -18,7 +19,7 @@ PROMPT = "Emma was sitting one"
 
 
 def opened(kernels, **more):
-    budget = Budget(context_tokens=64, ram_bytes=1 << 30, **more)
+    budget = Budget(context_tokens=64, ram_bytes=1 << 30, **{"sessions": 2, **more})
     return Engine.open("demo", kernels=kernels, budget=budget, runtime=PLAIN)
 
 
@@ -70,7 +71,7 @@ def test_slots_do_not_show(device, slots, ram):  # noqa: F811
 def vram_of(slots):
     """A limit that leaves so many slots of the demo."""
     store = Store.open("demo")
-    table, budget = on_device(EmulatedDevice()), Budget(context_tokens=64)
+    table, budget = on_device(EmulatedDevice()), Budget(context_tokens=64, sessions=2)
     sizes = outlay_of(store, budget, table, store.shape.experts.top_k)
     limit = 1 << 20
     while True:
@@ -103,7 +104,7 @@ def test_prefixes_are_kept_and_resumed(device):  # noqa: F811
     with Engine.open(
         "demo",
         kernels=on_device(device),
-        budget=Budget(context_tokens=128, ram_bytes=1 << 30),
+        budget=Budget(context_tokens=128, ram_bytes=1 << 30, sessions=2),
         runtime=PLAIN,
         prefix_cache=cache,
     ) as engine:
@@ -145,3 +146,56 @@ def test_too_little_vram_is_refused_with_the_number():
 
 def session_logits(session, ids):
     return np.concatenate([session.logits([token]) for token in ids])
+
+
+@pytest.mark.parametrize("way", ("download", "write"))
+def test_a_copy_between_the_sides_that_fails_is_made_again(device, monkeypatch, way):  # noqa: F811
+    with opened(on_device(device)) as engine:
+        session = engine.session()
+        session_logits(session, [5, 6])
+        kept = session.snapshot()
+        wanted = session.logits([7])
+        if way == "write":
+            session.restore(kept)
+        with monkeypatch.context() as patched:
+            patched.setattr(device, way, failing)
+            with pytest.raises(DeviceError, match="made up"):
+                session.logits([7]) if way == "write" else session.snapshot()
+        if way == "write":
+            np.testing.assert_array_equal(session.logits([7]), wanted)
+        else:
+            other = engine.session()
+            other.restore(session.snapshot())
+            np.testing.assert_array_equal(other.logits([8]), session.logits([8]))
+
+
+def failing(*_):
+    raise DeviceError("made up")
+
+
+def test_an_opening_that_fails_lets_go_of_the_host(monkeypatch):
+    made, held = EmulatedDevice(), set()
+    monkeypatch.setattr(made, "pin", lambda array: held.add(array.ctypes.data))
+    monkeypatch.setattr(made, "unpin", lambda array: held.remove(array.ctypes.data))
+    monkeypatch.setattr(GpuDecoder, "fill", failing)
+    with pytest.raises(DeviceError, match="made up"):
+        opened(on_device(made))
+    assert not held
+    monkeypatch.undo()
+    monkeypatch.setattr(made, "synchronize", failing)  # as after an error that stays
+    opened(on_device(made)).close()
+
+
+def test_no_more_timelines_than_are_planned_in_vram():
+    with opened(on_device(EmulatedDevice()), sessions=1) as engine:
+        first = engine.session()
+        with pytest.raises(BudgetError, match="room for 1 sessions"):
+            engine.session()
+        del first
+
+
+def test_what_the_kernels_do_not_take_is_refused_before_anything_is_loaded():
+    with pytest.raises(InputError, match="32 of 32 experts; at most 31 of 1024"):
+        Engine.open(
+            "demo", kernels=on_device(EmulatedDevice()), runtime=PLAIN, experts_per_token=32
+        )

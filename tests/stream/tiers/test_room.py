@@ -11,7 +11,6 @@ from flashmoe.stream.tiers.room import (
     MARGIN_BYTES,
     SCRATCH_BYTES,
     divided,
-    spare,
 )
 
 GIB = 1 << 30
@@ -66,7 +65,3 @@ def test_more_than_is_free_is_refused():
 def test_a_long_chunk_does_not_crowd_out_the_floor():
     room = of(2 * GIB, 100 * GIB, chunk_bytes=lambda tokens: tokens << 22)
     assert room.chunk_tokens == min(CHUNKS)
-
-
-def test_spare_slots_are_few():
-    assert (spare(63, 8), spare(64, 8), spare(10_000, 8)) == (0, 1, 8)

@@ -126,13 +126,12 @@ def conversation(messages: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any],
 
     Raises:
         BadRequest: arguments of a call that are no JSON object, an assistant that says nothing, a
-            result of no call or of one of another tool, or a name that would be lost.
+            result of no call or of one of another tool.
     """
     turned = [_turned(message, f"messages[{index}]") for index, message in enumerate(messages)]
     _check_results(turned)
     first = list(takewhile(lambda one: one["role"] == "system", turned))
     if len(first) > 1:
-        _check_nameless(first)
         joined = "\n\n".join(one["content"] for one in first)
         turned[: len(first)] = [{"role": "system", "content": joined}]
     return tuple(turned)
@@ -156,19 +155,6 @@ def _check_results(turned: Sequence[dict[str, Any]]) -> None:
                     path,
                     "invalid_value",
                 )
-
-
-def _check_nameless(first: Sequence[Mapping[str, Any]]) -> None:
-    """System messages that become one have no names."""
-    for index, message in enumerate(first):
-        if "name" in message:
-            path = f"messages[{index}].name"
-            raise BadRequest(
-                f"{path} is not supported: system messages at the beginning become one, without a "
-                "name; leave it out",
-                path,
-                "unsupported_value",
-            )
 
 
 def _turned(message: Mapping[str, Any], path: str) -> dict[str, Any]:

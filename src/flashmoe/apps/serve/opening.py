@@ -14,7 +14,7 @@ from typing import Any
 from flashmoe.apps.serve.ask import Ask, BadRequest, Places
 from flashmoe.engine import Engine
 from flashmoe.errors import ContextError, InputError, TemplateError
-from flashmoe.turn import JsonSchema, Opening, Plain, Turn, segments_of
+from flashmoe.turn import JsonSchema, Opening, Plain, Turn
 
 
 def opened(engine: Engine, ask: Ask, thinking: bool | None = None) -> Opening:
@@ -30,10 +30,7 @@ def opened(engine: Engine, ask: Ask, thinking: bool | None = None) -> Opening:
     elif turn.thinking is None:
         turn = replace(turn, thinking=thinking)
     try:
-        opening = Opening.of(engine, turn)
-        if isinstance(turn, Turn):
-            _check_names(engine, turn, ask)
-        return opening
+        return Opening.of(engine, turn)
     except ContextError as error:
         raise BadRequest(str(error), places.prompt, "context_length_exceeded") from None
     except TemplateError as error:
@@ -55,34 +52,6 @@ def _check_ids(engine: Engine, turn: Plain, places: Places) -> None:
                 f"{path} is {id}, which is no token of this model: they end at {size - 1}",
                 path,
                 "invalid_value",
-            )
-
-
-def _check_names(engine: Engine, turn: Turn, ask: Ask) -> None:
-    """Refuse a name of who speaks that the template leaves out: the model would not know it.
-
-    A name of a tool is that of its call.
-    """
-    named: dict[str, int] = {}
-    for index, one in enumerate(turn.messages):
-        if "name" in one and one["role"] != "tool":
-            named.setdefault(one["role"], index)
-    if not named:
-        return
-    whole, place = segments_of(engine, turn), ask.places.prompt
-    joined = len(ask.given[place]) - len(turn.messages)  # at the beginning, into one without a name
-    for role, index in named.items():
-        bare = tuple(
-            {key: value for key, value in one.items() if key != "name" or one["role"] != role}
-            for one in turn.messages
-        )
-        if segments_of(engine, replace(turn, messages=bare)) == whole:
-            path = f"{place}[{index + joined}].name"
-            raise BadRequest(
-                f"{path} is not supported: the model's chat template shows no name of the role "
-                f"{role!r}; leave it out, or say in the content who speaks",
-                path,
-                "unsupported_value",
             )
 
 

@@ -49,6 +49,10 @@ class Device(Protocol):
         """Bytes that are free for anyone, and bytes in all."""
         ...
 
+    def release(self) -> None:
+        """Give back what arrays that are gone have left."""
+        ...
+
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         """Memory that holds anything. Raises BudgetError where there is none."""
         ...

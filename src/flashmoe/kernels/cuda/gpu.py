@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from flashmoe.errors import BudgetError, DeviceError
 from flashmoe.kernels.cuda.device import Argument, DeviceArray
+from flashmoe.kernels.cuda.mover import Mover
 from flashmoe.quant import Array
 
 OLDEST = (8, 0)
@@ -58,19 +58,24 @@ class Gpu:
                 f"{_dotted(OLDEST)}: run with --kernels cpu"
             )
         self.processors = int(found["multiProcessorCount"])
-        with self._device:
-            self._stream = cupy.cuda.Stream(non_blocking=True)
+        try:
+            with self._device:
+                self._stream = cupy.cuda.Stream(non_blocking=True)
+                self._recorder = cupy.cuda.Stream(non_blocking=True)
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            raise DeviceError(f"{self.name} cannot be used: {error}") from error
+        self._own = threading.local()  # the stream of a thread that records a graph
         self._kernels: dict[tuple[str, str], Any] = {}
         self._modules: dict[str, Any] = {}
         self._compiling = threading.Lock()
 
     @contextmanager
-    def _here(self) -> Iterator[None]:
+    def here(self) -> Iterator[None]:
         """CuPy's own calls on this GPU and stream, and its errors as ours."""
         cupy = self._cupy
         errors = cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError
         try:
-            with self._device, self._stream:
+            with self._device, self._current:
                 yield
         except cupy.cuda.memory.OutOfMemoryError as error:
             free, total = self.memory()
@@ -81,43 +86,53 @@ class Gpu:
         except errors as error:
             raise DeviceError(f"{self.name} reports: {error}") from error
 
+    @property
+    def _current(self) -> Any:
+        return getattr(self._own, "stream", self._stream)
+
     def memory(self) -> tuple[int, int]:
         """Bytes that are free for anyone, and bytes in all."""
         with self._device:
             free, total = self._cupy.cuda.runtime.memGetInfo()
         return int(free), int(total)
 
+    def release(self) -> None:
+        """Give back what arrays that are gone have left."""
+        with self.here():
+            self._cupy.get_default_memory_pool().free_all_blocks()
+            self._cupy.get_default_pinned_memory_pool().free_all_blocks()
+
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         """Memory that holds anything. Raises BudgetError where there is none."""
-        with self._here():
+        with self.here():
             return self._cupy.empty(shape, dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         """The same, zeroed."""
-        with self._here():
+        with self.here():
             return self._cupy.zeros(shape, dtype)
 
     def upload(self, array: Array) -> DeviceArray:
         """A copy of a numpy array."""
-        with self._here():
+        with self.here():
             return self._cupy.asarray(array)
 
     def write(self, target: DeviceArray, array: Array) -> None:
         """Overwrite an array, or a part of one, with numpy's of the same shape and type."""
-        with self._here():
+        with self.here():
             target[...] = self._cupy.asarray(array)
 
     def download(self, array: DeviceArray) -> Array:
         """A copy as numpy array, when all before has been done."""
-        with self._here():
+        with self.here():
             return np.asarray(array.get())
 
     def fetch(self, target: Array, array: DeviceArray) -> None:
         """Copy to memory of :meth:`pinned`, as a launch does: not waited for, and captured."""
         runtime = self._cupy.cuda.runtime
-        with self._here():
+        with self.here():
             places = target.ctypes.data, self.address(array), array.nbytes
-            runtime.memcpyAsync(*places, runtime.memcpyDeviceToHost, self._stream.ptr)
+            runtime.memcpyAsync(*places, runtime.memcpyDeviceToHost, self._current.ptr)
 
     def address(self, array: DeviceArray) -> int:
         """Where it begins."""
@@ -126,7 +141,7 @@ class Gpu:
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Zeroed memory of the host that the device reads and writes too, at the same address."""
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        with self._here():
+        with self.here():
             memory = self._cupy.cuda.alloc_pinned_memory(nbytes)
         array = np.frombuffer(memory, dtype, count=int(np.prod(shape))).reshape(shape)
         array[...] = 0
@@ -135,28 +150,32 @@ class Gpu:
     def arena(self, nbytes: int) -> DeviceArray:
         """Memory for slots, bytes that begin at a multiple of 4,096, outside of any pool."""
         cupy = self._cupy
-        with self._here():
+        with self.here():
             memory = cupy.cuda.memory.Memory(nbytes)
         return cupy.ndarray((nbytes,), np.uint8, cupy.cuda.MemoryPointer(memory, 0))
 
     def mover(self, arena: DeviceArray, slot_bytes: int) -> Mover:
         """Copies of records into slots of an arena, beside the launches."""
-        return Mover(self, arena, slot_bytes)
+        return Mover(self, self._cupy, arena, slot_bytes)
 
     def pin(self, array: Array) -> None:
         """Have memory of the host stay where it is, so that copies from it need no other."""
-        with self._here():
+        with self.here():
             self._cupy.cuda.runtime.hostRegister(array.ctypes.data, array.nbytes, 0)
 
     def unpin(self, array: Array) -> None:
         """The end of that."""
-        with self._here():
+        with self.here():
             self._cupy.cuda.runtime.hostUnregister(array.ctypes.data)
 
     def mark(self) -> Mark:
         """The point that all before has led to."""
-        with self._here():
-            return Mark(self, self._stream.record(self._cupy.cuda.Event(disable_timing=True)))
+        return Mark(self, self.event())
+
+    def event(self) -> Any:
+        """CuPy's event of the same."""
+        with self.here():
+            return self._stream.record(self._cupy.cuda.Event(disable_timing=True))
 
     def synchronize(self) -> None:
         """Wait until all before has been done.
@@ -164,12 +183,12 @@ class Gpu:
         Raises:
             DeviceError: something of it failed.
         """
-        with self._here():
+        with self.here():
             self._stream.synchronize()
 
     def busy(self) -> bool:
         """Whether something of it is still to be done; raises as :meth:`synchronize`."""
-        with self._here():
+        with self.here():
             return not self._stream.done
 
     def launch(
@@ -188,14 +207,14 @@ class Gpu:
         """
         function = self._kernels.get((source, kernel)) or self._compiled(source, kernel)
         given = tuple(map(_given, arguments))
-        with self._here():
+        with self.here():
             if shared_bytes > function.max_dynamic_shared_size_bytes:
                 function.max_dynamic_shared_size_bytes = shared_bytes
             function(grid, (threads, 1, 1), given, shared_mem=shared_bytes)
 
     def _compiled(self, source: str, kernel: str) -> Any:
         cupy, where = self._cupy, Path(str(resources.files(__package__))) / "source"
-        with self._compiling, self._here():
+        with self._compiling, self.here():
             if source not in self._modules:
                 text = (where / f"{source}.cu").read_text(encoding="utf-8")
                 # CuPy keeps what it has compiled by the text it was given: the headers are in it.
@@ -205,9 +224,15 @@ class Gpu:
                 self._modules[source] = cupy.RawModule(code=text, options=options)
             try:
                 function = self._modules[source].get_function(kernel)
-            except cupy.cuda.compiler.CompileException as error:
+            except (
+                cupy.cuda.compiler.CompileException,
+                ImportError,
+                OSError,
+                RuntimeError,
+            ) as error:
                 raise DeviceError(
-                    f"{source}.cu cannot be compiled for {self.name}: {error}"
+                    f"{source}.cu cannot be compiled for {self.name} ({error}): NVIDIA's run-time "
+                    "compiler comes with flash-moe[cuda], or with the CUDA toolkit"
                 ) from error
         self._kernels[source, kernel] = function
         return function
@@ -215,12 +240,17 @@ class Gpu:
     def captured(self, work: Callable[[], None]) -> Graph:
         """What ``work`` launches, to be launched again as one. Kernels must be compiled by then
         (run ``work`` once before), and their arguments must live as long as the graph."""
-        with self._here():
-            self._stream.begin_capture()
-            try:
-                work()
-            finally:
-                graph = self._stream.end_capture()
+        # On a stream of its own: what other threads give the GPU meanwhile is no part of it.
+        self._own.stream = self._recorder
+        try:
+            with self.here():
+                self._recorder.begin_capture()
+                try:
+                    work()
+                finally:
+                    graph = self._recorder.end_capture()
+        finally:
+            del self._own.stream
         return Graph(self, graph)
 
     def memory_rate(self) -> float:
@@ -247,8 +277,8 @@ class Gpu:
 
     def time_ms(self, work: Callable[[], None]) -> float:
         """What the GPU takes for what ``work`` launches."""
-        begin, end = self._cupy.cuda.Event(), self._cupy.cuda.Event()
-        with self._here():
+        with self.here():
+            begin, end = self._cupy.cuda.Event(), self._cupy.cuda.Event()
             begin.record(self._stream)
             work()
             end.record(self._stream)
@@ -264,83 +294,8 @@ class Mark:
 
     def wait(self) -> None:
         """Wait until the device is past it."""
-        with self._gpu._here():
+        with self._gpu.here():
             self._event.synchronize()
-
-
-class Mover:
-    """Copies of records into slots and back, in order on a stream of their own
-    (``stream.tiers.mover``).
-
-    It calls the driver by handles, since a token makes hundreds of copies: CuPy's own stream and
-    device contexts take four times as long as a call.
-    """
-
-    def __init__(self, gpu: Gpu, arena: DeviceArray, slot_bytes: int) -> None:
-        self._gpu, self._arena, self._slot_bytes = gpu, arena, slot_bytes
-        cupy = gpu._cupy
-        self._runtime, self._start = cupy.cuda.runtime, gpu.address(arena)
-        self._errors = cupy.cuda.runtime.CUDARuntimeError
-        with gpu._here():
-            self._stream = cupy.cuda.Stream(non_blocking=True)
-        self._handle = self._stream.ptr
-        self._tickets = count()
-        self._events: dict[int, Any] = {}
-        self._spare: list[Any] = []
-
-    def copy(self, slot: int, record: Array) -> int:
-        """Start copying a record, uint8 (record_bytes,), to the beginning of a slot; the ticket."""
-        return self._moved(slot, record, self._runtime.memcpyHostToDevice)
-
-    def fetch(self, slot: int, record: Array) -> int:
-        """Start copying the beginning of a slot into a record; the ticket."""
-        return self._moved(slot, record, self._runtime.memcpyDeviceToHost)
-
-    def _moved(self, slot: int, record: Array, kind: int) -> int:
-        there, here = self._start + slot * self._slot_bytes, record.__array_interface__["data"][0]
-        to, source = (there, here) if kind == self._runtime.memcpyHostToDevice else (here, there)
-        event = self._spare.pop() if self._spare else self._event()
-        try:
-            self._runtime.memcpyAsync(to, source, record.nbytes, kind, self._handle)
-            self._runtime.eventRecord(event.ptr, self._handle)
-        except self._errors as error:
-            raise DeviceError(f"{self._gpu.name} reports: {error}") from error
-        ticket = next(self._tickets)
-        self._events[ticket] = event
-        return ticket
-
-    def _event(self) -> Any:
-        with self._gpu._here():
-            return self._gpu._cupy.cuda.Event(disable_timing=True)
-
-    def done(self, ticket: int) -> bool:
-        """Whether :meth:`wait` would return, or raise, at once."""
-        with self._gpu._here():
-            return bool(self._events[ticket].done)
-
-    def wait(self, ticket: int) -> None:
-        """Wait until a copy has ended; its ticket ends with that.
-
-        Raises:
-            DeviceError: the slot does not hold the record.
-        """
-        event = self._events.pop(ticket)
-        try:
-            self._runtime.eventSynchronize(event.ptr)
-        except self._errors as error:
-            raise DeviceError(f"{self._gpu.name} reports: {error}") from error
-        self._spare.append(event)
-
-    def fence(self) -> None:
-        """Copies from now on begin after all that was launched by now."""
-        with self._gpu._here():
-            self._stream.wait_event(self._gpu._stream.record())
-
-    def drain(self) -> None:
-        """Wait until no copy is under way, whatever came of them; every ticket has ended then."""
-        self._events.clear()
-        with self._gpu._here():
-            self._stream.synchronize()
 
 
 class Graph:
@@ -351,17 +306,19 @@ class Graph:
 
     def launch(self) -> None:
         """All of them again, in their order."""
-        with self._gpu._here():
+        with self._gpu.here():
             self._graph.launch(self._gpu._stream)
 
 
 def _cupy() -> Any:
     try:
         import cupy
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise DeviceError(
             "the GPU's kernels need CuPy: pip install 'flash-moe[cuda]', or run with --kernels cpu"
         ) from error
+    except ImportError as error:
+        raise DeviceError(f"CuPy is installed and cannot be loaded: {error}") from error
     return cupy
 
 

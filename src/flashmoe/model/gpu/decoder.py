@@ -126,11 +126,10 @@ class GpuDecoder:
         return self._pass(int(ids[0]), state)[None]
 
     def logits(self, x: Array) -> Array:
-        """Hidden states (T, hidden) to logits (T, vocabulary); those of the latest token alone are
-        valid until the next one passes."""
+        """Hidden states (T, hidden) to logits (T, vocabulary)."""
         if x is self._latest:
             self.observer.ended(self.shape.layers - 1, "head")
-            return self._fetched[1][None]
+            return self._fetched[1][None].copy()  # before another timeline's pass
         self._latest = None
         y = np.empty((len(x), self.shape.vocabulary), np.float32)
         for row, hidden in enumerate(x):
@@ -152,8 +151,12 @@ class GpuDecoder:
         graph = self._graph(state)
         self._latest = None
         self._mailbox.begin(token, state.position)
-        graph.launch()
-        self._mailbox.wait(self._attend)
+
+        def work() -> None:
+            graph.launch()  # an interrupt behind it must find somebody who answers the letters
+            self._attend()
+
+        self._mailbox.wait(work)
         self._device.synchronize()
         x = self._fetched[0].copy()
         state.moved(x[None])

@@ -10,8 +10,10 @@ from functools import partial
 
 import numpy as np
 
-from flashmoe.errors import DeviceError
-from flashmoe.kernels.cuda.decode import Placed
+from flashmoe.errors import DeviceError, InputError
+from flashmoe.kernels.cuda.attention import MOST_QUERIES, WIDTHS
+from flashmoe.kernels.cuda.decode import MOST_CHOSEN, MOST_EXPERTS, Placed
+from flashmoe.kernels.cuda.descriptors import CHUNK
 from flashmoe.kernels.cuda.device import Device
 from flashmoe.kernels.cuda.panel_experts import PLACES
 from flashmoe.model.gpu.chunk import experts_bytes, token_bytes
@@ -40,7 +42,9 @@ def planned(
 
     Raises:
         BudgetError: it has no room for this model.
+        InputError: the kernels do not take it.
     """
+    _check(shape)
     layouts = [entry.layout for entry in store.manifest.layers]
     # Both sets of recurrent arrays are in `state_bytes`.
     timeline = outlay.state_bytes + outlay.kv_bytes(outlay.context_tokens)
@@ -77,8 +81,6 @@ def opened(
     slots = Slots(arena, device.address(arena), plan.slot_bytes)
     table = device.pinned((len(layouts), shape.experts.count), np.int32)
     mover = device.mover(arena, plan.slot_bytes)
-    top_k = shape.experts.top_k
-    spare = room.spare(plan.slots, top_k)
     # Where RAM has no room for all of them, what is in VRAM need not be there too.
     exclusive = streamer.slots < plan.experts
     tier = Vram(
@@ -86,38 +88,69 @@ def opened(
         plan.slots,
         mover,
         streamer,
-        top_k=top_k,
-        spare=spare,
+        top_k=shape.experts.top_k,
         exclusive=exclusive,
         table=table,
     )
     trunk = Trunk(store.trunk(), np.dtype(np.float32))
     records = [_placed(layout) for layout in layouts]
-    kept = _pinned(device, streamer)
+    kept: list[Array] = []
 
     def close() -> None:
-        mover.drain()
-        device.synchronize()
-        if kept is not None:
-            device.unpin(kept)
+        streamer.picture.above = None  # it would keep the arena
+        for end in (mover.drain, device.synchronize, *(partial(device.unpin, a) for a in kept)):
+            try:
+                end()
+            except DeviceError as error:  # whatever it was, this is the end
+                _log.warning("while the GPU is let go of: %s", error)
+        kept.clear()
 
     decoder = GpuDecoder(shape, trunk, device, observer, slots, records, tier, close)
-    if plan.whole:
-        decoder.fill()
-        streamer.usage = Usage(len(layouts), shape.experts.count)  # nobody has chosen these
+    del trunk
+    device.release()  # what its copies have left
+    try:
+        kept += _pinned(device, streamer)
+        if plan.whole:
+            decoder.fill()
+            streamer.usage = Usage(len(layouts), shape.experts.count)  # nobody has chosen these
+    except BaseException:
+        close()
+        raise
     return decoder
 
 
-def _pinned(device: Device, streamer: Streamer) -> Array | None:
-    """The streamer's slots, so that copies from them need no other memory; None where the system
+def _pinned(device: Device, streamer: Streamer) -> list[Array]:
+    """The streamer's slots, so that copies from them need no other memory; none where the system
     does not allow it, and copies are slower."""
     arena = streamer.lending.keep()
     try:
         device.pin(arena)
     except DeviceError as error:
         _log.warning("slots in RAM cannot be pinned, so copies to the GPU are slower: %s", error)
-        return None
-    return arena
+        return []
+    return [arena]
+
+
+def _check(shape: ModelShape) -> None:
+    """What the kernels refuse, before anything is loaded."""
+    experts, attention = shape.experts, shape.attention
+    wrong = None
+    if experts.top_k > MOST_CHOSEN or experts.count > MOST_EXPERTS:
+        wrong = (
+            f"{experts.top_k} of {experts.count} experts; at most {MOST_CHOSEN} of {MOST_EXPERTS}"
+        )
+    elif attention is not None and attention.head_dim not in WIDTHS:
+        known = ", ".join(map(str, WIDTHS))
+        wrong = f"attention of head_dim {attention.head_dim}; they know {known}"
+    elif attention is not None and attention.heads > MOST_QUERIES * attention.kv_heads:
+        group = attention.heads // attention.kv_heads
+        wrong = f"{group} query heads a kv head; at most {MOST_QUERIES}"
+    elif shape.hidden % CHUNK or experts.intermediate % CHUNK:
+        wrong = f"widths {shape.hidden} and {experts.intermediate}; both in multiples of {CHUNK}"
+    if wrong:
+        raise InputError(
+            f"the GPU's kernels do not take {wrong}: run this model with --kernels cpu"
+        )
 
 
 def _chunk_bytes(shape: ModelShape, tokens: int) -> int:

@@ -102,7 +102,6 @@ class GpuState(State):
     def _pull(self) -> None:
         if not self._device_ahead:
             return
-        self._device_ahead = False
         fresh = slice(self._same_tokens, self.position)
         for layer, kept, recurrent in zip(self._layers, self.kept, self.recurrent, strict=True):
             if isinstance(layer, KeyValues) and kept is not None:
@@ -115,9 +114,9 @@ class GpuState(State):
                 layer.delta[...] = self._device.download(now.delta)
                 layer.conv[...] = self._device.download(now.conv)
         self._same_tokens = self.position
+        self._device_ahead = False  # not before all of it is there
 
     def _push(self) -> None:
-        self._host_ahead = False
         fresh = slice(0, self.position)
         for layer, kept, recurrent in zip(self._layers, self.kept, self.recurrent, strict=True):
             if isinstance(layer, KeyValues) and kept is not None:
@@ -129,6 +128,7 @@ class GpuState(State):
                 self._device.write(now.delta, layer.delta)
                 self._device.write(now.conv, layer.conv)
         self._same_tokens = self.position
+        self._host_ahead = False  # not before all of it is there
 
 
 def _zeros(device: Device, layer: RecurrentState) -> DeltaState:

@@ -28,11 +28,6 @@ CHUNKS = (4096, 2048, 1024, 512, 256, 128, 64)
 """Lengths of chunks: multiples of 64, so that the choice does not show in the answer."""
 
 
-SPARE_SHARE = 64
-"""One slot in so many is kept empty for hints: with slots for 10 to 25 % of OLMoE's experts that
-costs 0.3 points of the hit rate in VRAM, one in 16 costs 1.6."""
-
-
 @dataclass(frozen=True)
 class Room:
     """What is planned of a device's memory, in bytes."""
@@ -105,8 +100,3 @@ def divided(
         )
     slots = min(least + (usable - floor.planned_bytes) // slot_bytes, most)
     return replace(floor, slots=slots)
-
-
-def spare(slots: int, top_k: int) -> int:
-    """How many slots are kept empty for hints."""
-    return min(top_k, slots // SPARE_SHARE)

@@ -17,7 +17,7 @@ from flashmoe.generation import Generation
 from flashmoe.options import MAX_THREADS, Budget, Runtime, Sampling
 
 WHOLE = {
-    Budget: ("ram_bytes", "context_tokens", "slots", "sessions", "host_bytes"),
+    Budget: ("ram_bytes", "context_tokens", "slots", "sessions", "host_bytes", "vram_bytes"),
     Runtime: ("threads", "chunk_tokens", "io_threads"),
     Sampling: ("top_k", "seed", "max_tokens", "logprobs"),
 }
@@ -27,7 +27,7 @@ REAL = (
 )
 OPTIONAL = (
     *("ram_bytes", "context_tokens", "slots", "threads", "chunk_tokens", "io_threads"),
-    *("seed", "max_tokens", "logprobs"),
+    *("seed", "max_tokens", "logprobs", "vram_bytes"),
 )
 NO_NUMBERS = ["1", b"1", [1], (1,), {}, 1j]
 

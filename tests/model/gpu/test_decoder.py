@@ -19,7 +19,7 @@ PROMPT = "Emma was sitting one"
 
 
 def opened(kernels, **more):
-    budget = Budget(context_tokens=64, ram_bytes=1 << 30, **{"sessions": 2, **more})
+    budget = Budget(context_tokens=64, **{"sessions": 2, **more})
     return Engine.open("demo", kernels=kernels, budget=budget, runtime=PLAIN)
 
 
@@ -104,7 +104,7 @@ def test_prefixes_are_kept_and_resumed(device):  # noqa: F811
     with Engine.open(
         "demo",
         kernels=on_device(device),
-        budget=Budget(context_tokens=128, ram_bytes=1 << 30, sessions=2),
+        budget=Budget(context_tokens=128, sessions=2),
         runtime=PLAIN,
         prefix_cache=cache,
     ) as engine:

@@ -21,7 +21,7 @@ from flashmoe.kernels.cuda.descriptors import (
     Resident,
     described,
 )
-from flashmoe.kernels.cuda.device import Device, DeviceArray
+from flashmoe.kernels.cuda.device import Device, DeviceArray, check
 from flashmoe.quant import Format
 
 BLOCK_ROWS = 16
@@ -84,10 +84,10 @@ class Projection:
 
     def __call__(self, x: Vector, y: DeviceArray, residual: DeviceArray | None = None) -> None:
         """``y = matrices @ x``, plus ``residual`` where there is one, which may be y itself."""
-        _check("activations", x.floats, self.inputs)
-        _check("results", y, self.outputs)
+        check("activations", x.floats, (self.inputs,))
+        check("results", y, (self.outputs,))
         if residual is not None:
-            _check("the residual", residual, self.outputs)
+            check("the residual", residual, (self.outputs,))
         self._device.launch(
             "decode",
             "project",
@@ -115,7 +115,7 @@ class Embedding:
         they are taken over into ``inputs`` (3,).
         """
         hidden = self._weights.shape[1]
-        _check("the residual stream", x, hidden)
+        check("the residual stream", x, (hidden,))
         grid = (-(-hidden // 256), 1, 1)
         self._device.launch("decode", "lookup", grid, 256, self._table, given, inputs, x)
 
@@ -128,8 +128,8 @@ class Norm:
 
     def __call__(self, x: DeviceArray, y: Vector) -> None:
         columns = len(self._weight)
-        _check("the residual stream", x, columns)
-        _check("results", y.floats, columns)
+        check("the residual stream", x, (columns,))
+        check("results", y.floats, (columns,))
         threads = min(1024, columns)
         arguments = x, self._weight, self._eps, _i32(columns), y.floats, y.fixed
         self._device.launch("decode", "rms_norm", (1, 1, 1), threads, *arguments)
@@ -233,8 +233,8 @@ class FeedForward:
 
         Every slot in ``chosen`` holds its expert. y may be the residual itself.
         """
-        _check("activations", x.floats, self.hidden)
-        _check("results", y, self.hidden)
+        check("activations", x.floats, (self.hidden,))
+        check("results", y, (self.hidden,))
         top_k = len(chosen.ids)
         h, fixed = room
         width, stride = _i32(h.shape[1]), _i32(fixed.shape[1])
@@ -246,8 +246,3 @@ class FeedForward:
         arguments = *outward, width, stride, residual, y
         threads = 32 * min(top_k + bool(self._shared), DOWN_WARPS)
         self._device.launch("experts", "experts_down", grid, threads, *arguments)
-
-
-def _check(name: str, array: DeviceArray, length: int) -> None:
-    if array.shape != (length,):
-        raise ValueError(f"{name} of shape {array.shape} do not fit; {(length,)} is wanted")

@@ -16,22 +16,7 @@ lookup(GIVEN Matrix m, const int* __restrict__ given, int* __restrict__ input,
     if (blockIdx.x == 0 && threadIdx.x < 3) input[threadIdx.x] = given[threadIdx.x];
     const int column = static_cast<int>(blockIdx.x * 256 + threadIdx.x);
     if (column >= m.columns) return;
-    const int64_t row = given[0];
-    if (m.bits == 0) {
-        x[column] = load_float(m.weight, row * m.columns + column, m.type);
-        return;
-    }
-    const int64_t bit = int64_t{column} * m.bits;
-    const auto* words =
-        reinterpret_cast<const uint32_t*>(m.weight) + row * (int64_t{m.columns} * m.bits / 32);
-    const int word = static_cast<int>(bit / 32), shift = static_cast<int>(bit % 32);
-    uint32_t code = words[word] >> shift;
-    if (shift + m.bits > 32) code |= words[word + 1] << (32 - shift);
-    code &= (1U << m.bits) - 1;
-    const int64_t at = row * (m.columns / m.group) + column / m.group;
-    // Two roundings, not one: what the weight is (quant.py).
-    const float scaled = __fmul_rn(static_cast<float>(code), load_float(m.scales, at, m.type));
-    x[column] = __fadd_rn(scaled, load_float(m.biases, at, m.type));
+    x[column] = weight_at(m, given[0], column);
 }
 
 // y = x / sqrt(mean(x^2) + eps) * weight, as floats and fixed. One block.

@@ -30,6 +30,22 @@ struct Matrix {
     }
 };
 
+// One weight, the very number that it is (quant.py).
+DEVICE float weight_at(const Matrix& m, int64_t row, int column) {
+    if (m.bits == 0) return load_float(m.weight, row * m.columns + column, m.type);
+    const int64_t bit = int64_t{column} * m.bits;
+    const auto* words =
+        reinterpret_cast<const uint32_t*>(m.weight) + row * (int64_t{m.columns} * m.bits / 32);
+    const int word = static_cast<int>(bit / 32), shift = static_cast<int>(bit % 32);
+    uint32_t code = words[word] >> shift;
+    if (shift + m.bits > 32) code |= words[word + 1] << (32 - shift);
+    code &= (1U << m.bits) - 1;
+    const int64_t at = row * (m.columns / m.group) + column / m.group;
+    // Two roundings, not one.
+    const float scaled = __fmul_rn(static_cast<float>(code), load_float(m.scales, at, m.type));
+    return __fadd_rn(scaled, load_float(m.biases, at, m.type));
+}
+
 // Several, by value: a kernel's parameters need no load from memory.
 constexpr int kMostMatrices = 6;
 struct Matrices {

@@ -4,8 +4,7 @@
 // how many pass together.
 
 #include "matrix.cuh"
-
-constexpr int kMostExperts = 1024;  // of a layer
+#include "router.cuh"
 
 // y[t] = row ids[t] of the embedding. Blocks of a row (x) by 256 columns (y).
 KERNEL(256)
@@ -14,21 +13,7 @@ lookup_rows(GIVEN Matrix m, const int* __restrict__ ids, float* __restrict__ y) 
     if (column >= m.columns) return;
     const int64_t row = ids[blockIdx.x];
     float* into = y + int64_t{blockIdx.x} * m.columns + column;
-    if (m.bits == 0) {
-        *into = load_float(m.weight, row * m.columns + column, m.type);
-        return;
-    }
-    const int64_t bit = int64_t{column} * m.bits;
-    const auto* words =
-        reinterpret_cast<const uint32_t*>(m.weight) + row * (int64_t{m.columns} * m.bits / 32);
-    const int word = static_cast<int>(bit / 32), shift = static_cast<int>(bit % 32);
-    uint32_t code = words[word] >> shift;
-    if (shift + m.bits > 32) code |= words[word + 1] << (32 - shift);
-    code &= (1U << m.bits) - 1;
-    const int64_t at = row * (m.columns / m.group) + column / m.group;
-    // Two roundings, not one: what the weight is (quant.py).
-    const float scaled = __fmul_rn(static_cast<float>(code), load_float(m.scales, at, m.type));
-    *into = __fadd_rn(scaled, load_float(m.biases, at, m.type));
+    *into = weight_at(m, row, column);
 }
 
 // y = x / sqrt(mean(x^2) + eps) * weight of each row, a block a row.
@@ -64,45 +49,11 @@ route_rows(const float* __restrict__ logits, int rows, int count, int top_k, int
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int row = static_cast<int>(blockIdx.x * 4 + threadIdx.x / 32);
     if (row >= rows) return;
-    constexpr int kEach = kMostExperts / 32;
-    const float* from = logits + int64_t{row} * count;
-    float own[kEach];
-    float most = -infinity();
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-        const int expert = lane + 32 * i;
-        own[i] = expert < count ? from[expert] : -infinity();
-        most = fmaxf(most, own[i]);
-    }
-    most = warp_max(most);
-    float total = 0.0F;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i)
-        if (lane + 32 * i < count) total += expf(own[i] - most);
-    total = warp_sum(total);
     float chosen = 0.0F;  // of lane k, the weight of the k-th
     int number = 0;
-    for (int k = 0; k < top_k; ++k) {
-        float best = -infinity();
-        int at = kMostExperts;
-#pragma unroll
-        for (int i = 0; i < kEach; ++i) {
-            if (own[i] > best) best = own[i], at = lane + 32 * i;
-        }
-        for (int mask = 16; mask; mask >>= 1) {
-            const float other = shuffle_xor(best, mask);
-            const int its = shuffle_xor(at, mask);
-            if (other > best || (other == best && its < at)) best = other, at = its;
-        }
-        if (at >= count) at = 0, best = not_a_number();  // logits of NaN
-        if (lane == k) chosen = expf(best - most) / total, number = at;
-#pragma unroll
-        for (int i = 0; i < kEach; ++i)
-            if (lane + 32 * i == at) own[i] = -infinity();
-    }
-    const float sum = renormalize ? warp_sum(lane < top_k ? chosen : 0.0F) : 1.0F;
+    choose(logits + int64_t{row} * count, count, top_k, renormalize, number, chosen);
     if (lane < top_k) {
         ids[int64_t{row} * top_k + lane] = number;
-        weights[int64_t{row} * top_k + lane] = chosen / sum;
+        weights[int64_t{row} * top_k + lane] = chosen;
     }
 }

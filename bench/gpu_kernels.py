@@ -184,7 +184,7 @@ class Bench:
         chosen = []
         for start in range(0, slots - layer.top_k + 1, layer.top_k):
             ids = self.gpu.upload(order[start : start + layer.top_k])
-            chosen.append(decode.Choice(ids, weights, ids))
+            chosen.append(decode.Choice(ids, weights, ids, ids))
 
         def work() -> None:
             for choice in chosen:
@@ -202,7 +202,7 @@ class Bench:
     def route(self, count: int, top_k: int) -> dict[str, float]:
         """Latency of a choice among others."""
         logits = self.gpu.upload(self._rng.standard_normal(count).astype(np.float32))
-        into = decode.choice(self.gpu, top_k)
+        into = decode.choice(self.gpu, self.gpu.empty((top_k,), np.int32))
         table = self.gpu.upload(np.arange(count, dtype=np.int32))
 
         def work() -> None:

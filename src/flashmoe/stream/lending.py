@@ -1,17 +1,16 @@
 """Records in RAM, lent to whoever copies them somewhere quicker; and free slots for what returns.
 
-Owns how their bytes are had, which of them stay in their slots for that beyond the end of a hold,
-and the slots that are reserved. Does not own where they are copied to (``tiers``), nor who leaves
-(``cache``).
+Owns how their bytes are had, and the slots that are reserved. Does not own where they are copied to
+(``tiers``), nor who leaves (``cache``).
 
-Invariant: an expert that is lent is pinned in the cache; as many slots are left to others as a
-hold of one token needs. A slot that is reserved is LOADING. ``sound`` is False while steps that
-belong together are under way: whoever finds it so believes nothing (``streamer``).
+Invariant: as many slots are left to others as a hold of one token needs. A slot that is reserved is
+LOADING. ``sound`` is False while steps that belong together are under way: whoever finds it so
+believes nothing (``streamer``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from flashmoe.quant import Array
 from flashmoe.stream.cache import Cache, Key
@@ -32,7 +31,6 @@ class Lending:
         self._records = records
         self._warmup = warmup
         self._least = least
-        self._lent: set[Key] = set()
         self._reserved: dict[Key, int] = {}
 
     def keep(self) -> Array:
@@ -40,43 +38,30 @@ class Lending:
         return self._slots.keep()
 
     def record(self, layer: int, expert: int) -> Array:
-        """The bytes of an expert that a hold has yielded, or that is lent: uint8 (record_bytes,),
-        read-only. As valid as the arrays that it was yielded with, or until it is taken back."""
+        """The bytes of an expert that a hold has yielded: uint8 (record_bytes,), read-only, and as
+        valid as the arrays that it was yielded with."""
         slot = self._cache.slot((layer, expert))
         return self._slots.frozen(slot, self._records.layout(layer).record_bytes)
 
-    def lend(self, layer: int, experts: Iterable[int]) -> list[int]:
-        """Keep those of a layer's experts that are in memory where they are, as far as slots allow,
-        until :meth:`take_back`; which these are. No use of any."""
-        found = []
-        self.sound = False
-        for expert in experts:
-            key = (layer, expert)
-            if self.room <= 0:
-                break
-            if key not in self._lent and self._is_whole(key):
-                self._lent.add(key)
-                self._cache.pin(key)
-                found.append(expert)
-        self.sound = True
-        return found
-
     @property
     def room(self) -> int:
-        """How many more may be lent; below 0, some must be taken back before the next hold."""
+        """How many more may be reserved; below 0, some must end before the next hold."""
         return self._cache.slots - self._cache.pinned - len(self._reserved) - self._least
+
+    def slot(self, layer: int, expert: int) -> int:
+        """The number of the slot of an expert that a hold has yielded; valid as ``record``."""
+        return self._cache.slot((layer, expert))
+
+    def places(self, layer: int, experts: int) -> list[int]:
+        """The slot of each of a layer's experts, or -1 where it is not in memory whole."""
+        states = self._slots.state
+        slots = self._cache.slots_of(layer, range(experts))
+        return [s if s >= 0 and states(s) is not State.LOADING else -1 for s in slots]
 
     def _is_whole(self, key: Key) -> bool:
         """Whether an expert is in memory, and its read is over."""
         slots = self._cache.slots_of(key[0], [key[1]])
         return slots[0] >= 0 and self._slots.state(slots[0]) is not State.LOADING
-
-    def take_back(self, key: Key) -> None:
-        """An expert is lent no longer."""
-        self.sound = False
-        self._lent.remove(key)
-        self._cache.unpin(key)
-        self.sound = True
 
     def heed(self, layer: int, experts: Sequence[int]) -> None:
         """A token uses these somewhere quicker, beside what is asked of its layer here."""
@@ -121,9 +106,7 @@ class Lending:
         self._cache.unreserve(slot)
         self.sound = True
 
-    def take_all_back(self) -> None:
-        """Nothing is lent, and nothing reserved."""
-        for key in list(self._lent):
-            self.take_back(key)
+    def unreserve_all(self) -> None:
+        """No slot is reserved."""
         for key in list(self._reserved):
             self.unreserve(key)

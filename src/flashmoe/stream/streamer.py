@@ -222,6 +222,11 @@ class Streamer:
         """Whether no interrupt has left steps undone that belong together."""
         return self._sound and self.lending.sound
 
+    def recover(self) -> None:
+        """Between passes: start anew if an interrupt has left something undone."""
+        if not self.sound or self._hold is not None:
+            self._reset()
+
     @property
     def slots(self) -> int:
         """Experts that can be in memory at once, for the moment."""
@@ -258,9 +263,7 @@ class Streamer:
 
     def shrink(self, count: int) -> int:
         """Give the memory of ``count`` experts back, and that of every free slot; how many slots.
-
-        What is in use stays, and always as many slots as make a hold last. Ends a warm-up. Not
-        after a pass that failed.
+        Of those in use or that make a hold last, none. Ends a warm-up. Not after a failed pass.
         """
         if not self._open:
             return 0
@@ -277,15 +280,12 @@ class Streamer:
         return self.extent.grow(count)
 
     def resize(self, ceiling: int) -> None:
-        """Between passes: there may be so many slots from now on, at least ``least_slots``.
-
-        What :meth:`shrink` has taken stays away. Free slots go first, then the experts that are
-        least likely to be used; reads that nobody waits for end.
-        """
+        """Between passes: there may be so many slots from now on, at least ``least_slots``. What
+        :meth:`shrink` has taken stays away. Free slots go first, then the experts that are least
+        likely to be used; reads that nobody waits for end."""
         if not self._open:
             return
-        if not self.sound or self._hold is not None:
-            self._reset()
+        self.recover()
         self._sound = False
         self.extent.resize(ceiling, self._reads, self._warmup)
         self._guesses.recheck()

@@ -77,6 +77,9 @@ class EmulatedDevice:
     def unpin(self, array):
         pass
 
+    def host_address(self, array):
+        return array.ctypes.data
+
     def captured(self, work):
         self._recorded = []
         try:

@@ -5,6 +5,8 @@
 
 #pragma once
 
+#include <bit>
+
 #include "fibers.h"
 
 #define threadIdx (::emulator::current->thread)
@@ -63,6 +65,14 @@ template <class T>
 T shuffle_xor(T value, int mask) {
     return shuffle(value, ::emulator::current->lane ^ mask);
 }
+inline unsigned warp_ballot(bool value) {
+    const uint32_t word = value;
+    auto* lanes = ::emulator::exchange(&word, 1);
+    unsigned bits = 0;
+    for (int lane = 0; lane < 32; ++lane) bits |= lanes[lane][0] << lane;
+    return bits;
+}
+inline int popcount(unsigned bits) { return std::popcount(bits); }
 inline void warp_barrier() { ::emulator::warp_arrive(); }
 inline void block_barrier() { ::emulator::block_arrive(); }
 
@@ -156,6 +166,10 @@ inline uint2 load_once_8(const void* from) {
 inline uint32_t load_once_4(const void* from) {
     if (reinterpret_cast<uintptr_t>(from) % 4) std::abort();
     return *static_cast<const uint32_t*>(from);
+}
+inline uint4 load_host(const void* from) {
+    if (reinterpret_cast<uintptr_t>(from) % 16) std::abort();
+    return *static_cast<const uint4*>(from);
 }
 inline uint4 load_written(const void* from) { return load_once(from); }
 inline uint2 load_written_8(const void* from) { return load_once_8(from); }

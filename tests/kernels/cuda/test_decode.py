@@ -102,7 +102,7 @@ def test_route(device, count, top_k, renormalize):
     logits = rng.standard_normal(count).astype(np.float32)
     logits[count // 2] = logits[0]  # a tie
     table = rng.permutation(count).astype(np.int32)
-    into = decode.choice(device, top_k)
+    into = decode.choice(device, device.empty((top_k,), np.int32))
     decode.route(device, device.upload(logits), renormalize, device.upload(table), into)
     ids, weights = reference.route(logits[None].astype(np.float64), top_k, renormalize)
     np.testing.assert_array_equal(device.download(into.ids), ids[0])
@@ -113,11 +113,13 @@ def test_route(device, count, top_k, renormalize):
 def test_more_than_the_kernels_choose_is_refused(device):
     logits, table = device.zeros((2048,), np.float32), device.zeros((2048,), np.int32)
     with pytest.raises(InputError, match="8 of 2048 experts"):
-        decode.route(device, logits, True, table, decode.choice(device, 8))
+        decode.route(
+            device, logits, True, table, decode.choice(device, device.empty((8,), np.int32))
+        )
 
 
 def test_all_experts_are_chosen_where_there_is_no_router(device):
-    into = decode.choice(device, 5)
+    into = decode.choice(device, device.empty((5,), np.int32))
     decode.route(device, None, False, device.upload(np.arange(5, 0, -1, dtype=np.int32)), into)
     np.testing.assert_array_equal(device.download(into.ids), np.arange(5))
     np.testing.assert_array_equal(device.download(into.slots), np.arange(5, 0, -1))
@@ -168,7 +170,8 @@ def check_experts(device, network, width, shared_width, count, top_k):
     x, residual = (rng.standard_normal(hidden).astype(np.float32) for _ in range(2))
     ids, weights = rng.permutation(count)[:top_k], rng.random(top_k).astype(np.float32)
     slots = (count - 1 - ids).astype(np.int32)  # they lie the other way round
-    chosen = decode.Choice(*(device.upload(a) for a in (ids.astype(np.int32), weights, slots)))
+    told = ids.astype(np.int32), weights, slots, slots
+    chosen = decode.Choice(*map(device.upload, told))
     logit = np.float32(0.3)
     y = device.upload(residual)
     opening = device.upload(np.array([logit])) if shared else None

@@ -1,86 +1,205 @@
-"""Device and host at a letter: asked, answered, given up."""
+"""Device and host at a letter: offers taken, records brought, sources asked for, giving up."""
+
+import time
 
 import numpy as np
 import pytest
 
 from flashmoe.kernels.cuda import decode
-from flashmoe.kernels.cuda.mailbox import LAST, Mailbox
+from flashmoe.kernels.cuda.mailbox import ASKED, LAST, OFFERS, THERE, Mailbox
 
-EXPERTS, TOP_K = 16, 4
+EXPERTS, TOP_K, LAYER = 16, 4, 1
+RECORD = 4096 + 48
+STRIDE, SLOTS = 8192, 24
+
+
+class Router:
+    """A graph that routes once and brings what it misses, by tables in pinned memory."""
+
+    def __init__(self, device):
+        rng = np.random.default_rng(1)
+        self.device, self.mailbox = device, Mailbox(device, 2)
+        self.chosen = decode.choice(device, device.empty((TOP_K,), np.int32))
+        self.table = device.pinned((EXPERTS,), np.int32)
+        self.table[:] = rng.permutation(EXPERTS)
+        self.records = device.pinned((EXPERTS,), np.int32)
+        self.ram = device.pinned((EXPERTS, STRIDE), np.uint8)
+        self.ram[:] = rng.integers(0, 256, self.ram.shape)
+        self.arena = device.upload(np.zeros((SLOTS, STRIDE), np.uint8))
+        logits = device.upload(rng.standard_normal(EXPERTS).astype(np.float32))
+        post = self.mailbox.post(LAYER, self.records)
+        ram = decode.Places(device.host_address(self.ram), STRIDE)
+        slots = decode.Places(device.address(self.arena), STRIDE)
+
+        def work():
+            decode.route(device, logits, True, self.table, self.chosen, post)
+            decode.bring(device, ram, slots, RECORD, self.chosen, post)
+
+        self.mailbox.begin(0, 0)
+        device.write(self.mailbox.inputs, self.mailbox.given.copy())
+        work()  # compiled; and so the ids are known
+        device.synchronize()
+        self.ids = self.mailbox.asked(LAYER, TOP_K).ids
+        self._graph = device.captured(work)
+
+    def launch(self, taken=0):
+        """Another pass, before which so many slots were taken."""
+        self.mailbox.begin(0, 0, taken)
+        self.device.write(self.mailbox.inputs, self.mailbox.given.copy())
+        self._graph.launch()
+
+    def offer(self, *slots):
+        """These more."""
+        ring = self.mailbox.offers
+        for slot in slots:
+            ring[16 + int(ring[0]) % OFFERS] = slot
+            ring[0] = (int(ring[0]) + 1) & 0xFFFFFFFF
+
+    def asked(self):
+        return self.mailbox.asked(LAYER, TOP_K)
+
+    def slots(self):
+        return self.device.download(self.chosen.slots)
+
+    def check(self, expert, slot, source):
+        """The expert's record has been brought from there."""
+        found = self.device.download(self.arena)[slot]
+        np.testing.assert_array_equal(found[:RECORD], self.ram[source][:RECORD])
+        assert not found[RECORD:].any(), "more than a record was copied"
 
 
 @pytest.fixture
 def router(device):
-    """Launches that route once, by a table in pinned memory, and what they write."""
-    rng = np.random.default_rng(1)
-    mailbox, chosen = Mailbox(device, 2), decode.choice(device, TOP_K)
-    table = device.pinned((EXPERTS,), np.int32)
-    table[:] = rng.permutation(EXPERTS)
-    logits = device.upload(rng.standard_normal(EXPERTS).astype(np.float32))
-    arguments = logits, True, table, chosen, mailbox.inputs, mailbox.letter(1)
-    decode.route(device, *arguments[:4])  # compiled
-    graph = device.captured(lambda: decode.route(device, *arguments))
-
-    def launch(token=0, position=0):
-        mailbox.begin(token, position)
-        device.write(mailbox.inputs, mailbox.given.copy())
-        graph.launch()
-
-    return mailbox, chosen, table, launch
+    return Router(device)
 
 
-def test_a_choice_whose_slots_are_known_waits_for_nobody(device, router):
-    mailbox, chosen, table, launch = router
-    launch()
-    ids, waits = mailbox.asked(1, TOP_K)
-    assert not waits
-    np.testing.assert_array_equal(ids, device.download(chosen.ids))
-    np.testing.assert_array_equal(device.download(chosen.slots), table[ids])
+def test_what_has_a_slot_waits_for_nobody(device, router):
+    router.launch()
+    asked = router.asked()
+    assert (asked.sources == THERE).all()
+    np.testing.assert_array_equal(asked.ids, device.download(router.chosen.ids))
+    np.testing.assert_array_equal(asked.slots, router.table[asked.ids])
+    np.testing.assert_array_equal(router.slots(), asked.slots)
+    assert not device.download(router.arena).any()
 
 
-def test_a_missing_slot_is_waited_for_and_the_answer_taken(device, router):
-    mailbox, chosen, table, launch = router
-    launch()
-    ids, _ = mailbox.asked(1, TOP_K)
+@pytest.mark.parametrize("absent", (1, TOP_K))
+def test_what_is_in_ram_is_brought_by_the_device_alone(device, router, absent):
+    missing = router.ids[-absent:]
+    router.table[missing] = -1
+    router.records[missing] = np.arange(absent) + 3
+    router.offer(20, 17, 22, 16)
+    router.launch()
+    asked = router.asked()
+    device.synchronize()  # nobody answers
+    expected = np.r_[router.table[router.ids[: TOP_K - absent]], [20, 17, 22, 16][:absent]]
+    np.testing.assert_array_equal(asked.slots, expected)
+    np.testing.assert_array_equal(asked.sources[TOP_K - absent :], np.arange(absent) + 3)
+    assert (asked.sources[: TOP_K - absent] == THERE).all()
+    for k, slot in enumerate([20, 17, 22, 16][:absent]):
+        router.check(missing[k], slot, 3 + k)
+    assert device.download(router.mailbox.inputs)[3] == absent
+
+
+def test_a_pass_begins_where_the_one_before_ended(device, router):
+    router.table[router.ids] = -1
+    router.records[:] = 1
+    router.offer(*range(16, 24))
+    for taken, slots in ((0, range(16, 20)), (4, range(20, 24)), (2, range(18, 22))):
+        router.launch(taken)
+        np.testing.assert_array_equal(router.asked().slots, slots)
+        device.synchronize()
+
+
+def test_the_host_is_asked_for_what_the_device_does_not_find(device, router):
+    first, second = router.ids[1:3]
+    router.table[[first, second]] = -1
+    router.records[:] = -1
+    router.records[second] = 9
+    router.offer(16, 17)
+    router.launch()
+    asked = router.asked()
+    assert asked.sources.tolist() == [THERE, ASKED, 9, THERE]
+    time.sleep(0.01)
+    assert device.busy()
+    router.mailbox.answer(LAYER, 1, 5)
     device.synchronize()
-    for absent in (ids[:1], ids):
-        table[absent] = -1
-        launch()
-        again, waits = mailbox.asked(1, TOP_K)
-        np.testing.assert_array_equal(again, ids)
-        assert waits and device.busy()
-        mailbox.answer(1, np.arange(TOP_K) + 7)
-        np.testing.assert_array_equal(device.download(chosen.slots), np.arange(TOP_K) + 7)
+    router.check(first, 16, 5)
+    router.check(second, 17, 9)
 
 
-def test_a_pass_that_fails_is_given_up_and_has_ended(device, router):
-    mailbox, chosen, table, launch = router
-    table[:] = -1
-    launch()
+def test_slots_are_waited_for_and_the_table_read_again(device, router):
+    """What leaves the table before its slot is offered is not believed to be there."""
+    first, last = router.ids[0], router.ids[-1]
+    router.table[first] = -1
+    router.records[:] = 2
+    router.launch()
+    time.sleep(0.01)
+    assert device.busy()
+    given = int(router.table[last])
+    router.table[last] = -1
+    router.offer(given)  # one, and now two are missing
+    time.sleep(0.01)
+    assert device.busy()
+    router.offer(23)
+    asked = router.asked()
+    assert asked.slots[0] == given and asked.slots[-1] == 23
+    device.synchronize()
+    router.check(first, given, 2)
+    router.check(last, 23, 2)
+
+
+def test_the_count_of_offers_begins_again(device, router):
+    router.table[router.ids] = -1
+    router.records[:] = 0
+    router.mailbox.offers[0] = 0xFFFFFFFE
+    router.offer(16, 17, 18, 19)
+    assert router.mailbox.offers[0] == 2
+    router.launch(0xFFFFFFFE)
+    np.testing.assert_array_equal(router.asked().slots, [16, 17, 18, 19])
+    device.synchronize()
+    assert device.download(router.mailbox.inputs)[3] == 2
+
+
+@pytest.mark.parametrize("offered", (0, TOP_K))
+def test_a_pass_that_fails_is_given_up_and_has_ended(device, router, offered):
+    """Whether it waits for slots or for a source."""
+    router.table[:] = -1
+    router.records[:] = -1
+    router.offer(*range(16, 16 + offered))
+    router.launch()
 
     def work():
-        mailbox.asked(1, TOP_K)
+        time.sleep(0.01)
+        assert device.busy()
         raise KeyError("made up")
 
     with pytest.raises(KeyError, match="made up"):
-        mailbox.wait(work)
+        router.mailbox.wait(work)
     assert not device.busy()
-    assert not device.download(chosen.slots).any()  # a slot that there is
-    launch()
-    assert mailbox.asked(1, TOP_K)[1]  # the next one waits again
-    mailbox.give_up()
+    assert not device.download(router.arena).any()
+    router.records[:] = 7
+    router.offer(*range(16, 20))
+    router.launch()  # the next one is as any other
+    asked = router.asked()
     device.synchronize()
+    assert (asked.sources == 7).all()
 
 
 def test_a_layer_that_never_asks_is_found_out(device, router):
-    mailbox, _, _, launch = router
-    launch()
+    router.launch()
     with pytest.raises(RuntimeError, match="never asked for layer 0"):
-        mailbox.asked(0, TOP_K)
+        router.mailbox.asked(0, TOP_K)
 
 
 def test_numbers_of_passes_begin_again(device, router):
-    mailbox, _, _, launch = router
-    mailbox.given[2] = LAST
-    launch()
-    assert mailbox.step == 1 and not mailbox.asked(1, TOP_K)[1]
+    router.mailbox.given[2] = LAST
+    router.launch()
+    assert router.mailbox.step == 1 and (router.asked().sources == THERE).all()
+
+
+def test_records_are_whole_chunks(device, router):
+    places = decode.Places(0, STRIDE)
+    post = router.mailbox.post(0)
+    with pytest.raises(ValueError, match="4097 bytes"):
+        decode.bring(device, places, places, 4097, router.chosen, post)

@@ -33,7 +33,7 @@ def test_logits_are_the_processors(device):  # noqa: F811
     assert np.abs(got - wanted).max() < FLOAT32_LOGITS
 
 
-@pytest.mark.parametrize("given", (None, 4))
+@pytest.mark.parametrize("given", (None, 8))
 def test_a_prompt_in_one_piece(device, given):  # noqa: F811
     """Its products round activations to 16 bits, as the processor's do."""
     with opened("cpu") as engine:
@@ -49,7 +49,7 @@ def test_a_prompt_in_one_piece(device, given):  # noqa: F811
         assert np.abs(other.logits([3]) - after).max() < PROMPT_LOGITS
 
 
-@pytest.mark.parametrize("slots, ram", ((4, None), (9, 6), (100, 40)))
+@pytest.mark.parametrize("slots, ram", ((8, None), (9, 6), (100, 40)))
 def test_slots_do_not_show(device, slots, ram):  # noqa: F811
     """Few slots or all, in VRAM and in RAM: the same bits."""
     replies = []
@@ -117,7 +117,7 @@ def test_prefixes_are_kept_and_resumed(device):  # noqa: F811
 
 
 def test_a_read_error_leaves_the_timeline_as_it_was(device, monkeypatch):  # noqa: F811
-    with opened(on_device(device), vram_bytes=vram_of(4)) as engine:
+    with opened(on_device(device), vram_bytes=vram_of(8)) as engine:
         ids = engine.tokenizer.encode(PROMPT)
         session = engine.session()
         session_logits(session, ids)

@@ -10,15 +10,17 @@ from unittest.mock import patch
 
 import numpy as np
 
-from flashmoe.errors import DeviceError, ReadError
+from flashmoe.errors import ReadError
 from flashmoe.options import Runtime
 from flashmoe.quant import Array
 from flashmoe.stream.streamer import Streamer
+from flashmoe.stream.tiers import offers
 from flashmoe.stream.tiers.vram import Vram
 from tests.stream.conftest import EXPERTS, LAYERS, TOP_K, ScriptedReader, TinyStore
 from tests.stream.tiers.device import ScriptedDevice
 
 ALL = LAYERS * EXPERTS
+THERE, ASKED = -1, -2
 
 
 class Rig:
@@ -30,7 +32,6 @@ class Rig:
         vram: int,
         ram: int,
         seed: int = 0,
-        spare: int = 0,
         runtime: Runtime = Runtime(io_threads=2),
         exclusive: bool = False,
     ) -> None:
@@ -41,8 +42,15 @@ class Rig:
             self.streamer = Streamer(tiny.store, ram, runtime)
         sizes = [tiny.store.layout(layer).record_bytes for layer in range(LAYERS)]
         self.device = ScriptedDevice(vram, max(sizes), self.dice)
+        self.ring, self.records = offers.memory(), np.zeros((LAYERS, EXPERTS), np.int32)
         self.tier = Vram(
-            tiny.store, vram, self.device, self.streamer, spare=spare, exclusive=exclusive
+            tiny.store,
+            vram,
+            self.device,
+            self.streamer,
+            exclusive=exclusive,
+            records=self.records,
+            ring=self.ring,
         )
 
     def close(self) -> None:
@@ -52,11 +60,6 @@ class Rig:
         """From now on reads and copies fail with this chance."""
         self.reader.failing = self.device.failing = chance
 
-    def uses(self, layer: int, ids: Array, slots: Array) -> list[tuple[int, bytes]]:
-        """What must be in the slots."""
-        pairs = zip(ids.ravel().tolist(), slots.ravel().tolist(), strict=True)
-        return [(slot, self.record(layer, expert)) for expert, slot in pairs]
-
     def record(self, layer: int, expert: int) -> bytes:
         return self.tiny.records[layer][expert].tobytes()
 
@@ -65,11 +68,13 @@ class Rig:
         return np.array([self.dice.sample(range(EXPERTS), TOP_K) for _ in range(tokens)])
 
     def check_idle(self) -> None:
-        """No hold is open: the table tells of whole experts, and nothing is pinned."""
+        """Nobody passes: the tables tell of whole experts, and nothing is pinned."""
         self.tier._land(all_of_them=True)
+        self.tier._offers.withdraw()
         residence = self.tier._residence
         assert not residence.copies.flying and not self.device.copies
         assert not residence.cache.pinned
+        assert len(residence.cache) + residence.cache.free == self.tier.slots
         for layer in range(LAYERS):
             for expert, slot in enumerate(self.tier.table(layer).tolist()):
                 inside = residence.cache.slots_of(layer, [expert])[0]
@@ -88,14 +93,120 @@ class Rig:
                     assert found.tobytes() == self.record(layer, expert), "RAM has another expert"
 
 
-def use_hold(rig: Rig, layer: int, *experts: int) -> bool:
-    """Hold a token's routing and compute with it; whether it was ready."""
-    ids = np.array([experts])
-    with rig.tier.hold(layer, ids) as hold:
-        hold.wait()
-        rig.device.compute(rig.uses(layer, ids, hold.slots))
-        rig.device.finish()
-    return hold.ready
+class Pass:
+    """The device of a decode step: it goes through layers on its own, gives slots on offer to what
+    it misses and brings it from RAM, as source/experts.cu does; ``step`` by step, whenever it is
+    let. ``routing`` are experts by layer."""
+
+    def __init__(self, rig: Rig, routing: dict[int, list[int]], taken: int) -> None:
+        self.rig = rig
+        self.letters: dict[int, tuple[list[int], list[int], list[int]]] = {}
+        self.answers: dict[tuple[int, int], int] = {}
+        self.given_up = self.over = False
+        self.brought = 0
+        self._steps = self._run(routing, taken, int(rig.ring[0]))
+
+    def step(self) -> None:
+        """A little time passes on the device."""
+        if not self.over:
+            self.over = next(self._steps, True)
+
+    def finish(self) -> None:
+        """Let it come to its end, or to where it waits for the host for ever."""
+        for _ in range(1000):
+            self.step()
+
+    def _run(self, routing: dict[int, list[int]], taken: int, offered: int) -> Iterator[bool]:
+        rig, size = self.rig, len(self.rig.ring) - offers.FIRST
+        for layer, ids in routing.items():
+            while True:
+                yield False
+                slots = rig.tier.table(layer)[ids].tolist()
+                latest, sources = int(rig.ring[0]), rig.records[layer][ids].tolist()
+                absent = [k for k, slot in enumerate(slots) if slot < 0]
+                if offered - taken & 0xFFFFFFFF >= len(absent):
+                    break
+                if self.given_up:
+                    return
+                offered = latest
+            for k in absent:
+                slots[k] = int(rig.ring[offers.FIRST + taken % size])
+                taken = taken + 1 & 0xFFFFFFFF
+            offered = latest
+            sources = [ASKED if s < 0 else s for s in sources]
+            told = [sources[k] if k in absent else THERE for k in range(len(ids))]
+            self.letters[layer] = ids, slots, told
+            yield False
+            for k in absent:
+                yield from self._bring(layer, ids[k], slots[k], sources[k])
+            for expert, slot in zip(ids, slots, strict=True):
+                if not self.given_up:
+                    record = rig.record(layer, expert)
+                    found = rig.device.arena[slot, : len(record)].tobytes()
+                    assert found == record, "a slot is not what it should be"
+            yield False
+
+    def _bring(self, layer: int, expert: int, slot: int, source: int) -> Iterator[bool]:
+        while source < 0:
+            source = self.answers.get((layer, expert), ASKED)
+            if source < 0 and self.given_up:
+                return
+            yield False
+        streamer, size = self.rig.streamer, self.rig.tiny.store.layout(layer).record_bytes
+        start = source * streamer._slots.slot_bytes
+        for part in (slice(0, size // 2), slice(size // 2, size)):
+            bytes_ = streamer.lending.keep()[start : start + size][part]
+            self.rig.device.arena[slot, part] = bytes_
+            yield False
+        self.brought += 1
+
+
+def follow(rig: Rig, routing: dict[int, list[int]]) -> Pass:
+    """A token through some layers, host and device by turns; a failure ends it, and goes on."""
+    device = rig.device.running = Pass(rig, routing, rig.tier.begin())
+    try:
+        for layer in routing:
+            for _ in range(1000):
+                if layer in device.letters:
+                    break
+                device.step()
+            ids, slots, sources = device.letters[layer]
+            taken = {i: s for i, s, of in zip(ids, slots, sources, strict=True) if of != THERE}
+            asked = [expert for expert, of in zip(ids, sources, strict=True) if of == ASKED]
+
+            def answer(expert: int, slot: int, layer: int = layer) -> None:
+                assert (layer, expert) not in device.answers
+                device.answers[layer, expert] = slot
+                rig.device.pass_time()
+
+            rig.tier.follow(layer, np.array(ids), taken, asked, answer)
+            rig.device.pass_time()
+        device.finish()
+        assert device.over, "the device waits for ever"
+        rig.tier.end()
+    except BaseException:
+        device.given_up = True
+        device.finish()
+        assert device.over, "the device waits for ever, though it was let go"
+        rig.device.running = None
+        rig.tier.abandon()
+        raise
+    rig.device.running = None
+    return device
+
+
+def use_token(rig: Rig, layer: int, *experts: int) -> bool:
+    """A token through one layer; whether all was there."""
+    return follow(rig, {layer: list(experts)}).brought == 0
+
+
+def some_token(rig: Rig) -> None:
+    """A token through all layers, at random; reads may fail."""
+    routing = {layer: rig.some().ravel().tolist() for layer in range(LAYERS)}
+    try:
+        follow(rig, routing)
+    except ReadError:
+        assert rig.reader.failing
 
 
 def use_sweep(rig: Rig, layer: int, ids: Array) -> list[list[int]]:
@@ -107,72 +218,6 @@ def use_sweep(rig: Rig, layer: int, ids: Array) -> list[list[int]]:
             rig.device.compute([(slot, rig.record(layer, expert)) for expert, slot in batch])
     assert [expert for batch in found for expert in batch] == np.unique(ids).tolist()
     return found
-
-
-class RunningAhead:
-    """The device of a decode step: it goes through layers on its own as far as its copy of the
-    table says, and waits where an expert is missing until the host lets it go on."""
-
-    def __init__(self, rig: Rig) -> None:
-        self.rig = rig
-        self.table = np.full((LAYERS, EXPERTS), -1)
-
-    def hear(self, *, still: bool) -> None:
-        """Take over what has changed; only while it stands still does anybody leave."""
-        for layer, expert, slot in self.rig.tier.changes():
-            assert still or slot >= 0, "a slot was taken while the device may read it"
-            self.table[layer, expert] = slot
-
-    def token(self, hinting: float = 0.0) -> None:
-        """One token through all layers; failures end it, and so does a hold left early."""
-        rig, device = self.rig, self.rig.device
-        routing = [rig.some() for _ in range(LAYERS)]
-        at = 0
-        for layer, ids in enumerate(routing):
-            if at == layer:
-                device.finish()  # it has come so far: its router has spoken
-            at = self._run(routing, at)
-            if rig.dice.random() < hinting:
-                early = rig.some().ravel()
-                rig.tier.foresee((layer + 1) % LAYERS, lambda e=early: e)
-            if rig.dice.random() < hinting:
-                rig.tier.hint(layer, rig.some() if rig.dice.random() < 0.3 else ids)
-            try:
-                if not self._hold(layer, ids, waits=at == layer, hinting=hinting):
-                    break
-            except (ReadError, DeviceError):
-                assert rig.reader.failing
-                break
-            at = max(at, layer + 1)
-        device.finish()
-        rig.tier.tend()
-        self.hear(still=True)
-
-    def _run(self, routing: list[Array], at: int) -> int:
-        """It goes on from a layer, as far as it knows all and time lets; where it is then."""
-        while at < LAYERS and self.rig.dice.random() < 0.8:
-            slots = self.table[at, routing[at]]
-            if (slots < 0).any():
-                break
-            self.rig.device.compute(self.rig.uses(at, routing[at], slots))
-            at += 1
-        return at
-
-    def _hold(self, layer: int, ids: Array, *, waits: bool, hinting: float) -> bool:
-        """The host comes to a layer, at which the device waits or which it has passed; False
-        where the hold was left before its time."""
-        rig = self.rig
-        with rig.tier.hold(layer, ids) as held:
-            assert waits or held.ready
-            if rig.dice.random() < hinting:
-                rig.tier.hint((layer + 1) % LAYERS, rig.some())
-            if not held.ready and rig.dice.random() < 0.05:
-                return False
-            held.wait()
-            self.hear(still=not held.ready)
-            if waits:
-                rig.device.compute(rig.uses(layer, ids, held.slots))
-        return True
 
 
 @contextmanager

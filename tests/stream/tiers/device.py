@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,7 @@ class ScriptedDevice:
         self.copies: dict[int, _Copy] = {}
         self.copied: list[int] = []  # slots, in the order of asking
         self.fences = self.fetches = 0
+        self.running: Any = None  # what goes on beside the copies, with a ``step``
         self._last = 0
         self._work: list[list[tuple[int, bytes]]] = []
 
@@ -113,8 +115,15 @@ class ScriptedDevice:
         for slot, record in self._work.pop(0):
             assert self.arena[slot, : len(record)].tobytes() == record, "a slot is not what it was"
 
+    def pass_time(self) -> None:
+        """Some of it."""
+        for _ in range(self.dice.choice((0, 0, 1, 5, 30))):
+            self._progress()
+
     def _progress(self) -> None:
         """Time passes."""
+        if self.running is not None and self.dice.random() < 0.5:
+            self.running.step()
         for copy in list(self.copies.values()):
             if self.dice.random() < 0.4:
                 self._advance(copy)

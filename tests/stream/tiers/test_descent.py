@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.stream.conftest import EXPERTS, LAYERS, TinyStore
-from tests.stream.tiers.conftest import ALL, Rig, rigged, use_hold, use_sweep
+from tests.stream.tiers.conftest import ALL, Rig, rigged, use_sweep, use_token
 
 
 def in_ram(rig: Rig, layer: int) -> set[int]:
@@ -19,9 +19,9 @@ def in_vram(rig: Rig, layer: int) -> set[int]:
 
 
 def test_no_expert_of_a_token_is_in_both(tiny: TinyStore) -> None:
-    with rigged(tiny, 2, 12, exclusive=True) as rig:
+    with rigged(tiny, 4, 12, exclusive=True) as rig:
         for pair in ((0, 1), (2, 3), (4, 5), (0, 6), (7, 1)):
-            use_hold(rig, 0, *pair)
+            use_token(rig, 0, *pair)
             rig.check_idle()
             assert not in_ram(rig, 0) & in_vram(rig, 0)
         assert in_ram(rig, 0) | in_vram(rig, 0) == set(range(EXPERTS))
@@ -29,23 +29,21 @@ def test_no_expert_of_a_token_is_in_both(tiny: TinyStore) -> None:
         assert rig.device.fetches
 
 
-def test_what_descends_is_waited_for_and_not_read(tiny: TinyStore) -> None:
-    with rigged(tiny, 4, 12, spare=2, exclusive=True) as rig:
-        rig.device._progress = lambda: None  # type: ignore[method-assign]
-        use_hold(rig, 0, 0, 1)
-        use_hold(rig, 0, 2, 3)
+def test_what_has_descended_is_not_read(tiny: TinyStore) -> None:
+    with rigged(tiny, 4, 12, exclusive=True) as rig:
+        for pair in ((0, 1), (2, 3), (4, 5)):
+            use_token(rig, 0, *pair)
         gone = sorted({0, 1, 2, 3} - in_vram(rig, 0))
-        assert rig.device.fetches == len(gone) == 2
+        assert rig.device.fetches == len(gone) >= 2
         mark = len(rig.reader.calls)
-        rig.tier.hint(0, np.array(gone))
-        assert all((0, expert) in rig.tier._descent for expert in gone)
-        assert not use_hold(rig, 0, *gone)
+        for expert in gone:
+            assert not use_token(rig, 0, expert)
         assert len(rig.reader.calls) == mark
 
 
 def test_what_is_lost_on_the_way_is_read_again(tiny: TinyStore) -> None:
-    with rigged(tiny, 2, 8, exclusive=True) as rig:
-        use_hold(rig, 0, 0, 1)
+    with rigged(tiny, 4, 8, exclusive=True) as rig:
+        use_token(rig, 0, 0, 1)
         fetch = rig.device.fetch
 
         def lost(slot, record):
@@ -54,26 +52,26 @@ def test_what_is_lost_on_the_way_is_read_again(tiny: TinyStore) -> None:
             return ticket
 
         rig.device.fetch = lost  # type: ignore[method-assign]
-        use_hold(rig, 0, 2, 3)
+        use_token(rig, 0, 2, 3)
         rig.check_idle()
         assert not in_ram(rig, 0)
         before = rig.streamer.counters.snapshot()
-        use_hold(rig, 0, 0, 1)
+        use_token(rig, 0, 0, 1)
         assert rig.streamer.counters.since(before).misses == 2
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_both_hold_together_what_neither_holds_alone(tiny: TinyStore, exclusive: bool) -> None:
-    with rigged(tiny, 4, 8, exclusive=exclusive) as rig:
+    with rigged(tiny, 6, 8, exclusive=exclusive) as rig:
         for _ in range(6):
             for pair in ((0, 1), (2, 3), (4, 5), (6, 7)):
-                use_hold(rig, 0, *pair)
-            use_hold(rig, 1, 0, 1)
+                use_token(rig, 0, *pair)
+            use_token(rig, 1, 0, 1)
         before = rig.streamer.counters.snapshot()
         for _ in range(4):
             for pair in ((0, 1), (2, 3), (4, 5), (6, 7)):
-                use_hold(rig, 0, *pair)
-            use_hold(rig, 1, 0, 1)
+                use_token(rig, 0, *pair)
+            use_token(rig, 1, 0, 1)
         cost = rig.streamer.counters.since(before)
         assert cost.vram_misses
         assert (cost.misses == 0) == exclusive
@@ -93,15 +91,10 @@ def test_a_chunk_takes_nothing_out_of_ram(tiny: TinyStore) -> None:
 def test_ram_hears_of_uses_in_vram_where_it_will_have_the_experts_back(
     tiny: TinyStore, exclusive: bool
 ) -> None:
-    """Each once: what a hint has asked for is not used again by its hold."""
     with rigged(tiny, 4, 8, exclusive=exclusive) as rig:
-        use_hold(rig, 0, 0, 1)
+        use_token(rig, 0, 0, 1)
         heard: list[tuple[int, list[int]]] = []
         rig.streamer.lending.heed = lambda *call: heard.append(call)  # type: ignore[assignment]
-        use_hold(rig, 0, 0, 1)
-        use_hold(rig, 0, 1, 2)
-        with rig.streamer.hold(1, np.array([5])) as experts:
-            assert len(list(experts)) == 1
-        rig.tier.hint(1, np.array([5]))
-        use_hold(rig, 1, 5)
-        assert heard == ([(0, [0, 1]), (0, [1]), (1, [])] if exclusive else [])
+        use_token(rig, 0, 0, 1)
+        use_token(rig, 0, 1, 2)
+        assert heard == ([(0, [0, 1]), (0, [1])] if exclusive else [])

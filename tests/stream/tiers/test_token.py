@@ -7,152 +7,195 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashmoe.errors import DeviceError, ReadError
+from flashmoe.errors import ReadError
 from tests.stream.conftest import EXPERTS, LAYERS, TOP_K, TinyStore
-from tests.stream.tiers.conftest import ALL, RunningAhead, rigged, use_hold
+from tests.stream.tiers.conftest import ALL, Rig, follow, rigged, some_token, use_sweep, use_token
 
 
-@settings(max_examples=200, deadline=None)
+def all_in_ram(rig: Rig) -> None:
+    """Every expert has its slot there."""
+    for layer in range(LAYERS):
+        for first in range(0, EXPERTS, TOP_K):
+            use_token(rig, layer, *range(first, first + TOP_K))
+
+
+@settings(max_examples=300, deadline=None)
 @given(
     seed=st.integers(0, 1 << 32),
-    vram=st.integers(TOP_K, ALL),
-    ram=st.integers(1, ALL),
+    vram=st.integers(2 * TOP_K, ALL),
+    ram=st.one_of(st.integers(TOP_K, ALL), st.just(ALL)),
     failing=st.sampled_from([0.0, 0.1]),
-    hinting=st.sampled_from([0.0, 0.5]),
-    spare=st.integers(0, 3),
     exclusive=st.booleans(),
 )
 def test_no_schedule_mixes_up_the_bytes(
-    tiny: TinyStore,
-    seed: int,
-    vram: int,
-    ram: int,
-    failing: float,
-    hinting: float,
-    spare: int,
-    exclusive: bool,
+    tiny: TinyStore, seed: int, vram: int, ram: int, failing: float, exclusive: bool
 ) -> None:
-    with rigged(tiny, vram, ram, seed, spare, exclusive=exclusive) as rig:
-        ahead = RunningAhead(rig)
+    with rigged(tiny, vram, ram, seed, exclusive=exclusive) as rig:
         rig.fail(failing)
         for _ in range(8):
-            ahead.token(hinting)
-            rig.check_idle()
-            ahead.hear(still=True)
-            np.testing.assert_array_equal(ahead.table, rig.tier._table.rows())
-        rig.fail(0.0)
-        for layer in range(LAYERS):
-            for expert in range(0, EXPERTS, 2):
-                use_hold(rig, layer, expert, expert + 1)
+            some_token(rig)
+            if rig.dice.random() < 0.2:
+                rig.check_idle()
+            if rig.dice.random() < 0.2 and not failing:
+                use_sweep(rig, rig.dice.randrange(LAYERS), rig.some(3))
+                rig.device.finish()
+            if rig.dice.random() < 0.1 and not failing:
+                rig.streamer.shrink(1)
+            if rig.dice.random() < 0.1 and not failing:
+                rig.streamer.grow(1)
         rig.check_idle()
 
 
-def test_what_is_there_is_ready_and_moves_nothing(tiny: TinyStore) -> None:
+def test_what_is_there_moves_nothing(tiny: TinyStore) -> None:
     with rigged(tiny, 4, 8) as rig:
-        assert not use_hold(rig, 0, 3, 1)
-        assert len(rig.device.copied) == 2
+        assert not use_token(rig, 0, 3, 1)
         before, calls = rig.streamer.counters.snapshot(), len(rig.reader.calls)
-        assert use_hold(rig, 0, 1, 3)
+        assert use_token(rig, 0, 1, 3)
         cost = rig.streamer.counters.since(before)
         assert (cost.vram_hits, cost.vram_misses, cost.copied_bytes) == (2, 0, 0)
-        assert (cost.hits, cost.misses, cost.copy_wait_ms) == (0, 0, 0)
+        assert (cost.hits, cost.misses) == (0, 0)
         assert len(rig.reader.calls) == calls
-        assert not use_hold(rig, 0, 1, 2)
+        assert not use_token(rig, 0, 1, 2)
         cost = rig.streamer.counters.since(before)
         assert (cost.vram_hits, cost.vram_misses, cost.misses) == (3, 1, 1)
-        assert cost.copied_bytes == tiny.store.layout(0).record_bytes
+        assert cost.copied_bytes == rig.tiny.store.layout(0).record_bytes
 
 
-def test_slots_are_shaped_as_the_ids(tiny: TinyStore) -> None:
-    with rigged(tiny, 4, 8) as rig:
-        for ids in (np.array([5, 2]), np.array([[5, 2]])):
-            with rig.tier.hold(1, ids) as hold:
-                assert hold.slots.shape == ids.shape and hold.slots.dtype == np.int32
-                hold.wait()
-                assert hold.slots.tolist() == rig.tier.table(1)[ids].tolist()
+def test_nobody_is_asked_for_what_ram_never_loses(tiny: TinyStore) -> None:
+    with rigged(tiny, 2 * TOP_K, ALL) as rig:
+        all_in_ram(rig)
+        calls = len(rig.reader.calls)
+        for layer in range(LAYERS):
+            device = follow(rig, {layer: [1, 6]})
+            assert device.brought == 2 and not device.answers
+        assert len(rig.reader.calls) == calls
 
 
-def test_every_use_is_counted_as_usage(tiny: TinyStore) -> None:
-    with rigged(tiny, 4, 8) as rig:
-        for _ in range(3):
-            use_hold(rig, 0, 1, 2)
-        use_hold(rig, 0, 2, 5)
-        assert rig.streamer.usage.counts()[0].tolist() == [0, 3, 4, 0, 0, 1, 0, 0]
+def test_what_a_chunk_has_read_is_found_too(tiny: TinyStore) -> None:
+    with rigged(tiny, 2 * TOP_K, ALL) as rig:
+        use_sweep(rig, 1, np.arange(EXPERTS)[None].repeat(2, 0))
+        rig.device.finish()
+        device = follow(rig, {1: [0, 1]})
+        assert not device.answers
 
 
-def test_a_routing_that_needs_a_sweep_is_refused(tiny: TinyStore) -> None:
-    with rigged(tiny, 2, 8) as rig:
-        with pytest.raises(ValueError, match="sweep"):
-            rig.tier.hold(0, np.array([[0, 1], [1, 0]]))
-        with pytest.raises(ValueError, match="sweep"):
-            rig.tier.hold(0, np.array([0, 1, 2]))
-        with pytest.raises(ValueError, match="below 8"):
-            rig.tier.hold(0, np.array([8]))
-        with pytest.raises(ValueError, match="layer 4"):
-            rig.tier.hold(LAYERS, np.array([1]))
-        use_hold(rig, 0, 0, 1)
+@pytest.mark.parametrize("ram", [ALL - 1, 12])
+def test_where_records_may_leave_ram_the_host_says_where_they_are(
+    tiny: TinyStore, ram: int
+) -> None:
+    with rigged(tiny, 2 * TOP_K, ram) as rig:
+        all_in_ram(rig)
+        assert (rig.records == -1).all()
+        device = follow(rig, {0: [0, 1]})
+        assert len(device.answers) == device.brought == 2
 
 
-def test_the_evicted_is_withdrawn_before_its_slot_is_copied_to(tiny: TinyStore) -> None:
-    with rigged(tiny, 2, 8) as rig:
-        use_hold(rig, 0, 0, 1)
-        rig.tier.changes()
-        with rig.tier.hold(1, np.array([4, 5])) as hold:
-            assert not rig.device.copies
-            assert sorted(rig.tier.changes()) == [(0, 0, -1), (0, 1, -1)]
-            hold.wait()
-            assert sorted(slot for _, _, slot in rig.tier.changes()) == [0, 1]
+def test_once_ram_has_become_smaller_it_is_asked_again(tiny: TinyStore) -> None:
+    with rigged(tiny, 2 * TOP_K, ALL) as rig:
+        all_in_ram(rig)
+        assert (rig.records >= 0).all()
+        rig.streamer.shrink(1)
+        assert follow(rig, {0: [0, 1]}).answers
+        assert (rig.records == -1).all()
+        rig.streamer.grow(1)
+        follow(rig, {0: [0, 1]})
+        assert (rig.records >= 0).sum() == len(rig.streamer._cache)
 
 
-def test_a_hold_left_early_claims_nothing(tiny: TinyStore) -> None:
-    with rigged(tiny, 3, 8) as rig:
-        use_hold(rig, 0, 0, 1)
-        with rig.tier.hold(0, np.array([1, 2])) as hold:
-            assert not hold.ready
-        rig.check_idle()
-        assert rig.tier.table(0)[2] == -1
-        assert not use_hold(rig, 0, 1, 2)
+def test_the_device_may_run_ahead_as_far_as_slots_are_on_offer(tiny: TinyStore) -> None:
+    """Two layers' misses are taken before the host has seen the first letter."""
+    with rigged(tiny, ALL - 1, ALL) as rig:
+        all_in_ram(rig)
+        use_sweep(rig, 0, np.arange(EXPERTS)[None].repeat(2, 0))
+        rig.device.finish()
+        missing = np.argwhere(rig.tier.tables() < 0)
+        layers = {int(layer): [int(expert)] for layer, expert in missing}
+        routing = dict(sorted(layers.items()))
+        taken = rig.tier.begin()
+        assert len(routing) >= 1 and int(rig.ring[0]) - taken >= TOP_K
+        rig.tier.abandon()
+        assert follow(rig, routing).brought == len(routing)
 
 
-@pytest.mark.parametrize("part", ["reader", "device"])
-def test_a_failure_costs_the_expert_that_failed_alone(tiny: TinyStore, part: str) -> None:
-    with rigged(tiny, 4, 8) as rig:
-        use_hold(rig, 0, 0, 1)
-        getattr(rig, part).failing = 1.0
-        with (
-            pytest.raises(ReadError if part == "reader" else DeviceError) as first,
-            rig.tier.hold(0, np.array([1, 2])) as hold,
-        ):
-            with pytest.raises((ReadError, DeviceError)):
-                hold.wait()
-            hold.wait()
-        assert first.value is not None
+def test_where_all_fit_nobody_leaves(tiny: TinyStore) -> None:
+    with rigged(tiny, ALL, ALL) as rig:
+        for _ in range(2):
+            all_in_ram(rig)
+        assert rig.tier.whole
+        before = rig.streamer.counters.snapshot()
+        all_in_ram(rig)
+        assert rig.streamer.counters.since(before).vram_misses == 0
+
+
+def test_a_read_that_fails_costs_what_has_not_come(tiny: TinyStore) -> None:
+    with rigged(tiny, 8, 8) as rig:
+        use_token(rig, 0, 0, 1)
+        rig.reader.failing = 1.0
+        with pytest.raises(ReadError):
+            follow(rig, {0: [1, 2], 1: [0, 1]})
         rig.fail(0.0)
         rig.check_idle()
         assert (rig.tier.table(0) >= 0).tolist() == [True, True] + [False] * 6
-        assert use_hold(rig, 0, 0, 1)
-        assert not use_hold(rig, 0, 1, 2)
+        assert use_token(rig, 0, 0, 1)
+        assert not use_token(rig, 0, 1, 2)
 
 
-def test_holds_do_not_nest(tiny: TinyStore) -> None:
-    with rigged(tiny, 4, 8) as rig:
-        with (
-            pytest.raises(RuntimeError, match="do not nest"),
-            rig.tier.hold(0, np.array([1, 2])),
-            rig.tier.hold(1, np.array([1, 2])) as inner,
-        ):
-            inner.wait()
-        use_hold(rig, 0, 1, 2)
+def test_what_the_device_took_without_being_heard_is_offered_again(tiny: TinyStore) -> None:
+    with rigged(tiny, 8, 8) as rig:
+        use_token(rig, 0, 0, 1)
+        free = len(rig.tier._offers._slots)
+        rig.tier.begin()  # a token whose letters nobody reads
+        rig.tier.abandon()
+        assert len(rig.tier._offers._slots) == free
+        use_token(rig, 1, 0, 1)
         rig.check_idle()
 
 
-def test_after_forgetting_the_changes_take_everything_back(tiny: TinyStore) -> None:
+def test_slots_are_taken_in_their_order(tiny: TinyStore) -> None:
+    with rigged(tiny, 8, 8) as rig:
+        rig.tier.begin()
+        first, second = list(rig.tier._offers._slots)[:2]
+        with pytest.raises(RuntimeError, match="not the next on offer"):
+            rig.tier.follow(0, np.array([0, 1]), {0: second, 1: first}, [], lambda *_: None)
+        assert not use_token(rig, 0, 0, 1)  # starts anew
+
+
+def test_counts_of_slots_begin_again(tiny: TinyStore) -> None:
+    """After 2^32 of them."""
+    with rigged(tiny, 8, ALL) as rig:
+        offers = rig.tier._offers
+        offers.taken = offers._offered = (1 << 32) - 2
+        rig.ring[0] = offers._offered
+        for layer in range(LAYERS):
+            use_token(rig, layer, 0, 1)
+        assert offers.taken == 2 * LAYERS - 2
+        rig.check_idle()
+
+
+def test_after_forgetting_nothing_is_there(tiny: TinyStore) -> None:
     with rigged(tiny, 4, 8) as rig:
-        use_hold(rig, 0, 1, 2)
-        rig.tier.changes()
+        use_token(rig, 0, 1, 2)
+        generation = rig.tier.generation
         rig.tier.empty()
-        assert sorted(rig.tier.changes()) == [(0, 1, -1), (0, 2, -1)]
-        assert not use_hold(rig, 0, 1, 2)
+        assert rig.tier.generation > generation
+        assert (rig.tier.tables() == -1).all()
+        assert not use_token(rig, 0, 1, 2)
+
+
+def test_the_streamer_may_forget_everything_in_between(tiny: TinyStore) -> None:
+    with rigged(tiny, 4, ALL) as rig:
+        use_token(rig, 1, 2, 5)
+        rig.streamer.empty()
+        assert not use_token(rig, 1, 2, 5)
+        rig.check_idle()
+
+
+def test_too_few_slots_are_refused(tiny: TinyStore) -> None:
+    with (
+        rigged(tiny, 2 * TOP_K - 1, 8) as rig,
+        pytest.raises(ValueError, match="too few for twice"),
+    ):
+        rig.tier.begin()
 
 
 def test_what_was_chosen_before_a_start_is_kept_longer(tiny: TinyStore) -> None:
@@ -160,10 +203,10 @@ def test_what_was_chosen_before_a_start_is_kept_longer(tiny: TinyStore) -> None:
     shares[0, [0, 1]] = 1.0
     left = []
     for warm in (False, True):
-        with rigged(tiny, 6, ALL) as rig:
+        with rigged(tiny, 8, ALL) as rig:
             if warm:
                 rig.tier.warm(shares)
             for pair in ((0, 1), (2, 3), (4, 5), (2, 3), (6, 7)):
-                use_hold(rig, 0, *pair)
-            left.append(use_hold(rig, 0, 0, 1))
+                use_token(rig, 0, *pair)
+            left.append(use_token(rig, 0, 0, 1))
     assert left == [False, True]

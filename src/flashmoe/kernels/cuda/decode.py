@@ -31,7 +31,12 @@ DOWN_ROWS, DOWN_WARPS = 8, 12
 MOST_EXPERTS, MOST_CHOSEN = 1024, 31
 """Of a layer, and of a token with the shared one beside: a warp's registers and lanes."""
 
-_i32, _f32 = np.int32, np.float32
+BRINGING_BLOCKS = 32
+"""Of 256 threads with eight chunks of 16 bytes under way each: several times what a bus holds."""
+INPUTS = 5
+"""Numbers of a step: token, position, number, slots taken and offered."""
+
+_i32, _i64, _f32 = np.int32, np.int64, np.float32
 
 
 def fixed_bytes(inputs: int) -> int:
@@ -111,8 +116,9 @@ class Embedding:
     def __call__(self, given: DeviceArray, inputs: DeviceArray, x: DeviceArray) -> None:
         """``x`` (hidden) becomes the row of the token.
 
-        ``given`` (3,) int32, which may be the host's, has token, position and number of the step;
-        they are taken over into ``inputs`` (3,).
+        ``given`` (INPUTS,) int32, which may be the host's, has token, position and number of the
+        step, and how many slots were taken and offered until then (``mailbox``); they are taken
+        over into ``inputs`` (INPUTS,).
         """
         hidden = self._weights.shape[1]
         check("the residual stream", x, (hidden,))
@@ -137,18 +143,35 @@ class Norm:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What the router said: ids, weights and slots (top_k,) of the device."""
+    """What the router said: ids, weights, slots and sources (top_k,) of the device.
+
+    A *source* is the place in RAM of a record that is to be brought into its slot (:func:`bring`),
+    or one of ``mailbox``'s words in its place.
+    """
 
     ids: DeviceArray
     weights: DeviceArray
     slots: DeviceArray
+    sources: DeviceArray
 
 
-def choice(device: Device, top_k: int) -> Choice:
-    """Room for one."""
-    whole = (device.empty((top_k,), np.int32) for _ in range(2))
-    ids, slots = whole
-    return Choice(ids, device.empty((top_k,), np.float32), slots)
+def choice(device: Device, ids: DeviceArray) -> Choice:
+    """Room for one, beside that for its ``ids`` (top_k,) int32."""
+    slots, sources = (device.empty(ids.shape, np.int32) for _ in range(2))
+    return Choice(ids, device.empty(ids.shape, np.float32), slots, sources)
+
+
+@dataclass(frozen=True, eq=False)
+class Post:
+    """What device and host have to say to each other of one layer's choice (``mailbox``)."""
+
+    letter: DeviceArray
+    offers: DeviceArray
+    inputs: DeviceArray
+    """The step's own numbers."""
+    records: DeviceArray | None
+    """Each expert's place in RAM (experts,) int32, -1 for none; None where that is for the host to
+    say."""
 
 
 def route(
@@ -157,14 +180,12 @@ def route(
     renormalize: bool,
     table: DeviceArray,
     into: Choice,
-    inputs: DeviceArray | None = None,
-    letter: DeviceArray | None = None,
+    post: Post | None = None,
 ) -> None:
     """The ``top_k`` best of logits (experts,), as ``reference.route``; without logits all.
 
-    ``table`` (experts,) int32 says in which slot each lies, -1 for none. Where there is a
-    ``letter`` (one of ``mailbox``), the host hears of the choice in step ``inputs[2]``, and is
-    waited for where a slot is missing.
+    ``table`` (experts,) int32 says in which slot each lies, -1 for none. By ``post`` the host
+    hears of the choice, and those in no slot take one that is on offer; without, each has one.
     """
     top_k, count = len(into.ids), len(table)
     if count > MOST_EXPERTS or not 0 < top_k <= min(MOST_CHOSEN, count):
@@ -173,8 +194,42 @@ def route(
             f"{MOST_EXPERTS}; run this model with --kernels cpu"
         )
     numbers = _i32(count), _i32(top_k), _i32(renormalize)
-    arguments = logits, *numbers, table, inputs, letter, into.ids, into.weights, into.slots
-    device.launch("experts", "route", (1, 1, 1), 32, *arguments)
+    told = (None,) * 4 if post is None else (post.records, post.offers, post.inputs, post.letter)
+    made = into.ids, into.weights, into.slots, into.sources
+    device.launch("experts", "route", (1, 1, 1), 32, logits, *numbers, table, *told, *made)
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Records that lie ``stride_bytes`` apart from an address on: slots, or RAM as the device sees
+    it."""
+
+    address: int
+    stride_bytes: int
+
+
+def bring(
+    device: Device, ram: Places, slots: Places, record_bytes: int, chosen: Choice, post: Post
+) -> None:
+    """Copy the records of those chosen that are not in their slots there, from where ``sources``
+    or, a letter later, the host says."""
+    if record_bytes % 16:
+        raise ValueError(f"records of {record_bytes} bytes are not whole chunks of 16")
+    places = _i64(ram.address), _i64(ram.stride_bytes), _i64(slots.address)
+    device.launch(
+        "experts",
+        "bring",
+        (BRINGING_BLOCKS, 1, 1),
+        256,
+        *places,
+        _i64(slots.stride_bytes),
+        _i32(record_bytes // 16),
+        chosen.slots,
+        chosen.sources,
+        _i32(len(chosen.slots)),
+        post.inputs,
+        post.letter,
+    )
 
 
 Placed = tuple[Format, tuple[int, int], tuple[int, ...]]

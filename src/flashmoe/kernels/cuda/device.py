@@ -94,11 +94,16 @@ class Device(Protocol):
         ...
 
     def pin(self, array: Array) -> None:
-        """Have memory of the host stay where it is, so that copies from it need no other."""
+        """Have memory of the host stay where it is, so that copies from it need no other, and
+        kernels can read it (:meth:`host_address`)."""
         ...
 
     def unpin(self, array: Array) -> None:
         """The end of that."""
+        ...
+
+    def host_address(self, array: Array) -> int:
+        """Where a pinned array begins, as kernels see it."""
         ...
 
     def captured(self, work: Callable[[], None]) -> Graph:

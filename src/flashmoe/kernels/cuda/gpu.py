@@ -25,6 +25,9 @@ from flashmoe.quant import Array
 OLDEST = (8, 0)
 """Compute capability that the kernels' instructions want: Ampere (GeForce 30) and later."""
 
+HOST_REGISTER_MAPPED = 2
+"""cudaHostRegisterMapped, for which CuPy has no name."""
+
 RATE_BYTES, RATE_ROUNDS = 256 << 20, 7
 """Copied to measure a rate, several times what any cache holds, and how often."""
 
@@ -159,14 +162,22 @@ class Gpu:
         return Mover(self, self._cupy, arena, slot_bytes)
 
     def pin(self, array: Array) -> None:
-        """Have memory of the host stay where it is, so that copies from it need no other."""
+        """Have memory of the host stay where it is, so that copies from it need no other, and
+        kernels can read it."""
+        runtime = self._cupy.cuda.runtime
         with self.here():
-            self._cupy.cuda.runtime.hostRegister(array.ctypes.data, array.nbytes, 0)
+            runtime.hostRegister(array.ctypes.data, array.nbytes, HOST_REGISTER_MAPPED)
 
     def unpin(self, array: Array) -> None:
         """The end of that."""
         with self.here():
             self._cupy.cuda.runtime.hostUnregister(array.ctypes.data)
+
+    def host_address(self, array: Array) -> int:
+        """Where a pinned array begins, as kernels see it."""
+        with self.here():
+            found = self._cupy.cuda.runtime.pointerGetAttributes(array.ctypes.data)
+        return int(found.devicePointer)
 
     def mark(self) -> Mark:
         """The point that all before has led to."""

@@ -1,31 +1,44 @@
-"""Where the device tells the host what its router chose, and waits for an answer if it must.
+"""What device and host tell each other while a token passes the layers.
 
-Owns the letters, one a layer, in the host's pinned memory, and the step's own numbers (``Letter``
-in source/experts.cu, ``lookup`` in source/decode.cu). Does not own who is in which slot.
+Owns the letters, one a layer, the slots on offer and the step's own numbers, all in the host's
+pinned memory (``Letter`` and ``Offers`` in source/experts.cu, ``lookup`` in source/decode.cu). Does
+not own who is in which slot, nor which slots are offered.
 
 Every pass has a number of its own, so that nothing has to be cleared between two: a letter is
-*asked* once it bears the number, and *answered* with the same.
+*asked* once it bears the number. A device that misses something has taken slots for it, and waits
+in the layer itself until it knows from where in RAM to bring it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
+from flashmoe.kernels.cuda.decode import INPUTS, Post
 from flashmoe.kernels.cuda.device import Device, DeviceArray
 from flashmoe.quant import Array
 
+MOST = 32
+"""Experts in a letter at most."""
+
 LETTER = np.dtype(
     [
-        ("ids", "<i4", 32),
-        ("slots", "<i4", 32),
+        ("ids", "<i4", MOST),
+        ("slots", "<i4", MOST),
+        ("sources", "<i4", MOST),
         ("asked", "<i4"),
         ("answered", "<i4"),
         ("unused", "<i4", 14),
     ]
 )
+THERE, ASKED = -1, -2
+"""In place of a source: nothing has to be brought; the host is to say from where."""
+
+OFFERS = 1024
+"""Places of the ring of slots on offer."""
 
 PATIENCE_S = 0.25
 """So long a letter is waited for before somebody looks whether the device has failed."""
@@ -37,6 +50,15 @@ LAST = (1 << 30) - 1
 """The highest number of a pass: twice that, and one, is an int32."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A layer's letter: ids, and for each of them its slot and its source."""
+
+    ids: Array
+    slots: Array
+    sources: Array
+
+
 class Mailbox:
     """Of a model of so many layers."""
 
@@ -44,9 +66,12 @@ class Mailbox:
         self._device = device
         self._letters = device.pinned((layers,), LETTER)
         self._asked, self._answered = self._letters["asked"], self._letters["answered"]
-        self.given = device.pinned((3,), np.int32)
-        """Token, position and number of the pass: what ``Embedding`` takes."""
-        self.inputs: DeviceArray = device.zeros((3,), np.int32)
+        self.offers: Array = device.pinned((16 + OFFERS,), np.uint32)
+        """How many slots were ever offered, and from the sixteenth number on the last of them."""
+        self.given = device.pinned((INPUTS,), np.int32)
+        """Token, position and number of the pass, slots taken and offered before it: what
+        ``Embedding`` takes."""
+        self.inputs: DeviceArray = device.zeros((INPUTS,), np.int32)
         """The same, on the device."""
 
     @property
@@ -54,43 +79,42 @@ class Mailbox:
         """The number of the latest pass."""
         return int(self.given[2])
 
-    def letter(self, layer: int) -> Array:
-        """One layer's, as ``decode.route`` takes it."""
-        return self._letters[layer : layer + 1]
+    def post(self, layer: int, records: Array | None = None) -> Post:
+        """One layer's, as ``decode.route`` takes it; ``records`` (experts,) if the device is to
+        find experts in RAM by itself."""
+        return Post(self._letters[layer : layer + 1], self.offers, self.inputs, records)
 
-    def begin(self, token: int, position: int) -> None:
-        """Number another pass. The one before has ended."""
+    def begin(self, token: int, position: int, taken: int = 0) -> None:
+        """Number another pass, before which ``taken`` slots of all those offered were taken. The
+        one before has ended."""
         step = self.step + 1 if self.step < LAST else 1
-        self.given[:] = token, position, step
+        self.given[:3] = token, position, step
+        self.given[3:].view(np.uint32)[:] = taken, self.offers[0]
 
-    def asked(self, layer: int, top_k: int) -> tuple[Array, bool]:
-        """Wait for the layer's ids (top_k,), and whether the device waits for their slots.
+    def asked(self, layer: int, top_k: int) -> Asked:
+        """Wait for the layer's letter, of ``top_k`` experts.
 
         Raises:
             DeviceError: the device has failed.
         """
-        step, asked = 2 * self.step, self._asked
+        step, asked = self.step, self._asked
         began = time.perf_counter()
         until = began + PATIENCE_S
-        while asked[layer] >> 1 != step >> 1:
+        while asked[layer] >> 1 != step:
             now = time.perf_counter()
             if now > began + SPIN_S:
                 time.sleep(0)  # others may want the interpreter; comes back 50 us later
             if now > until:
-                if not self._device.busy() and asked[layer] >> 1 != step >> 1:
+                if not self._device.busy() and asked[layer] >> 1 != step:
                     raise RuntimeError(f"the pass has ended and never asked for layer {layer}")
                 until = time.perf_counter() + PATIENCE_S
-        ids = self._letters["ids"][layer, :top_k].astype(np.int64)
-        return ids, bool(asked[layer] & 1)
+        letter = self._letters[layer]
+        return Asked(*(letter[of][:top_k].astype(np.int64) for of in ("ids", "slots", "sources")))
 
-    def ids(self, top_k: int) -> Array:
-        """The ids (layers, top_k) of a pass that has asked for its last layer's."""
-        return self._letters["ids"][:, :top_k].astype(np.int64)
-
-    def answer(self, layer: int, slots: Array) -> None:
-        """Tell the device the slots (top_k,) of what it asked for; it goes on."""
-        self._letters["slots"][layer, : len(slots)] = slots
-        self._answered[layer] = self.step
+    def answer(self, layer: int, place: int, source: int) -> None:
+        """Tell the device where in RAM the expert in this place of the letter is. It stays there
+        until the device has asked for the next layer, or the pass has ended."""
+        self._letters["sources"][layer, place] = source
 
     def give_up(self) -> None:
         """Let the pass run to its end without answers; what it computes is worth nothing."""

@@ -11,13 +11,21 @@ import numpy as np
 
 from flashmoe.kernels.cuda import decode
 from flashmoe.kernels.cuda.attention import Attention, KeyValues
-from flashmoe.kernels.cuda.decode import FeedForward, Norm, Placed, Projection, Vector
+from flashmoe.kernels.cuda.decode import (
+    Choice,
+    FeedForward,
+    Norm,
+    Placed,
+    Places,
+    Post,
+    Projection,
+    Vector,
+)
 from flashmoe.kernels.cuda.delta import DeltaNet, DeltaState
 from flashmoe.kernels.cuda.descriptors import Resident
 from flashmoe.kernels.cuda.device import Device, DeviceArray
 from flashmoe.model.gpu.mixing import Mixing
 from flashmoe.model.gpu.weights import Weights
-from flashmoe.quant import Array
 from flashmoe.shape import ModelShape
 
 
@@ -41,11 +49,13 @@ class Rooms:
 
 @dataclass(frozen=True)
 class Slots:
-    """Where experts lie: the arena, its address, and bytes of a slot."""
+    """Where experts lie: the arena, its address, and bytes of a slot; and slots in RAM as the
+    device sees them, None where it needs none."""
 
     arena: DeviceArray
     address: int
     slot_bytes: int
+    ram: Places | None
 
 
 class Layer:
@@ -59,8 +69,11 @@ class Layer:
         index: int,
         slots: Slots,
         record: tuple[Placed, ...],
+        record_bytes: int,
+        chosen: Choice,
     ) -> None:
-        self._device, self._shape = device, shape
+        self._device, self._shape, self._chosen = device, shape, chosen
+        self._slots, self._record_bytes = slots, record_bytes
         name, hidden, eps = f"layers.{index}", shape.hidden, shape.norm_eps
         self.before, self.after = (
             Norm(device, weights.norm(f"{name}.{of}", hidden, shape.norm_offset), eps)
@@ -84,7 +97,6 @@ class Layer:
             shared = weights.expert(f"{mlp}.shared_expert", hidden, experts.shared_intermediate)
         self.router = Projection(device, routed) if routed else None
         self.experts = FeedForward(device, slots.address, slots.slot_bytes, record, shared)
-        self.chosen = decode.choice(device, experts.top_k)
 
     def launch(
         self,
@@ -92,9 +104,10 @@ class Layer:
         state: KeyValues | tuple[DeltaState, DeltaState],
         inputs: DeviceArray,
         table: DeviceArray,
-        letter: Array,
+        post: Post | None,
     ) -> None:
-        """``rooms.x`` moves on by this layer; ``inputs`` has token, position and step."""
+        """``rooms.x`` moves on by this layer; ``inputs`` has token, position and step. Without
+        ``post`` every expert has a slot by the ``table``."""
         self.before(rooms.x, rooms.normed)
         projected = rooms.projected[: self.inward.outputs]
         self.inward(rooms.normed, projected)
@@ -109,9 +122,14 @@ class Layer:
         self.out(mixed, rooms.x, rooms.x)
         self.after(rooms.x, rooms.normed)
         logits, opening = self._route(rooms)
-        renormalize = self._shape.experts.renormalize
-        decode.route(self._device, logits, renormalize, table, self.chosen, inputs, letter)
-        self.experts(rooms.normed, self.chosen, opening, rooms.between, rooms.x, rooms.x)
+        renormalize, chosen = self._shape.experts.renormalize, self._chosen
+        decode.route(self._device, logits, renormalize, table, chosen, post)
+        if post is not None:
+            slots = self._slots
+            assert slots.ram is not None
+            places = Places(slots.address, slots.slot_bytes)
+            decode.bring(self._device, slots.ram, places, self._record_bytes, chosen, post)
+        self.experts(rooms.normed, chosen, opening, rooms.between, rooms.x, rooms.x)
 
     def _route(self, rooms: Rooms) -> tuple[DeviceArray | None, DeviceArray | None]:
         """The router's logits, and the shared expert's; None for what there is not."""

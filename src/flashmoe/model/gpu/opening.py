@@ -10,15 +10,17 @@ from functools import partial
 
 import numpy as np
 
-from flashmoe.errors import DeviceError, InputError
+from flashmoe.errors import BudgetError, DeviceError, InputError
 from flashmoe.kernels.cuda.attention import MOST_QUERIES, WIDTHS
-from flashmoe.kernels.cuda.decode import MOST_CHOSEN, MOST_EXPERTS, Placed
+from flashmoe.kernels.cuda.decode import MOST_CHOSEN, MOST_EXPERTS, Placed, Places
 from flashmoe.kernels.cuda.descriptors import CHUNK
 from flashmoe.kernels.cuda.device import Device
+from flashmoe.kernels.cuda.mailbox import Mailbox
 from flashmoe.kernels.cuda.panel_experts import PLACES
 from flashmoe.model.gpu.chunk import experts_bytes, token_bytes
 from flashmoe.model.gpu.decoder import GpuDecoder
 from flashmoe.model.gpu.layer import Slots
+from flashmoe.model.gpu.tokens import Tier
 from flashmoe.model.observer import Observer
 from flashmoe.model.trunk import Trunk
 from flashmoe.quant import Array
@@ -29,7 +31,9 @@ from flashmoe.stream import sizes
 from flashmoe.stream.sizes import Outlay
 from flashmoe.stream.streamer import Streamer
 from flashmoe.stream.tiers import room
+from flashmoe.stream.tiers.mover import Mover
 from flashmoe.stream.tiers.vram import Vram
+from flashmoe.stream.units import format_bytes
 from flashmoe.stream.usage import Usage
 
 _log = logging.getLogger(__name__)
@@ -56,7 +60,8 @@ def planned(
         timelines_bytes=outlay.sessions * timeline,
         chunk_bytes=partial(_chunk_bytes, shape),
         slot_bytes=max(layout.record_bytes for layout in layouts),
-        least=shape.experts.top_k,
+        # One token's of a layer, and as many on offer for the next.
+        least=min(2 * shape.experts.top_k, len(layouts) * shape.experts.count),
         most=len(layouts) * shape.experts.count,
     )
 
@@ -73,28 +78,13 @@ def opened(
 
     Raises:
         ReadError: an expert could not be read.
-        BudgetError: the device refuses the memory.
+        BudgetError: the device refuses the memory, or RAM is too small beside it.
         InputError: the kernels do not take this model.
     """
-    layouts = [entry.layout for entry in store.manifest.layers]
-    arena = device.arena(plan.slots * plan.slot_bytes)
-    slots = Slots(arena, device.address(arena), plan.slot_bytes)
-    table = device.pinned((len(layouts), shape.experts.count), np.int32)
-    mover = device.mover(arena, plan.slot_bytes)
-    # Where RAM has no room for all of them, what is in VRAM need not be there too.
-    exclusive = streamer.slots < plan.experts
-    tier = Vram(
-        store,
-        plan.slots,
-        mover,
-        streamer,
-        top_k=shape.experts.top_k,
-        exclusive=exclusive,
-        table=table,
-    )
-    trunk = Trunk(store.trunk(), np.dtype(np.float32))
-    records = [_placed(layout) for layout in layouts]
+    _check_ram(plan, streamer, shape.experts.top_k)
     kept: list[Array] = []
+    arena = device.arena(plan.slots * plan.slot_bytes)
+    mover = device.mover(arena, plan.slot_bytes)
 
     def close() -> None:
         streamer.picture.above = None  # it would keep the arena
@@ -105,28 +95,76 @@ def opened(
                 _log.warning("while the GPU is let go of: %s", error)
         kept.clear()
 
-    decoder = GpuDecoder(shape, trunk, device, observer, slots, records, tier, close)
-    del trunk
-    device.release()  # what its copies have left
     try:
-        kept += _pinned(device, streamer)
+        kept += _pinned(device, streamer, plan)
+        ram = Places(device.host_address(kept[0]), plan.slot_bytes) if kept else None
+        slots = Slots(arena, device.address(arena), plan.slot_bytes, ram)
+        tier = _tier(store, shape, device, plan, streamer, mover, slots)
+        trunk = Trunk(store.trunk(), np.dtype(np.float32))
+        decoder = GpuDecoder(shape, trunk, device, observer, tier, close)
+        del trunk
+        device.release()  # what its copies have left
         if plan.whole:
             decoder.fill()
-            streamer.usage = Usage(len(layouts), shape.experts.count)  # nobody has chosen these
+            streamer.usage = Usage(shape.layers, shape.experts.count)  # nobody has chosen these
     except BaseException:
         close()
         raise
     return decoder
 
 
-def _pinned(device: Device, streamer: Streamer) -> list[Array]:
-    """The streamer's slots, so that copies from them need no other memory; none where the system
-    does not allow it, and copies are slower."""
+def _tier(
+    store: Store,
+    shape: ModelShape,
+    device: Device,
+    plan: room.Room,
+    streamer: Streamer,
+    mover: Mover,
+    slots: Slots,
+) -> Tier:
+    """Who is in which slot, and the memory in which host and device tell each other of it."""
+    layouts = [entry.layout for entry in store.manifest.layers]
+    table, places = (device.pinned((len(layouts), shape.experts.count), np.int32) for _ in range(2))
+    mailbox = Mailbox(device, len(layouts))
+    vram = Vram(
+        store,
+        plan.slots,
+        mover,
+        streamer,
+        top_k=shape.experts.top_k,
+        # Where RAM has no room for all of them, what is in VRAM need not be there too.
+        exclusive=streamer.slots < plan.experts,
+        table=table,
+        records=places,
+        ring=mailbox.offers,
+    )
+    records = [_placed(layout) for layout in layouts]
+    record_bytes = [layout.record_bytes for layout in layouts]
+    return Tier(slots, records, record_bytes, vram, mailbox, places)
+
+
+def _check_ram(plan: room.Room, streamer: Streamer, top_k: int) -> None:
+    """What the device reads from RAM in one go must fit there."""
+    if not plan.whole and streamer.least_slots < top_k:
+        raise BudgetError(
+            f"{streamer.least_slots} slots in RAM are too few for one token's {top_k} experts of a "
+            "layer, which the GPU reads from there: give more --ram (or Budget.slots)"
+        )
+
+
+def _pinned(device: Device, streamer: Streamer, plan: room.Room) -> list[Array]:
+    """The streamer's slots, where the device can read them; none where it need not, and the system
+    does not allow it."""
     arena = streamer.lending.keep()
     try:
         device.pin(arena)
     except DeviceError as error:
-        _log.warning("slots in RAM cannot be pinned, so copies to the GPU are slower: %s", error)
+        if not plan.whole:
+            raise BudgetError(
+                f"{format_bytes(arena.nbytes)} of RAM cannot be pinned for the GPU to read "
+                f"({error}): give a smaller --ram, or run with --kernels cpu"
+            ) from error
+        _log.warning("slots in RAM cannot be pinned, so the experts come more slowly: %s", error)
         return []
     return [arena]
 

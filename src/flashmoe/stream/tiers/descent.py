@@ -27,6 +27,7 @@ class Descent:
         self._mover = mover
         self._lending = lending
         self._tickets: dict[Key, int] = {}  # the oldest first
+        self._leaving: dict[int, Key] = {}  # by the slots that they leave
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -43,6 +44,18 @@ class Descent:
             self._tickets[key] = self._mover.fetch(slot, record)
         except DeviceError as error:
             self._abandon(key, error)
+        else:
+            self._leaving[slot] = key
+
+    def over(self, slot: int, *, wait: bool) -> bool:
+        """Whether nothing is copied from a slot any more; or wait until it is so."""
+        key = self._leaving.get(slot)
+        if key is not None and key in self._tickets:
+            if not wait and not self._mover.done(self._tickets[key]):
+                return False
+            self._finish(key)
+        self._leaving.pop(slot, None)
+        return True
 
     def land(self, *, all_of_them: bool = False) -> None:
         """Take the copies that have ended, the oldest first, or wait for all of them."""

@@ -1,6 +1,6 @@
-"""What a tier's hold gives to whoever computes: slots of one token, or a chunk's in batches.
+"""What a sweep gives to whoever computes: a chunk's experts in batches.
 
-Owns the interfaces alone; the order, the waiting and the end are the tier's.
+Owns the interface alone; the order, the waiting and the end are the tier's.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TypeAlias
 
-from flashmoe.quant import Array
-
 Batch: TypeAlias = list[tuple[int, int]]
 """Experts with their slots; they are valid together."""
 
 
-class _Block:
-    """The block of a ``with``; ``end`` tells whether it was still open."""
+class Passing:
+    """A chunk's experts, in ascending order, each once, inside a ``with`` block; ``end`` tells
+    whether it was still open."""
 
-    def __init__(self, end: Callable[[], bool]) -> None:
+    def __init__(self, take: Callable[[], Batch], end: Callable[[], bool]) -> None:
+        self._take = take
         self._end = end
+
+    def __enter__(self) -> Passing:
+        return self
 
     def __exit__(
         self,
@@ -28,53 +31,17 @@ class _Block:
         trace: TracebackType | None,
     ) -> None:
         if not self._end() and kind is None:
-            raise RuntimeError("this hold was ended by another; holds do not nest")
-
-
-class Held(_Block):
-    """One token's experts: ``slots``, int32 and shaped as its ids, says where each is, or will be.
-
-    ``ready`` is True where all were there at once: then nothing is moved and nobody waited for.
-    """
-
-    def __init__(
-        self, slots: Array, ready: bool, wait: Callable[[], None], end: Callable[[], bool]
-    ) -> None:
-        super().__init__(end)
-        self.slots = slots
-        self.ready = ready
-        self._wait = wait
-
-    def __enter__(self) -> Held:
-        return self
-
-    def wait(self) -> None:
-        """Bring what is not there, and wait for it. What has changed in the table is to be told
-        to the device before it goes on.
-
-        Raises:
-            ReadError: a record could not be read whole and right.
-            DeviceError: a copy failed.
-        """
-        if not self.ready:
-            self._wait()
-
-
-class Passing(_Block):
-    """A chunk's experts, in ascending order, each once."""
-
-    def __init__(self, take: Callable[[], Batch], end: Callable[[], bool]) -> None:
-        super().__init__(end)
-        self._take = take
-
-    def __enter__(self) -> Passing:
-        return self
+            raise RuntimeError("this sweep was ended by another; sweeps do not nest")
 
     def batches(self) -> Iterator[Batch]:
         """Those that are there, then those that have come meanwhile, and so on.
 
         A batch is valid for all that the device has been given to compute with it by the time
-        when the next is asked for. Raises as :meth:`Held.wait` does.
+        when the next is asked for.
+
+        Raises:
+            ReadError: a record could not be read whole and right.
+            DeviceError: a copy failed.
         """
         while batch := self._take():
             yield batch

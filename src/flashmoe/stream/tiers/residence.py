@@ -5,7 +5,7 @@ anything is copied there; whoever has a slot but no bytes, and no copy under way
 nobody holds it any more. Does not own when an expert may lose its slot (``vram``), nor holds.
 
 Invariant: every expert in the table has its slot in the cache; every other one that has a slot is
-pinned, by a hold or by the copy of a hint.
+pinned by a sweep.
 """
 
 from __future__ import annotations
@@ -45,14 +45,22 @@ class Residence:
         self._owners: list[Key | None] = [None] * slots
         self._descent = descent
 
-    def admit(
-        self, layer: int, experts: Sequence[int], chances: Sequence[float] | None = None
-    ) -> dict[int, int]:
+    def admit(self, layer: int, experts: Sequence[int]) -> dict[int, int]:
         """Give absent experts a slot each and pin them, from the front, until none is to be had.
 
-        Returns the slots by expert. ``chances`` are those of experts that nobody has asked for.
+        Returns the slots by expert.
         """
-        return self._settle(layer, experts, self.cache.admit_all(layer, experts, chances))
+        return self._settle(layer, experts, self.cache.admit_all(layer, experts))
+
+    def land(self, key: Key, slot: int) -> None:
+        """An absent expert is in a slot that was reserved."""
+        self.cache.place(key, slot)
+        self._owners[slot] = key
+        self.table.put(key, slot)
+
+    def vacant(self, slot: int, *, wait: bool) -> bool:
+        """Whether nobody needs what is in a slot that its owner has left; or wait for that."""
+        return self._descent is None or self._descent.over(slot, wait=wait)
 
     def exchange(
         self,

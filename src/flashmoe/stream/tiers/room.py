@@ -65,8 +65,8 @@ def divided(
 ) -> Room:
     """The plan within ``limit_bytes``, or None: within what is free less a margin.
 
-    ``chunk_bytes`` are those of a chunk of so many tokens. There are ``least`` slots at least (one
-    token's experts), and ``most`` if all experts fit.
+    ``chunk_bytes`` are those of a chunk of so many tokens. There are ``least`` slots at least, and
+    ``most`` if all experts fit.
 
     Raises:
         BudgetError: the floor does not fit, or the limit is more than is free.
@@ -89,7 +89,7 @@ def divided(
             f"the GPU must hold at least {format_bytes(floor.planned_bytes)} "
             f"({format_bytes(trunk_bytes)} trunk, {format_bytes(timelines_bytes)} timelines, "
             f"{format_bytes(floor.scratch_bytes)} activations, "
-            f"{format_bytes(least * slot_bytes)} for one token's {least} experts of a layer), and "
+            f"{format_bytes(least * slot_bytes)} for {least} experts), and "
             f"{format_bytes(usable)} {given}: give more, "
             "or a shorter context, or run with --kernels cpu"
         )

@@ -28,7 +28,6 @@ from flashmoe.stream.passage import window
 from flashmoe.stream.records import is_wide
 from flashmoe.stream.sizes import BATCH_EXPERTS
 from flashmoe.stream.streamer import Streamer
-from flashmoe.stream.tiers.climb import Climb
 from flashmoe.stream.tiers.descent import Descent
 from flashmoe.stream.tiers.held import Batch
 from flashmoe.stream.tiers.mover import Mover
@@ -47,12 +46,10 @@ class ChunkHold:
         residence: Residence,
         streamer: Streamer,
         mover: Mover,
-        climb: Climb,
         layer: int,
         top_k: int,
     ) -> None:
         self.layer = layer
-        self._climb = climb
         self.failed: ReadError | DeviceError | None = None
         self._residence = residence
         self._streamer = streamer
@@ -153,14 +150,12 @@ class ChunkHold:
         elif expert not in self._places:
             room = self._window - len(self._begun)
             self._came(self._residence.admit(self.layer, self._absent[:room]))
-            if expert not in self._places:
-                self._climb.land(all_of_them=True)
         else:
             self._copy(expert)
 
     def _flying(self) -> list[Key]:
-        """The copies of this hold that are under way; others are of hints for other layers."""
-        return [key for key in self._residence.copies.flying if key[0] == self.layer]
+        """The copies that are under way, the oldest first."""
+        return list(self._residence.copies.flying)
 
     def _land(self) -> None:
         """Take the copies that have ended, in file order."""

@@ -1,10 +1,10 @@
 """The resident table: which expert is in which slot of the device, as the device may believe it.
 
-Owns the table and what has changed since it was last told. Does not own who gets a slot (the
-tier's ``cache``), nor the device's own copy of it.
+Owns the table. Does not own who gets a slot (the tier's ``cache``).
 
 Invariant: an expert has an entry only while the slot holds all of its record and is given to
-nobody else: it is put when its copy has ended, and withdrawn before its slot is given away.
+nobody else, in the order of what the device does: it is put when its copy has ended, and withdrawn
+before its slot is given away.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ class Table:
         """How many entries there are."""
         self._frozen = self._slots.view()
         self._frozen.flags.writeable = False
-        self._changed: dict[Key, None] = {}
 
     @property
     def size(self) -> int:
@@ -50,23 +49,14 @@ class Table:
         """A slot holds an expert from now on."""
         self.filled += int(self._slots[key] == ABSENT)
         self._slots[key] = slot
-        self._changed[key] = None
 
     def withdraw(self, key: Key) -> None:
         """An expert is no longer in its slot; or it never was."""
         if self._slots[key] != ABSENT:
             self.filled -= 1
             self._slots[key] = ABSENT
-            self._changed[key] = None
 
     def clear(self) -> None:
         """Nothing is in any slot."""
-        layers, experts = np.nonzero(self._slots != ABSENT)
-        self._changed.update(dict.fromkeys(zip(layers.tolist(), experts.tolist(), strict=True)))
         self._slots.fill(ABSENT)
         self.filled = 0
-
-    def changes(self) -> list[tuple[int, int, int]]:
-        """(layer, expert, slot or ABSENT) of each whose entry has changed since the last call."""
-        changed, self._changed = self._changed, {}
-        return [(layer, expert, int(self._slots[layer, expert])) for layer, expert in changed]

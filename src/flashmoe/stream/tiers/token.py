@@ -1,132 +1,115 @@
-"""A token's experts on their way into VRAM: claimed, copied as they arrive, given back.
+"""One token's experts: what the device has found missing comes into the slots that it has taken.
 
-Owns the order of these steps for one routing. Does not own whether the hold is open and sound
-(``vram``), nor who loses a slot (``residence``).
+Owns what the host does for a token, layer by layer: says where in RAM a record is, has it read from
+SSD if it is not, and learns who is in VRAM from then on. Does not own whether all that is in good
+order (``vram``), nor which slots there are to be taken (``offers``).
 
-Invariant: from the claim to the end every expert of the routing has a slot of its own and is
-pinned there; the streamer's hold is left only once no copy reads from it.
+What has come is believed only when the device is a layer further, or at its end: then the copies
+have ended, and the records that they were made from are given back.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
 
-from flashmoe.errors import DeviceError, ReadError
 from flashmoe.quant import Array
 from flashmoe.stream.arrivals import Arrivals
-from flashmoe.stream.counters import Counters
 from flashmoe.stream.streamer import Streamer
-from flashmoe.stream.tiers.climb import Climb
 from flashmoe.stream.tiers.descent import Descent
+from flashmoe.stream.tiers.offers import Offers
 from flashmoe.stream.tiers.residence import Residence
 
+Answer = Callable[[int, int], None]
+"""Tells the device of an expert in which slot of RAM it is."""
 
-class TokenHold:
-    """Of the experts of a layer that one token chooses."""
 
-    def __init__(self, residence: Residence, streamer: Streamer, layer: int) -> None:
-        self.layer = layer
-        self.failed: ReadError | DeviceError | None = None
+class Token:
+    """On its way through the layers, whose records have ``record_bytes``. ``records``, int32
+    (layers, experts), is where the device looks for what is in RAM itself, or None where records
+    may lose their places there."""
+
+    def __init__(
+        self,
+        residence: Residence,
+        streamer: Streamer,
+        offers: Offers,
+        descent: Descent | None,
+        records: Array | None,
+        record_bytes: Sequence[int],
+    ) -> None:
         self._residence = residence
         self._streamer = streamer
-        self._places: dict[int, int] = {}
-        self._coming: list[int] = []  # not in VRAM yet
-        self._lacking: list[int] = []  # not in VRAM when it was claimed
-        self._borrowed: list[int] = []  # lent by the streamer, since they have climbed
+        self._offers = offers
+        self._descent = descent
+        self._records = records
+        self._record_bytes = record_bytes
+        self._layer = 0
+        self._coming: dict[int, int] = {}  # experts and their slots, until the copies have ended
+        self._asked: Sequence[int] = ()
         self._arrivals: Arrivals | None = None
-        self._lasting = True
 
-    @property
-    def waiting(self) -> bool:
-        """Whether something is still to come, which the device waits for."""
-        return bool(self._coming)
-
-    def claim(
+    def follow(
         self,
-        experts: list[int],
+        layer: int,
         ids: Array,
-        climb: Climb,
-        descent: Descent | None,
-        counters: Counters,
-        *,
-        foreseen: bool,
+        taken: Mapping[int, int],
+        asked: Sequence[int],
+        answer: Answer,
     ) -> None:
-        """Pin what is in VRAM, give the rest slots, and ask the streamer for what it must bring.
-
-        Also if nothing is missing, where the streamer has ``foreseen`` what to read meanwhile.
-        """
-        layer, residence, streamer = self.layer, self._residence, self._streamer
-        slots = residence.cache.lookup_all(layer, experts)
-        there = {expert: slot for expert, slot in zip(experts, slots, strict=True) if slot >= 0}
-        residence.cache.pin_all(layer, list(there))
-        hinted = climb.asked(layer, experts)
-        hits = len(there) - sum(expert in there for expert in hinted)
-        counters.vram_hits += hits
-        counters.vram_misses += len(experts) - hits
-        absent = [expert for expert in experts if expert not in there]
-        self._places = dict(there)
-        flying = [expert for expert in there if (layer, expert) in residence.copies.flying]
-        climb.hand_over(layer, flying)
-        self._borrowed, self._coming = list(flying), flying + absent
-        self._lacking = list(self._coming)
-        if descent is not None:  # what leaves VRAM is then as likely in RAM as it was there
-            streamer.lending.heed(layer, [e for e in there if e not in hinted])
-        if not absent and not foreseen:
-            streamer.usage.note(layer, ids)
-            return
-        if descent is not None:
-            descent.finish((layer, expert) for expert in absent)
-        self._admit(absent, climb)
-        self._lasting = len(absent) <= streamer.least_slots
-        self._arrivals = streamer.hold(layer, ids, there)
-        if not absent:
-            self._leave()
-
-    def _admit(self, absent: list[int], climb: Climb) -> None:
-        """Give absent experts slots, if need be those of what has climbed."""
-        self._places |= self._residence.admit(self.layer, absent)
-        rest = [expert for expert in absent if expert not in self._places]
-        if rest:
-            climb.land(all_of_them=True)
-            self._places |= self._residence.admit(self.layer, rest)
-
-    def slots(self, ids: Array) -> Array:
-        """The slot of each, int32 and shaped as ``ids``."""
-        places = self._places
-        found = np.array([places[expert] for expert in ids.ravel().tolist()], np.int32)
-        return found.reshape(ids.shape)
-
-    def carry(self) -> None:
-        """Copy what arrives, and wait until all is there.
+        """The device has chosen experts of a layer, ids (k,); it has taken slots for some, and asks
+        where in RAM some of those are.
 
         Raises:
-            ReadError, DeviceError: what was waited for could not be read, or copied.
+            ReadError: a record could not be read whole and right.
         """
-        layer, copies = self.layer, self._residence.copies
-        if self._arrivals is not None:
-            for batch in self._arrivals.batches():
-                for expert, _ in batch:
-                    record = self._streamer.lending.record(layer, expert)
-                    copies.start((layer, expert), self._places[expert], record)
-                if not self._lasting:  # the next batch takes their place
-                    copies.finish_all((layer, expert) for expert, _ in batch)
-        copies.finish_all(
-            key for key in ((layer, expert) for expert in self._coming) if key in copies.flying
-        )
-        self._leave()
-        self._coming = []
+        residence, streamer, counters = self._residence, self._streamer, self._streamer.counters
+        self._offers.take(list(taken.values()))
+        self._layer, self._coming, self._asked = layer, dict(taken), asked
+        experts = sorted(ids.tolist())
+        residence.cache.lookup_all(layer, experts)
+        counters.vram_hits += len(experts) - len(taken)
+        counters.vram_misses += len(taken)
+        counters.copied_bytes += len(taken) * self._record_bytes[layer]
+        if self._descent is not None:  # what leaves VRAM is then as likely in RAM as it was there
+            streamer.lending.heed(layer, [expert for expert in experts if expert not in taken])
+        if asked:
+            self._answer(layer, ids, answer)
+        else:
+            streamer.usage.note(layer, ids)
+        self._offers.fill()
 
-    def forget(self) -> None:
-        """What has come is in VRAM, and need not stay in RAM."""
-        for expert in self._lacking:
-            self._streamer.lending.forget((self.layer, expert))
+    def _answer(self, layer: int, ids: Array, answer: Answer) -> None:
+        """Tell where in RAM what is asked for is, as it comes there."""
+        lending, asked = self._streamer.lending, self._asked
+        if self._descent is not None:
+            self._descent.finish((layer, expert) for expert in asked)
+            self._descent.land(all_of_them=lending.room < 0)
+        elsewhere = frozenset(ids.tolist()).difference(asked)
+        self._arrivals = self._streamer.hold(layer, ids, elsewhere)
+        for batch in self._arrivals.batches():
+            for expert, _ in batch:
+                slot = lending.slot(layer, expert)
+                answer(expert, slot)
+                if self._records is not None:
+                    self._records[layer, expert] = slot
 
-    def end(self) -> None:
-        """Give everything back, whatever has come of it."""
-        self._residence.give_back(self.layer, list(self._places), self._lacking)
-        while self._borrowed:
-            self._streamer.lending.take_back((self.layer, self._borrowed.pop()))
+    def settle(self) -> None:
+        """The device has the experts that were coming; they are where it will look for them."""
+        coming, self._coming = self._coming, {}
         self._leave()
+        for expert, slot in coming.items():
+            self._residence.land((self._layer, expert), slot)
+        if self._descent is not None:  # they need not stay in RAM
+            for expert in self._asked:
+                self._streamer.lending.forget((self._layer, expert))
+        self._asked = ()
+
+    def abandon(self) -> None:
+        """The device has ended, and nobody knows what has come: nobody has, then."""
+        coming, self._coming = self._coming, {}
+        self._leave()
+        for slot in coming.values():
+            self._residence.cache.unreserve(slot)
 
     def _leave(self) -> None:
         arrivals, self._arrivals = self._arrivals, None

@@ -1,7 +1,7 @@
 // One token's feed-forward part: the router's choice, the chosen experts and the shared one.
 //
-// An expert lies in a slot of an arena; which slot is the host's decision and never shows in the
-// result. Twins: route, experts and swiglu of kernels/reference.py.
+// An expert lies in a slot of an arena; which slot never shows in the result. Twins: route, experts
+// and swiglu of kernels/reference.py.
 
 #include "matrix.cuh"
 #include "router.cuh"
@@ -20,23 +20,74 @@ struct Experts {
 
 // Where device and host meet once a layer and token, in the host's memory (mailbox.py).
 struct Letter {
-    int ids[32];    // what the router chose
-    int slots[32];  // the host's answer
-    int asked;      // twice the step's number, and one more where the device waits for an answer
-    int answered;   // the step's number; negative: the pass is given up, any slots will do
+    int ids[32];      // what the router chose
+    int slots[32];    // where each lies, or will
+    int sources[32];  // of what has to be brought: its place in RAM, kAsked until the host says it
+    int asked;        // twice the step's number, and one more where the host must say a source
+    int answered;     // negative: the pass of this number is given up
     int unused[14];
 };
+constexpr int kThere = -1, kAsked = -2;  // in place of a source
+
+// Slots that hold nothing, in the order in which the device takes them (mailbox.py): the host's
+// memory. `offered` counts all that there ever were.
+constexpr unsigned kOffers = 1024;
+struct Offers {
+    unsigned offered, unused[15];
+    int slots[kOffers];
+};
+
+// The slots of a layer's experts, numbers in lanes below `top_k`, and from where those come that
+// have none: these take slots that are on offer. `table` says where each lies, -1 for nowhere,
+// `records` where in RAM, if that is for the device to know.
+//
+// A slot is offered only after the table has forgotten who was in it. So the table must be read
+// after `offered`: what it tells of slots on offer by then is nothing. The number known since the
+// layer before mostly does, and spares a way to the host and back.
+DEVICE void find(const int* table, const int* records, const Offers* offers, const Letter* letter,
+                 int* input, bool mine, int number, int& slot, int& source) {
+    const int lane = static_cast<int>(threadIdx.x), step = input[2];
+    const auto taken = static_cast<unsigned>(input[3]);
+    auto offered = static_cast<unsigned>(input[4]);
+    const volatile Offers* ring = offers;
+    while (true) {
+        slot = mine ? static_cast<const volatile int*>(table)[number] : 0;
+        const int next = ring->slots[(taken + static_cast<unsigned>(lane)) % kOffers];
+        const unsigned latest = ring->offered;
+        source =
+            mine && records != nullptr ? static_cast<const volatile int*>(records)[number] : -1;
+        const bool absent = slot < 0;
+        const unsigned all = warp_ballot(absent);
+        const int rank = popcount(all & ((1U << lane) - 1));
+        const int wanted = popcount(all);
+        const int offer = shuffle(next, rank);
+        const bool enough = offered - taken >= static_cast<unsigned>(wanted);
+        if (lane == 0) input[4] = static_cast<int>(latest);
+        source = !absent ? kThere : source < 0 ? kAsked : source;
+        if (enough) {
+            if (absent) slot = offer;
+            if (lane == 0) input[3] = static_cast<int>(taken) + wanted;
+            return;
+        }
+        if (warp_any(static_cast<const volatile Letter*>(letter)->answered == -step)) {
+            if (absent) slot = 0, source = kAsked;  // nobody will bring it
+            return;
+        }
+        if (offered == latest) wait_a_moment();
+        offered = latest;
+        __threadfence_system();
+    }
+}
 
 // Softmax over the router's logits; the top_k ids, best first, ties to the lower, their weights,
-// and where each lies. Without logits all experts are chosen, with weight 1. One warp.
+// where each lies and from where it comes. Without logits all experts are chosen, with weight 1.
+// One warp. Where there is no letter all of them lie where `table` says, and nobody hears of it.
 //
-// `table` says in which slot an expert lies, -1 for none. The host is told the ids; only where one
-// of them has no slot it is waited for, and its answer are the slots of all. A letter is the host's
-// memory, `input` the step's own numbers (lookup).
+// Letter, table, records and offers are the host's memory, `input` the step's own numbers (lookup).
 KERNEL(32)
 route(const float* __restrict__ logits, int count, int top_k, int renormalize, const int* table,
-      const int* __restrict__ input, Letter* letter, int* __restrict__ ids,
-      float* __restrict__ weights, int* __restrict__ slots) {
+      const int* records, const Offers* offers, int* input, Letter* letter, int* __restrict__ ids,
+      float* __restrict__ weights, int* __restrict__ slots, int* __restrict__ sources) {
     const int lane = static_cast<int>(threadIdx.x);
     float chosen = 1.0F;
     int number = lane;
@@ -44,26 +95,66 @@ route(const float* __restrict__ logits, int count, int top_k, int renormalize, c
         choose(logits, count, top_k, renormalize, number, chosen);
     }
     const bool mine = lane < top_k;
-    int slot = mine ? static_cast<const volatile int*>(table)[number] : 0;
-    if (letter != nullptr) {
-        const int step = input[2];
+    int slot = 0, source = kThere;
+    if (letter == nullptr) {
+        slot = mine ? table[number] : 0;
+    } else {
+        find(table, records, offers, letter, input, mine, number, slot, source);
         volatile Letter* mail = letter;
-        if (mine) mail->ids[lane] = number;
+        if (mine) mail->ids[lane] = number, mail->slots[lane] = slot, mail->sources[lane] = source;
         __threadfence_system();
-        const bool absent = warp_any(slot < 0);
-        if (lane == 0) mail->asked = 2 * step + (absent ? 1 : 0);
-        if (absent) {
-            int answer = 0;
-            while (true) {
-                answer = mail->answered;
-                if (answer == step || answer == -step) break;
-                wait_a_moment();
-            }
-            __threadfence_system();
-            slot = mine && answer == step ? mail->slots[lane] : 0;
-        }
+        const bool asks = warp_any(mine && source == kAsked);
+        if (lane == 0) mail->asked = 2 * input[2] + (asks ? 1 : 0);
     }
     if (mine) ids[lane] = number, weights[lane] = chosen, slots[lane] = slot;
+    if (mine && sources != nullptr) sources[lane] = source;
+}
+
+// Chunks of 16 bytes from `first` to `end` from the host's memory, by a block.
+DEVICE void copy_in(const uint4* from, uint4* to, int first, int end) {
+    constexpr int kAtOnce = 8;  // under way to a thread: the host is a microsecond away
+    const int threads = static_cast<int>(blockDim.x);
+    for (int i = first + static_cast<int>(threadIdx.x); i < end; i += kAtOnce * threads) {
+        uint4 chunks[kAtOnce];
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j)
+            if (i + j * threads < end) chunks[j] = load_host(from + i + j * threads);
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j)
+            if (i + j * threads < end) to[i + j * threads] = chunks[j];
+    }
+}
+
+// Brings records of `chunks` 16 bytes from RAM to the slots of those chosen that are not there yet:
+// first those whose place in RAM the device has found itself, then those that the host says.
+// `records` is RAM as the device sees it. Every block takes its share of each.
+KERNEL(256)
+bring(const uint8_t* records, int64_t record_stride, uint8_t* arena, int64_t slot_bytes, int chunks,
+      const int* __restrict__ slots, const int* __restrict__ sources, int top_k,
+      const int* __restrict__ input, const Letter* letter) {
+    __shared__ int told;
+    const int share = (chunks + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
+    const int first = share * static_cast<int>(blockIdx.x), end = min(first + share, chunks);
+    const volatile Letter* mail = letter;
+    for (int asked = 0; asked < 2; ++asked) {
+        for (int k = 0; k < top_k; ++k) {
+            int source = sources[k];
+            if (source == kThere || (source == kAsked) != (asked == 1)) continue;
+            if (asked) {
+                if (threadIdx.x == 0) {
+                    while ((told = mail->sources[k]) == kAsked && mail->answered != -input[2])
+                        wait_a_moment();
+                    __threadfence_system();
+                }
+                block_barrier();
+                source = told;
+                block_barrier();
+                if (source == kAsked) return;  // given up
+            }
+            copy_in(reinterpret_cast<const uint4*>(records + int64_t{source} * record_stride),
+                    reinterpret_cast<uint4*>(arena + int64_t{slots[k]} * slot_bytes), first, end);
+        }
+    }
 }
 
 // h = silu(gate(x)) * up(x) of every chosen expert, as floats (top_k + 1, width) and fixed,

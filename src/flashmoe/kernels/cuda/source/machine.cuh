@@ -39,6 +39,9 @@ template <class T>
 DEVICE T shuffle_xor(T value, int mask) {
     return __shfl_xor_sync(0xFFFFFFFFU, value, mask);
 }
+// A bit for each lane whose value is true.
+DEVICE unsigned warp_ballot(bool value) { return __ballot_sync(0xFFFFFFFFU, value); }
+DEVICE int popcount(unsigned bits) { return __popc(bits); }
 DEVICE void warp_barrier() { __syncwarp(); }
 DEVICE void block_barrier() { __syncthreads(); }
 
@@ -140,6 +143,15 @@ DEVICE uint2 load_written_8(const void* from) {
     asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from) : "memory");
     return v;
 }
+// 16 bytes of the host's memory, as they are there at this moment.
+DEVICE uint4 load_host(const void* from) {
+    uint4 v;
+    asm volatile("ld.relaxed.sys.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from)
+                 : "memory");
+    return v;
+}
 // 16 bytes from global to shared memory, both addresses aligned so, in the background.
 DEVICE void copy_async(void* shared, const void* global) {
     const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
@@ -211,7 +223,7 @@ DEVICE float warp_max(float value) {
     return value;
 }
 
-DEVICE bool warp_any(bool value) { return warp_max(value ? 1.0F : 0.0F) > 0.0F; }
+DEVICE bool warp_any(bool value) { return warp_ballot(value) != 0; }
 
 // Over a block of up to 1,024 threads, for all of them; `room` has 32 floats of shared memory.
 DEVICE float block_sum(float value, float* room) {

@@ -161,8 +161,11 @@ class Pass:
         self.brought += 1
 
 
-def follow(rig: Rig, routing: dict[int, list[int]]) -> Pass:
-    """A token through some layers, host and device by turns; a failure ends it, and goes on."""
+def follow(
+    rig: Rig, routing: dict[int, list[int]], guesses: dict[int, list[int]] | None = None
+) -> Pass:
+    """A token through some layers, host and device by turns, with ``guesses`` of the next ones; a
+    failure ends it, and goes on."""
     device = rig.device.running = Pass(rig, routing, rig.tier.begin())
     try:
         for layer in routing:
@@ -179,6 +182,9 @@ def follow(rig: Rig, routing: dict[int, list[int]]) -> Pass:
                 device.answers[layer, expert] = slot
                 rig.device.pass_time()
 
+            early = (guesses or {}).get(layer + 1)
+            if early is not None:
+                rig.tier.foresee(layer + 1, lambda early=early: np.array(early))
             rig.tier.follow(layer, np.array(ids), taken, asked, answer)
             rig.device.pass_time()
         device.finish()
@@ -202,9 +208,11 @@ def use_token(rig: Rig, layer: int, *experts: int) -> bool:
 
 def some_token(rig: Rig) -> None:
     """A token through all layers, at random; reads may fail."""
-    routing = {layer: rig.some().ravel().tolist() for layer in range(LAYERS)}
+    routing, guesses = (
+        {layer: rig.some().ravel().tolist() for layer in range(LAYERS)} for _ in range(2)
+    )
     try:
-        follow(rig, routing)
+        follow(rig, routing, guesses if rig.tier.guesses else None)
     except ReadError:
         assert rig.reader.failing
 

@@ -127,6 +127,26 @@ def test_where_all_fit_nobody_leaves(tiny: TinyStore) -> None:
         assert rig.streamer.counters.since(before).vram_misses == 0
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_guess_reads_what_is_nowhere_and_nothing_else(tiny: TinyStore, there: bool) -> None:
+    """Whether the layer before lacks something or not."""
+    with rigged(tiny, ALL - 4, ALL - 1) as rig:
+        for pair in ((0, 1), (2, 3)):
+            use_token(rig, 1, *pair)
+        if there:
+            use_token(rig, 0, 0, 1)
+        assert rig.tier.guesses
+        mark = len(rig.reader.calls)
+        follow(rig, {0: [0, 1]}, {1: [0, 2, 4, 5]})
+        asked = [call for call in rig.reader.calls[mark:] if call[0] == "guess"]
+        assert asked == [("guess", f"expert {expert} of layer 1") for expert in (4, 5)]
+
+
+def test_nothing_is_guessed_where_ram_has_room_for_all(tiny: TinyStore) -> None:
+    with rigged(tiny, 8, ALL) as rig:
+        assert not rig.tier.guesses
+
+
 def test_a_read_that_fails_costs_what_has_not_come(tiny: TinyStore) -> None:
     with rigged(tiny, 8, 8) as rig:
         use_token(rig, 0, 0, 1)

@@ -47,6 +47,8 @@ class Token:
         self._coming: dict[int, int] = {}  # experts and their slots, until the copies have ended
         self._asked: Sequence[int] = ()
         self._arrivals: Arrivals | None = None
+        self.foreseen = False
+        """The streamer has something to read while the layer that is followed next is computed."""
 
     def follow(
         self,
@@ -72,7 +74,8 @@ class Token:
         counters.copied_bytes += len(taken) * self._record_bytes[layer]
         if self._descent is not None:  # what leaves VRAM is then as likely in RAM as it was there
             streamer.lending.heed(layer, [expert for expert in experts if expert not in taken])
-        if asked:
+        foreseen, self.foreseen = self.foreseen, False
+        if asked or foreseen:
             self._answer(layer, ids, answer)
         else:
             streamer.usage.note(layer, ids)

@@ -100,8 +100,15 @@ class Vram:
         self._hold: ChunkHold | None = None
         self._sound = True
 
+    @property
+    def guesses(self) -> bool:
+        """Whether it pays a token to :meth:`foresee`: some experts are on SSD alone."""
+        return self._streamer.hints and not self._lasting
+
     def foresee(self, layer: int, rank: Callable[[], Array]) -> None:
-        """As ``Streamer.foresee``: what is guessed and in VRAM already is not read."""
+        """As ``Streamer.foresee``, before the layer before is followed: what is guessed and in VRAM
+        already is not read."""
+        self._passing().foreseen = True
         self._streamer.foresee(layer, partial(self._missing, layer, rank))
 
     def expect(
@@ -143,13 +150,13 @@ class Vram:
             self._token.abandon()
         self._land()
         self._offers.fill()
-        lasting = self._tell_records()
+        self._tell_records()
         self._token = Token(
             self._residence,
             self._streamer,
             self._offers,
             self._descent,
-            self._records if lasting else None,
+            self._records if self._lasting else None,
             self._record_bytes,
         )
         self._sound = True
@@ -202,18 +209,21 @@ class Vram:
             raise RuntimeError("no token passes: it was ended by an interrupt")
         return self._token
 
-    def _tell_records(self) -> bool:
-        """Tell the device where in RAM experts are; whether none there ever loses its place."""
+    @property
+    def _lasting(self) -> bool:
+        """Whether RAM has a slot for every expert, so that none there ever loses its place."""
+        return self._streamer.slots >= self._table.size and not self._exclusive
+
+    def _tell_records(self) -> None:
+        """Tell the device where in RAM experts are, if that lasts."""
         streamer = self._streamer
-        lasting = streamer.slots >= self._table.size and not self._exclusive
-        if not lasting or streamer.free_slots == self._known:
-            if not lasting:
-                self._records.fill(ABSENT)
-            return lasting
-        self._known = streamer.free_slots
-        for layer, row in enumerate(self._records):
-            row[:] = streamer.lending.places(layer, self._experts)
-        return True
+        if not self._lasting:
+            self._records.fill(ABSENT)
+            self._known = -1
+        elif streamer.free_slots != self._known:
+            self._known = streamer.free_slots
+            for layer, row in enumerate(self._records):
+                row[:] = streamer.lending.places(layer, self._experts)
 
     def sweep(self, layer: int, ids: Array) -> Passing:
         """Let the experts of any number of tokens pass, ids (T, k), while a ``with`` block uses

@@ -64,11 +64,13 @@ def test_what_is_there_moves_nothing(tiny: TinyStore) -> None:
 def test_nobody_is_asked_for_what_ram_never_loses(tiny: TinyStore) -> None:
     with rigged(tiny, 2 * TOP_K, ALL) as rig:
         all_in_ram(rig)
-        calls = len(rig.reader.calls)
+        calls, before = len(rig.reader.calls), rig.streamer.counters.snapshot()
         for layer in range(LAYERS):
             device = follow(rig, {layer: [1, 6]})
             assert device.brought == 2 and not device.answers
         assert len(rig.reader.calls) == calls
+        cost = rig.streamer.counters.since(before)
+        assert (cost.hits, cost.misses, cost.vram_misses) == (2 * LAYERS, 0, 2 * LAYERS)
 
 
 def test_what_a_chunk_has_read_is_found_too(tiny: TinyStore) -> None:

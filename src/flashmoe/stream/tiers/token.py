@@ -71,6 +71,7 @@ class Token:
         residence.cache.lookup_all(layer, experts)
         counters.vram_hits += len(experts) - len(taken)
         counters.vram_misses += len(taken)
+        counters.hits += len(taken) - len(asked)  # the device has found them in RAM
         counters.copied_bytes += len(taken) * self._record_bytes[layer]
         if self._descent is not None:  # what leaves VRAM is then as likely in RAM as it was there
             streamer.lending.heed(layer, [expert for expert in experts if expert not in taken])

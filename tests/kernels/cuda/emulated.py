@@ -88,6 +88,15 @@ class EmulatedDevice:
         finally:
             self._recorded = None
 
+    def beside(self, work):
+        """It happens when it must have happened, the latest moment there is."""
+        outside, self._recorded = self._recorded, []
+        try:
+            work()
+        finally:
+            inside, self._recorded = self._recorded, outside
+        return lambda: outside.extend(inside)
+
     def mark(self):
         return self
 

@@ -26,14 +26,26 @@ class Router:
         self.ram = device.pinned((EXPERTS, STRIDE), np.uint8)
         self.ram[:] = rng.integers(0, 256, self.ram.shape)
         self.arena = device.upload(np.zeros((SLOTS, STRIDE), np.uint8))
-        logits = device.upload(rng.standard_normal(EXPERTS).astype(np.float32))
-        post = self.mailbox.post(LAYER, self.records)
+        self.logits = device.upload(rng.standard_normal(EXPERTS).astype(np.float32))
+        logits, self.early = self.logits, decode.early(device)
+        post = self.post = self.mailbox.post(LAYER, self.records, self.early)
         ram = decode.Places(device.host_address(self.ram), STRIDE)
         slots = decode.Places(device.address(self.arena), STRIDE)
 
+        def bring(chosen):
+            decode.bring(device, ram, slots, RECORD, chosen, post)
+
         def work():
             decode.route(device, logits, True, self.table, self.chosen, post)
-            decode.bring(device, ram, slots, RECORD, self.chosen, post)
+            bring(self.chosen)
+
+        def foreseeing(guess, most):
+            decode.anticipate(device, guess, TOP_K, most, 2, self.table, post)
+            end = device.beside(lambda: bring(self.early.chosen))
+            end()
+            work()
+
+        self.foreseeing = foreseeing
 
         self.mailbox.begin(0, 0)
         device.write(self.mailbox.inputs, self.mailbox.given.copy())
@@ -184,6 +196,55 @@ def test_a_pass_that_fails_is_given_up_and_has_ended(device, router, offered):
     asked = router.asked()
     device.synchronize()
     assert (asked.sources == 7).all()
+
+
+@pytest.mark.parametrize("most", (1, 2, 4))
+def test_what_is_anticipated_has_come_when_the_router_chooses_it(device, router, most):
+    guess = np.full(EXPERTS, -9, np.float32)
+    first, second = router.ids[:2]
+    wrong, unknown = sorted(set(range(EXPERTS)) - set(router.ids.tolist()))[:2]
+    guess[[wrong, unknown, first]] = 4, 3, 2  # and the lowest of the others behind them
+    router.table[[wrong, unknown, first, second]] = -1
+    router.records[:] = np.arange(EXPERTS)
+    router.records[unknown] = -1
+    router.offer(16, 17, 18, 19)
+    logits = device.upload(guess)
+    decode.anticipate(device, logits, TOP_K, most, 2, router.table, router.post)  # compiled
+    graph = device.captured(lambda: router.foreseeing(logits, most))
+    router.mailbox.begin(0, 0)
+    device.write(router.mailbox.inputs, router.mailbox.given.copy())
+    graph.launch()
+    asked = router.asked()
+    device.synchronize()
+    early = {wrong: 16} if most == 1 else {wrong: 16, int(first): 17}  # two are left on offer
+    assert asked.early == early
+    slots = dict(zip(asked.ids.tolist(), asked.slots.tolist(), strict=True))
+    assert slots[first] == 17 and slots[second] == 18
+    for expert, slot in {**early, int(first): 17, int(second): 18}.items():
+        router.check(expert, slot, expert)
+    sources = dict(zip(asked.ids.tolist(), asked.sources.tolist(), strict=True))
+    assert sources[second] == second and sources[first] == (first if most == 1 else THERE)
+
+
+def test_nothing_is_anticipated_where_few_slots_are_left(device, router):
+    router.table[router.ids] = -1
+    router.records[:] = 1
+    router.offer(16, 17)
+    router.mailbox.begin(0, 0)
+    device.write(router.mailbox.inputs, router.mailbox.given.copy())
+    decode.anticipate(device, router.logits, TOP_K, 2, 2, router.table, router.post)
+    device.synchronize()
+    assert (device.download(router.early.whole)[:4] == -1).all()
+    assert device.download(router.mailbox.inputs)[3] == 0
+
+
+def test_what_cannot_be_anticipated_is_refused(device, router):
+    for reach, most in ((TOP_K, 0), (TOP_K, 5), (0, 1), (32, 1)):
+        with pytest.raises(ValueError, match="are not to be anticipated"):
+            decode.anticipate(device, router.logits, reach, most, 2, router.table, router.post)
+    with pytest.raises(ValueError, match="must be found in RAM"):
+        post = router.mailbox.post(LAYER)
+        decode.anticipate(device, router.logits, 1, 1, 2, router.table, post)
 
 
 def test_a_layer_that_never_asks_is_found_out(device, router):

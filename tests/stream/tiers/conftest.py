@@ -96,15 +96,19 @@ class Rig:
 class Pass:
     """The device of a decode step: it goes through layers on its own, gives slots on offer to what
     it misses and brings it from RAM, as source/experts.cu does; ``step`` by step, whenever it is
-    let. ``routing`` are experts by layer."""
+    let. ``routing`` are experts by layer, of which some are anticipated as ``early``, if the device
+    finds them in RAM."""
 
-    def __init__(self, rig: Rig, routing: dict[int, list[int]], taken: int) -> None:
+    def __init__(
+        self, rig: Rig, routing: dict[int, list[int]], early: dict[int, list[int]], taken: int
+    ) -> None:
         self.rig = rig
-        self.letters: dict[int, tuple[list[int], list[int], list[int]]] = {}
+        self.letters: dict[int, tuple[dict[int, int], list[int], list[int], list[int]]] = {}
         self.answers: dict[tuple[int, int], int] = {}
         self.given_up = self.over = False
         self.brought = 0
-        self._steps = self._run(routing, taken, int(rig.ring[0]))
+        self._taken, self._offered = taken, int(rig.ring[0])
+        self._steps = self._run(routing, early)
 
     def step(self) -> None:
         """A little time passes on the device."""
@@ -116,26 +120,30 @@ class Pass:
         for _ in range(1000):
             self.step()
 
-    def _run(self, routing: dict[int, list[int]], taken: int, offered: int) -> Iterator[bool]:
-        rig, size = self.rig, len(self.rig.ring) - offers.FIRST
+    def _run(self, routing: dict[int, list[int]], guesses: dict[int, list[int]]) -> Iterator[bool]:
+        rig = self.rig
         for layer, ids in routing.items():
+            yield False
+            early = self._anticipate(layer, guesses.get(layer, []))
+            for expert, slot in early.items():
+                yield from self._bring(layer, expert, slot, int(rig.records[layer, expert]))
             while True:
                 yield False
-                slots = rig.tier.table(layer)[ids].tolist()
+                table = rig.tier.table(layer)[ids].tolist()
+                slots = [early.get(i, slot) for i, slot in zip(ids, table, strict=True)]
                 latest, sources = int(rig.ring[0]), rig.records[layer][ids].tolist()
                 absent = [k for k, slot in enumerate(slots) if slot < 0]
-                if offered - taken & 0xFFFFFFFF >= len(absent):
+                if self._offered - self._taken & 0xFFFFFFFF >= len(absent):
                     break
                 if self.given_up:
                     return
-                offered = latest
+                self._offered = latest
             for k in absent:
-                slots[k] = int(rig.ring[offers.FIRST + taken % size])
-                taken = taken + 1 & 0xFFFFFFFF
-            offered = latest
+                slots[k] = self._take()
+            self._offered = latest
             sources = [ASKED if s < 0 else s for s in sources]
             told = [sources[k] if k in absent else THERE for k in range(len(ids))]
-            self.letters[layer] = ids, slots, told
+            self.letters[layer] = early, ids, slots, told
             yield False
             for k in absent:
                 yield from self._bring(layer, ids[k], slots[k], sources[k])
@@ -145,6 +153,22 @@ class Pass:
                     found = rig.device.arena[slot, : len(record)].tobytes()
                     assert found == record, "a slot is not what it should be"
             yield False
+
+    def _anticipate(self, layer: int, guesses: list[int]) -> dict[int, int]:
+        rig, early = self.rig, dict[int, int]()
+        for expert in guesses:
+            left = self._offered - self._taken & 0xFFFFFFFF
+            known = rig.tier.table(layer)[expert] < 0 <= rig.records[layer, expert]
+            if known and len(early) < 2 and left > TOP_K:
+                early[expert] = self._take()
+        self._offered = int(rig.ring[0])
+        return early
+
+    def _take(self) -> int:
+        ring = self.rig.ring[offers.FIRST :]
+        slot = int(ring[self._taken % len(ring)])
+        self._taken = self._taken + 1 & 0xFFFFFFFF
+        return slot
 
     def _bring(self, layer: int, expert: int, slot: int, source: int) -> Iterator[bool]:
         while source < 0:
@@ -166,15 +190,16 @@ def follow(
 ) -> Pass:
     """A token through some layers, host and device by turns, with ``guesses`` of the next ones; a
     failure ends it, and goes on."""
-    device = rig.device.running = Pass(rig, routing, rig.tier.begin())
+    taken = rig.tier.begin()
+    device = rig.device.running = Pass(rig, routing, guesses or {}, taken)
     try:
         for layer in routing:
             for _ in range(1000):
                 if layer in device.letters:
                     break
                 device.step()
-            ids, slots, sources = device.letters[layer]
-            taken = {i: s for i, s, of in zip(ids, slots, sources, strict=True) if of != THERE}
+            earlier, ids, slots, sources = device.letters[layer]
+            given = {i: s for i, s, of in zip(ids, slots, sources, strict=True) if of != THERE}
             asked = [expert for expert, of in zip(ids, sources, strict=True) if of == ASKED]
 
             def answer(expert: int, slot: int, layer: int = layer) -> None:
@@ -183,9 +208,9 @@ def follow(
                 rig.device.pass_time()
 
             early = (guesses or {}).get(layer + 1)
-            if early is not None:
+            if early is not None and rig.tier.guesses:
                 rig.tier.foresee(layer + 1, lambda early=early: np.array(early))
-            rig.tier.follow(layer, np.array(ids), taken, asked, answer)
+            rig.tier.follow(layer, np.array(ids), earlier, given, asked, answer)
             rig.device.pass_time()
         device.finish()
         assert device.over, "the device waits for ever"
@@ -212,7 +237,7 @@ def some_token(rig: Rig) -> None:
         {layer: rig.some().ravel().tolist() for layer in range(LAYERS)} for _ in range(2)
     )
     try:
-        follow(rig, routing, guesses if rig.tier.guesses else None)
+        follow(rig, routing, guesses)
     except ReadError:
         assert rig.reader.failing
 

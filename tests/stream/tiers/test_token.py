@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe.errors import ReadError
+from flashmoe.stream.tiers import offers
 from tests.stream.conftest import EXPERTS, LAYERS, TOP_K, TinyStore
 from tests.stream.tiers.conftest import ALL, Rig, follow, rigged, some_token, use_sweep, use_token
 
@@ -26,11 +29,13 @@ def all_in_ram(rig: Rig) -> None:
     ram=st.one_of(st.integers(TOP_K, ALL), st.just(ALL)),
     failing=st.sampled_from([0.0, 0.1]),
     exclusive=st.booleans(),
+    share=st.sampled_from([offers.SHARE, 3]),
 )
 def test_no_schedule_mixes_up_the_bytes(
-    tiny: TinyStore, seed: int, vram: int, ram: int, failing: float, exclusive: bool
+    tiny: TinyStore, seed: int, vram: int, ram: int, failing: float, exclusive: bool, share: int
 ) -> None:
-    with rigged(tiny, vram, ram, seed, exclusive=exclusive) as rig:
+    parts = patch.object(offers, "SHARE", share)
+    with parts, rigged(tiny, vram, ram, seed, exclusive=exclusive) as rig:
         rig.fail(failing)
         for _ in range(8):
             some_token(rig)
@@ -144,6 +149,24 @@ def test_a_guess_reads_what_is_nowhere_and_nothing_else(tiny: TinyStore, there: 
         assert asked == [("guess", f"expert {expert} of layer 1") for expert in (4, 5)]
 
 
+def test_what_came_early_is_there_chosen_or_not(tiny: TinyStore) -> None:
+    with patch.object(offers, "SHARE", 4), rigged(tiny, ALL - 4, ALL) as rig:
+        all_in_ram(rig)
+        use_sweep(rig, 0, np.arange(EXPERTS)[None].repeat(2, 0))
+        rig.device.finish()
+        layer, *_ = (n for n in range(1, LAYERS) if (rig.tier.table(n) < 0).sum() >= 3)
+        first, second, third = np.flatnonzero(rig.tier.table(layer) < 0)[:3].tolist()
+        there = int(np.flatnonzero(rig.tier.table(layer) >= 0)[0])
+        before = rig.streamer.counters.snapshot()
+        device = follow(rig, {layer: [first, third]}, {layer: [there, first, second]})
+        cost = rig.streamer.counters.since(before)
+        assert device.brought == 3 and not device.answers
+        assert (cost.vram_hits, cost.vram_misses, cost.hits) == (0, 2, 2)
+        assert cost.copied_bytes == 3 * rig.tiny.store.layout(layer).record_bytes
+        assert (rig.tier.table(layer)[[first, second, third]] >= 0).all()
+        rig.check_idle()
+
+
 def test_nothing_is_guessed_where_ram_has_room_for_all(tiny: TinyStore) -> None:
     with rigged(tiny, 8, ALL) as rig:
         assert not rig.tier.guesses
@@ -178,7 +201,7 @@ def test_slots_are_taken_in_their_order(tiny: TinyStore) -> None:
         rig.tier.begin()
         first, second = list(rig.tier._offers._slots)[:2]
         with pytest.raises(RuntimeError, match="not the next on offer"):
-            rig.tier.follow(0, np.array([0, 1]), {0: second, 1: first}, [], lambda *_: None)
+            rig.tier.follow(0, np.array([0, 1]), {}, {0: second, 1: first}, [], lambda *_: None)
         assert not use_token(rig, 0, 0, 1)  # starts anew
 
 

@@ -33,6 +33,8 @@ MOST_EXPERTS, MOST_CHOSEN = 1024, 31
 
 BRINGING_BLOCKS = 32
 """Of 256 threads with eight chunks of 16 bytes under way each: several times what a bus holds."""
+MOST_EARLY = 4
+"""kMostEarly of source/experts.cu."""
 INPUTS = 5
 """Numbers of a step: token, position, number, slots taken and offered."""
 
@@ -162,6 +164,27 @@ def choice(device: Device, ids: DeviceArray) -> Choice:
 
 
 @dataclass(frozen=True, eq=False)
+class Early:
+    """Experts that were given slots before the router chose: ids, slots and sources, each
+    (MOST_EARLY,) int32 of ``whole`` (3 * MOST_EARLY,)."""
+
+    whole: DeviceArray
+
+    @property
+    def chosen(self) -> Choice:
+        """As :func:`bring` takes them."""
+        ids, slots, sources = (
+            self.whole[start : start + MOST_EARLY] for start in range(0, 3 * MOST_EARLY, MOST_EARLY)
+        )
+        return Choice(ids, ids, slots, sources)
+
+
+def early(device: Device) -> Early:
+    """Room for them, with nothing in it."""
+    return Early(device.upload(np.full(3 * MOST_EARLY, -1, np.int32)))
+
+
+@dataclass(frozen=True, eq=False)
 class Post:
     """What device and host have to say to each other of one layer's choice (``mailbox``)."""
 
@@ -169,9 +192,11 @@ class Post:
     offers: DeviceArray
     inputs: DeviceArray
     """The step's own numbers."""
-    records: DeviceArray | None
+    records: DeviceArray | None = None
     """Each expert's place in RAM (experts,) int32, -1 for none; None where that is for the host to
     say."""
+    early: Early | None = None
+    """What has been anticipated of this layer, if anything is."""
 
 
 def route(
@@ -194,9 +219,33 @@ def route(
             f"{MOST_EXPERTS}; run this model with --kernels cpu"
         )
     numbers = _i32(count), _i32(top_k), _i32(renormalize)
-    told = (None,) * 4 if post is None else (post.records, post.offers, post.inputs, post.letter)
+    told: tuple[DeviceArray | None, ...] = (None,) * 5
+    if post is not None:
+        guessed = None if post.early is None else post.early.whole
+        told = post.records, post.offers, post.inputs, post.letter, guessed
     made = into.ids, into.weights, into.slots, into.sources
     device.launch("experts", "route", (1, 1, 1), 32, logits, *numbers, table, *told, *made)
+
+
+def anticipate(
+    device: Device,
+    logits: DeviceArray,
+    reach: int,
+    most: int,
+    spare: int,
+    table: DeviceArray,
+    post: Post,
+) -> None:
+    """Give slots on offer to up to ``most`` experts of a layer that are in none, of the ``reach``
+    likeliest by logits (experts,) that are not final, if ``spare`` are left; into ``post.early``,
+    from where :func:`bring` brings them. ``post`` is that layer's."""
+    if not 0 < most <= MOST_EARLY or not 0 < reach <= min(MOST_CHOSEN, len(table)):
+        raise ValueError(f"{most} experts of {reach} are not to be anticipated")
+    if post.early is None or post.records is None:
+        raise ValueError("what is anticipated must be found in RAM, and kept")
+    numbers = (_i32(n) for n in (len(table), reach, most, spare))
+    told = post.records, post.offers, post.inputs, post.letter, post.early.whole
+    device.launch("experts", "anticipate", (1, 1, 1), 32, logits, *numbers, table, *told)
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,6 +111,12 @@ class Device(Protocol):
         once. Arguments must live as long as the graph."""
         ...
 
+    def beside(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What ``work`` launches, inside :meth:`captured`, begins behind all before and goes on
+        beside what is launched next; the call of what comes back ends that: what is launched then
+        begins behind both. One at a time."""
+        ...
+
     def mark(self) -> Mark:
         """The point that all before has led to."""
         ...

@@ -11,6 +11,7 @@ import statistics
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class Gpu:
         try:
             with self._device:
                 self._stream = cupy.cuda.Stream(non_blocking=True)
-                self._recorder = cupy.cuda.Stream(non_blocking=True)
+                self._recorder, self._side = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise DeviceError(f"{self.name} cannot be used: {error}") from error
         self._own = threading.local()  # the stream of a thread that records a graph
@@ -263,6 +264,24 @@ class Gpu:
         finally:
             del self._own.stream
         return Graph(self, graph)
+
+    def beside(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What ``work`` launches, inside :meth:`captured`, begins behind all before and goes on
+        beside what is launched next, until what comes back is called."""
+        recorder, side = self._current, self._side
+        self._follow(side, recorder)
+        self._own.stream = side
+        try:
+            work()
+        finally:
+            self._own.stream = recorder
+        return partial(self._follow, recorder, side)
+
+    def _follow(self, stream: Any, other: Any) -> None:
+        """What a stream is given from now on begins behind all that another has been given."""
+        with self.here():
+            event = other.record(self._cupy.cuda.Event(disable_timing=True))
+            stream.wait_event(event)
 
     def memory_rate(self) -> float:
         """Bytes a second that a copy within its memory reads and writes, the median of a few."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flashmoe.kernels.cuda.decode import INPUTS, Post
+from flashmoe.kernels.cuda.decode import INPUTS, MOST_EARLY, Early, Post
 from flashmoe.kernels.cuda.device import Device, DeviceArray
 from flashmoe.quant import Array
 
@@ -31,7 +31,9 @@ LETTER = np.dtype(
         ("sources", "<i4", MOST),
         ("asked", "<i4"),
         ("answered", "<i4"),
-        ("unused", "<i4", 14),
+        ("early", "<i4", MOST_EARLY),
+        ("early_slots", "<i4", MOST_EARLY),
+        ("unused", "<i4", 6),
     ]
 )
 THERE, ASKED = -1, -2
@@ -52,11 +54,13 @@ LAST = (1 << 30) - 1
 
 @dataclass(frozen=True)
 class Asked:
-    """A layer's letter: ids, and for each of them its slot and its source."""
+    """A layer's letter: ids, and for each of them its slot and its source; and the slots that were
+    given to experts before the router chose, by expert, in the order in which they were taken."""
 
     ids: Array
     slots: Array
     sources: Array
+    early: dict[int, int]
 
 
 class Mailbox:
@@ -65,6 +69,7 @@ class Mailbox:
     def __init__(self, device: Device, layers: int) -> None:
         self._device = device
         self._letters = device.pinned((layers,), LETTER)
+        self._letters["early"] = -1
         self._asked, self._answered = self._letters["asked"], self._letters["answered"]
         self.offers: Array = device.pinned((16 + OFFERS,), np.uint32)
         """How many slots were ever offered, and from the sixteenth number on the last of them."""
@@ -79,10 +84,10 @@ class Mailbox:
         """The number of the latest pass."""
         return int(self.given[2])
 
-    def post(self, layer: int, records: Array | None = None) -> Post:
+    def post(self, layer: int, records: Array | None = None, early: Early | None = None) -> Post:
         """One layer's, as ``decode.route`` takes it; ``records`` (experts,) if the device is to
-        find experts in RAM by itself."""
-        return Post(self._letters[layer : layer + 1], self.offers, self.inputs, records)
+        find experts in RAM by itself, ``early`` if some of them before the router has chosen."""
+        return Post(self._letters[layer : layer + 1], self.offers, self.inputs, records, early)
 
     def begin(self, token: int, position: int, taken: int = 0) -> None:
         """Number another pass, before which ``taken`` slots of all those offered were taken. The
@@ -109,7 +114,12 @@ class Mailbox:
                     raise RuntimeError(f"the pass has ended and never asked for layer {layer}")
                 until = time.perf_counter() + PATIENCE_S
         letter = self._letters[layer]
-        return Asked(*(letter[of][:top_k].astype(np.int64) for of in ("ids", "slots", "sources")))
+        pairs = zip(letter["early"].tolist(), letter["early_slots"].tolist(), strict=True)
+        early = {expert: slot for expert, slot in pairs if expert >= 0}
+        ids, slots, sources = (
+            letter[of][:top_k].astype(np.int64) for of in ("ids", "slots", "sources")
+        )
+        return Asked(ids, slots, sources, early)
 
     def answer(self, layer: int, place: int, source: int) -> None:
         """Tell the device where in RAM the expert in this place of the letter is. It stays there

@@ -138,7 +138,7 @@ class Tokens:
         def answer(expert: int, place: int) -> None:
             self._mailbox.answer(layer, ids.index(expert), place)
 
-        self._tier.vram.follow(layer, asked.ids, taken, wanted, answer)
+        self._tier.vram.follow(layer, asked.ids, asked.early, taken, wanted, answer)
 
     def _count(self) -> None:
         """The same where every expert was in a slot."""

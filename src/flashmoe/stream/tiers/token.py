@@ -54,25 +54,27 @@ class Token:
         self,
         layer: int,
         ids: Array,
+        early: Mapping[int, int],
         taken: Mapping[int, int],
         asked: Sequence[int],
         answer: Answer,
     ) -> None:
-        """The device has chosen experts of a layer, ids (k,); it has taken slots for some, and asks
-        where in RAM some of those are.
+        """The device has chosen experts of a layer, ids (k,); it had taken slots for some, chosen
+        or not, ``early``, has ``taken`` slots for some, and asks where in RAM some of those are.
 
         Raises:
             ReadError: a record could not be read whole and right.
         """
         residence, streamer, counters = self._residence, self._streamer, self._streamer.counters
-        self._offers.take(list(taken.values()))
-        self._layer, self._coming, self._asked = layer, dict(taken), asked
+        self._offers.take([*early.values(), *taken.values()])
+        self._layer, self._coming, self._asked = layer, {**early, **taken}, asked
         experts = sorted(ids.tolist())
         residence.cache.lookup_all(layer, experts)
-        counters.vram_hits += len(experts) - len(taken)
-        counters.vram_misses += len(taken)
-        counters.hits += len(taken) - len(asked)  # the device has found them in RAM
-        counters.copied_bytes += len(taken) * self._record_bytes[layer]
+        missed = len(taken) + sum(expert in early for expert in experts)
+        counters.vram_hits += len(experts) - missed
+        counters.vram_misses += missed
+        counters.hits += missed - len(asked)  # the device has found them in RAM
+        counters.copied_bytes += len(self._coming) * self._record_bytes[layer]
         if self._descent is not None:  # what leaves VRAM is then as likely in RAM as it was there
             streamer.lending.heed(layer, [expert for expert in experts if expert not in taken])
         foreseen, self.foreseen = self.foreseen, False

@@ -103,7 +103,7 @@ class Vram:
     @property
     def guesses(self) -> bool:
         """Whether it pays a token to :meth:`foresee`: some experts are on SSD alone."""
-        return self._streamer.hints and not self._lasting
+        return self._streamer.hints and not self.lasting
 
     def foresee(self, layer: int, rank: Callable[[], Array]) -> None:
         """As ``Streamer.foresee``, before the layer before is followed: what is guessed and in VRAM
@@ -156,7 +156,7 @@ class Vram:
             self._streamer,
             self._offers,
             self._descent,
-            self._records if self._lasting else None,
+            self._records if self.lasting else None,
             self._record_bytes,
         )
         self._sound = True
@@ -166,13 +166,15 @@ class Vram:
         self,
         layer: int,
         ids: Array,
+        early: Mapping[int, int],
         taken: Mapping[int, int],
         asked: Sequence[int],
         answer: Answer,
     ) -> None:
-        """The device has chosen experts of a layer, ids (k,): some were not there and have
-        ``taken`` slots, in this order; some of these are ``asked`` for, and ``answer`` called
-        with each and its slot in RAM, where it stays until the next layer is followed.
+        """The device has chosen experts of a layer, ids (k,): some were not there and have slots,
+        in this order: ``early`` ones, which may not have been chosen after all, and ``taken`` ones;
+        some of the latter are ``asked`` for, and ``answer`` called with each and its slot in RAM,
+        where it stays until the next layer is followed.
 
         Raises:
             ReadError: a record could not be read whole and right.
@@ -181,7 +183,7 @@ class Vram:
         self._sound = False
         token.settle()
         try:
-            token.follow(layer, ids, taken, asked, answer)
+            token.follow(layer, ids, early, taken, asked, answer)
         except ReadError:
             self._sound = True  # what has come is whole, the rest goes when the token ends
             raise
@@ -210,14 +212,14 @@ class Vram:
         return self._token
 
     @property
-    def _lasting(self) -> bool:
+    def lasting(self) -> bool:
         """Whether RAM has a slot for every expert, so that none there ever loses its place."""
         return self._streamer.slots >= self._table.size and not self._exclusive
 
     def _tell_records(self) -> None:
         """Tell the device where in RAM experts are, if that lasts."""
         streamer = self._streamer
-        if not self._lasting:
+        if not self.lasting:
             self._records.fill(ABSENT)
             self._known = -1
         elif streamer.free_slots != self._known:

@@ -25,9 +25,17 @@ struct Letter {
     int sources[32];  // of what has to be brought: its place in RAM, kAsked until the host says it
     int asked;        // twice the step's number, and one more where the host must say a source
     int answered;     // negative: the pass of this number is given up
-    int unused[14];
+    int early[4];     // what was given a slot before the router chose, -1 for none
+    int early_slots[4];
+    int unused[6];
 };
 constexpr int kThere = -1, kAsked = -2;  // in place of a source
+constexpr int kMostEarly = 4;
+
+// What anticipate() has found of a layer: numbers, slots and sources, as route() says them.
+struct Early {
+    int ids[kMostEarly], slots[kMostEarly], sources[kMostEarly];
+};
 
 // Slots that hold nothing, in the order in which the device takes them (mailbox.py): the host's
 // memory. `offered` counts all that there ever were.
@@ -44,8 +52,9 @@ struct Offers {
 // A slot is offered only after the table has forgotten who was in it. So the table must be read
 // after `offered`: what it tells of slots on offer by then is nothing. The number known since the
 // layer before mostly does, and spares a way to the host and back.
+// `early`, where there is any, has slots already, and is brought there beside all this.
 DEVICE void find(const int* table, const int* records, const Offers* offers, const Letter* letter,
-                 int* input, bool mine, int number, int& slot, int& source) {
+                 const Early* early, int* input, bool mine, int number, int& slot, int& source) {
     const int lane = static_cast<int>(threadIdx.x), step = input[2];
     const auto taken = static_cast<unsigned>(input[3]);
     auto offered = static_cast<unsigned>(input[4]);
@@ -56,6 +65,9 @@ DEVICE void find(const int* table, const int* records, const Offers* offers, con
         const unsigned latest = ring->offered;
         source =
             mine && records != nullptr ? static_cast<const volatile int*>(records)[number] : -1;
+        if (early != nullptr && mine)
+            for (int k = 0; k < kMostEarly; ++k)
+                if (early->ids[k] == number) slot = early->slots[k];
         const bool absent = slot < 0;
         const unsigned all = warp_ballot(absent);
         const int rank = popcount(all & ((1U << lane) - 1));
@@ -86,8 +98,9 @@ DEVICE void find(const int* table, const int* records, const Offers* offers, con
 // Letter, table, records and offers are the host's memory, `input` the step's own numbers (lookup).
 KERNEL(32)
 route(const float* __restrict__ logits, int count, int top_k, int renormalize, const int* table,
-      const int* records, const Offers* offers, int* input, Letter* letter, int* __restrict__ ids,
-      float* __restrict__ weights, int* __restrict__ slots, int* __restrict__ sources) {
+      const int* records, const Offers* offers, int* input, Letter* letter, const Early* early,
+      int* __restrict__ ids, float* __restrict__ weights, int* __restrict__ slots,
+      int* __restrict__ sources) {
     const int lane = static_cast<int>(threadIdx.x);
     float chosen = 1.0F;
     int number = lane;
@@ -99,7 +112,7 @@ route(const float* __restrict__ logits, int count, int top_k, int renormalize, c
     if (letter == nullptr) {
         slot = mine ? table[number] : 0;
     } else {
-        find(table, records, offers, letter, input, mine, number, slot, source);
+        find(table, records, offers, letter, early, input, mine, number, slot, source);
         volatile Letter* mail = letter;
         if (mine) mail->ids[lane] = number, mail->slots[lane] = slot, mail->sources[lane] = source;
         __threadfence_system();
@@ -108,6 +121,44 @@ route(const float* __restrict__ logits, int count, int top_k, int renormalize, c
     }
     if (mine) ids[lane] = number, weights[lane] = chosen, slots[lane] = slot;
     if (mine && sources != nullptr) sources[lane] = source;
+}
+
+// Before a layer's router has chosen: of the `reach` experts that it would choose first for
+// `logits` that are not final, those in no slot take slots that are on offer, up to `most` of them
+// and as far as `spare` are left; only what the device finds in RAM. The letter is that layer's.
+KERNEL(32)
+anticipate(const float* __restrict__ logits, int count, int reach, int most, int spare,
+           const int* table, const int* records, const Offers* offers, int* input, Letter* letter,
+           Early* early) {
+    const int lane = static_cast<int>(threadIdx.x);
+    float chosen = 0.0F;
+    int number = 0;
+    choose(logits, count, reach, false, number, chosen);
+    const bool mine = lane < reach;
+    const auto taken = static_cast<unsigned>(input[3]);
+    const volatile Offers* ring = offers;
+    const int slot = mine ? static_cast<const volatile int*>(table)[number] : 0;
+    const int source = mine ? static_cast<const volatile int*>(records)[number] : -1;
+    const int next = ring->slots[(taken + static_cast<unsigned>(lane)) % kOffers];
+    const unsigned latest = ring->offered;
+    const unsigned wanted = warp_ballot(slot < 0 && source >= 0);
+    const int left = static_cast<int>(static_cast<unsigned>(input[4]) - taken) - spare;
+    const int count_taken = max(min(min(popcount(wanted), most), left), 0);
+    const int rank = popcount(wanted & ((1U << lane) - 1));
+    const int offer = shuffle(next, rank);
+    volatile Letter* mail = letter;
+    if (lane >= count_taken && lane < kMostEarly) {
+        early->ids[lane] = -1, early->slots[lane] = 0, early->sources[lane] = kThere;
+        mail->early[lane] = -1;
+    }
+    if ((wanted >> lane & 1) && rank < count_taken) {
+        early->ids[rank] = number, early->slots[rank] = offer, early->sources[rank] = source;
+        mail->early[rank] = number, mail->early_slots[rank] = offer;
+    }
+    if (lane == 0) {
+        input[3] = static_cast<int>(taken) + count_taken;
+        input[4] = static_cast<int>(latest);
+    }
 }
 
 // Chunks of 16 bytes from `first` to `end` from the host's memory, by a block.

@@ -101,8 +101,8 @@ DEVICE void load_chunk(Fixed x, int chunk, FixedChunk& out) {
 // The `bits` words of 32 codes. Rows begin at multiples of 4 bytes only, unless their length says
 // otherwise: a chunk of 4 or 8 bits begins at 16 bytes, one of 2 bits at 8.
 template <int bits>
-DEVICE void load_codes(const uint8_t* row, int chunk, uint32_t (&words)[bits]) {
-    const uint8_t* from = row + int64_t{4} * bits * chunk;
+DEVICE void load_codes(const uint8_t* codes, uint32_t chunk, uint32_t (&words)[bits]) {
+    const uint8_t* from = codes + uint64_t{chunk} * (4 * bits);
     if constexpr (bits % 4 == 0) {
 #pragma unroll
         for (int i = 0; i < bits; i += 4) {

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from flashmoe.kernels.cuda.decode import Embedding, Norm, Placed, Projection, vector
+from flashmoe.kernels.cuda.decode import Embedding, NormedProjection, Placed
 from flashmoe.kernels.cuda.device import Device, DeviceArray, Graph
 from flashmoe.kernels.cuda.mailbox import Mailbox
 from flashmoe.model.decoder import Between
@@ -65,11 +65,10 @@ class GpuDecoder:
         ]
         head = embedding if shape.tied_head else weights.matrix(OUTPUT, vocabulary, hidden)
         factors = weights.norm(NORM, hidden, shape.norm_offset)
-        self._norm = Norm(device, factors, shape.norm_eps)
         self._chunks = Chunks(device, shape, weights, embedding, slots, records, tier, observer)
-        self._head = Projection(device, [head])
+        self._head = NormedProjection(device, [head], factors, shape.norm_eps)
         self._rooms = rooms(device, shape, self._layers)
-        self._given, self._normed = device.zeros((hidden,), np.float32), vector(device, hidden)
+        self._given = device.zeros((hidden,), np.float32)
         self._logits = device.zeros((vocabulary,), np.float32)
         self._fetched = (
             device.pinned((hidden,), np.float32),
@@ -142,8 +141,7 @@ class GpuDecoder:
 
     def _head_of(self, x: DeviceArray) -> None:
         """Launches: the logits of a hidden state, fetched."""
-        self._norm(x, self._normed)
-        self._head(self._normed, self._logits)
+        self._head(x, self._logits)
         self._device.fetch(self._fetched[1], self._logits)
 
     def _pass(self, token: int, state: GpuState) -> Array:

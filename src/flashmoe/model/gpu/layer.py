@@ -1,4 +1,4 @@
-"""One layer's launches for one token: norm, projections, mixer; norm, router, experts.
+"""One layer's launches for one token: norm and projections, mixer; norm and router, experts.
 
 Owns their order (SPEC 1.3), as ``model.decoder`` and ``model.moe`` have it for the processor.
 """
@@ -11,7 +11,14 @@ import numpy as np
 
 from flashmoe.kernels.cuda import decode
 from flashmoe.kernels.cuda.attention import Attention, KeyValues
-from flashmoe.kernels.cuda.decode import FeedForward, Norm, Placed, Projection, Vector
+from flashmoe.kernels.cuda.decode import (
+    FeedForward,
+    Norm,
+    NormedProjection,
+    Placed,
+    Projection,
+    Vector,
+)
 from flashmoe.kernels.cuda.delta import DeltaNet, DeltaState
 from flashmoe.kernels.cuda.descriptors import Resident
 from flashmoe.kernels.cuda.device import Device, DeviceArray
@@ -62,8 +69,8 @@ class Layer:
     ) -> None:
         self._device, self._shape = device, shape
         name, hidden, eps = f"layers.{index}", shape.hidden, shape.norm_eps
-        self.before, self.after = (
-            Norm(device, weights.norm(f"{name}.{of}", hidden, shape.norm_offset), eps)
+        before, after = (
+            weights.norm(f"{name}.{of}", hidden, shape.norm_offset)
             for of in ("input_layernorm", "post_attention_layernorm")
         )
         mixing = Mixing(shape, weights, index)
@@ -73,7 +80,8 @@ class Layer:
         else:
             assert mixing.delta is not None
             self.mixer = DeltaNet(device, mixing.delta)
-        self.inward, self.out = Projection(device, mixing.inward), Projection(device, [mixing.out])
+        self.inward = NormedProjection(device, mixing.inward, before, eps)
+        self.out = Projection(device, [mixing.out])
         experts, mlp = shape.experts, f"{name}.mlp"
         routed = []
         if experts.router == "softmax":
@@ -82,7 +90,11 @@ class Layer:
         if experts.shared_intermediate:
             routed.append(weights.matrix(f"{mlp}.shared_expert_gate", 1, hidden))
             shared = weights.expert(f"{mlp}.shared_expert", hidden, experts.shared_intermediate)
-        self.router = Projection(device, routed) if routed else None
+        self.router: NormedProjection | Norm
+        if routed:
+            self.router = NormedProjection(device, routed, after, eps)
+        else:
+            self.router = Norm(device, after, eps)
         self.experts = FeedForward(device, slots.address, slots.slot_bytes, record, shared)
         self.chosen = decode.choice(device, experts.top_k)
 
@@ -95,9 +107,8 @@ class Layer:
         letter: Array,
     ) -> None:
         """``rooms.x`` moves on by this layer; ``inputs`` has token, position and step."""
-        self.before(rooms.x, rooms.normed)
         projected = rooms.projected[: self.inward.outputs]
-        self.inward(rooms.normed, projected)
+        self.inward(rooms.x, projected)
         mixed = rooms.mixed[self.mixer.outputs]
         if isinstance(self.mixer, Attention):
             assert isinstance(state, KeyValues)
@@ -107,18 +118,18 @@ class Layer:
             assert isinstance(state, tuple)
             self.mixer(projected, state[0], state[1], mixed)
         self.out(mixed, rooms.x, rooms.x)
-        self.after(rooms.x, rooms.normed)
         logits, opening = self._route(rooms)
         renormalize = self._shape.experts.renormalize
         decode.route(self._device, logits, renormalize, table, self.chosen, inputs, letter)
         self.experts(rooms.normed, self.chosen, opening, rooms.between, rooms.x, rooms.x)
 
     def _route(self, rooms: Rooms) -> tuple[DeviceArray | None, DeviceArray | None]:
-        """The router's logits, and the shared expert's; None for what there is not."""
-        if self.router is None:
+        """The norm, the router's logits, and the shared expert's; None for what there is not."""
+        if isinstance(self.router, Norm):
+            self.router(rooms.x, rooms.normed)
             return None, None
         both = rooms.logits[: self.router.outputs]
-        self.router(rooms.normed, both)
+        self.router(rooms.x, both, rooms.normed)
         count = self._shape.experts.count if self._shape.experts.router == "softmax" else 0
         return both[:count] if count else None, both[count:] if len(both) > count else None
 

@@ -53,10 +53,20 @@ struct Matrices {
     int count, unused;
 };
 
-// One token's activations, both ways. `floats` serve plain weights.
+// One token's activations in memory, both ways. `floats` serve plain weights. (Products take any
+// type with these two functions; normed.cuh has another.)
 struct Activations {
     const float* floats;
     Fixed fixed;
+
+    template <int bits>
+    DEVICE void load(int chunk, FixedChunk& out) const {
+        load_chunk<bits>(fixed, chunk, out);
+    }
+    // Eighth `eighth` of a chunk's 32 numbers, counted in fours.
+    DEVICE float4 load_floats(int chunk, int eighth) const {
+        return *reinterpret_cast<const float4*>(floats + 32 * chunk + 4 * eighth);
+    }
 };
 
 // A number of such a type by its bits. Of kAny the type is known only when the kernel runs.
@@ -131,9 +141,9 @@ struct Codes {
 };
 
 // Chunks first, first + step, ... of weights of so many bits; `ahead` of them at once.
-template <int bits, int known, int ahead, int count>
-DEVICE void affine_chunks(const Matrix& m, Fixed x, int first, int step, const int (&rows)[count],
-                          float (&sums)[count]) {
+template <int bits, int known, int ahead, class X, int count>
+DEVICE void affine_chunks(const Matrix& m, const X& x, int first, int step,
+                          const int (&rows)[count], float (&sums)[count]) {
     const int chunks = m.columns / 32;
     Places<count> at(m, first, rows);
 #pragma unroll ahead
@@ -142,18 +152,17 @@ DEVICE void affine_chunks(const Matrix& m, Fixed x, int first, int step, const i
         codes.template load<known>(m, at);
         at.advance(step);
         FixedChunk v;
-        load_chunk<bits>(x, c, v);
+        x.template load<bits>(c, v);
         codes.template add<known>(v, m.type, sums);
     }
 }
 
-template <int count>
-DEVICE void plain_chunk(const Matrix& m, const float* x, int chunk, const int (&rows)[count],
+template <class X, int count>
+DEVICE void plain_chunk(const Matrix& m, const X& x, int chunk, const int (&rows)[count],
                         float (&sums)[count]) {
     for (int i = 32 * chunk; i < 32 * chunk + 32; i += 8) {
-        float v[8];
-#pragma unroll
-        for (int k = 0; k < 8; ++k) v[k] = x[i + k];
+        const float4 a = x.load_floats(chunk, i % 32 / 4), b = x.load_floats(chunk, i % 32 / 4 + 1);
+        const float v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
         for (int r = 0; r < count; ++r) {
             const int64_t at = int64_t{rows[r]} * m.columns + i;
@@ -176,28 +185,26 @@ DEVICE void plain_chunk(const Matrix& m, const float* x, int chunk, const int (&
 }
 
 // Adds chunks first, first + step, ... of several rows to the lane's own sums.
-template <int count>
-DEVICE void add_chunks(const Matrix& m, Activations x, int first, int step,
-                       const int (&rows)[count], float (&sums)[count]) {
+template <class X, int count>
+DEVICE void add_chunks(const Matrix& m, const X& x, int first, int step, const int (&rows)[count],
+                       float (&sums)[count]) {
     switch (m.bits) {
-        case 2: return affine_chunks<2, kAny, 1>(m, x.fixed, first, step, rows, sums);
-        case 3: return affine_chunks<3, kAny, 1>(m, x.fixed, first, step, rows, sums);
+        case 2: return affine_chunks<2, kAny, 1>(m, x, first, step, rows, sums);
+        case 3: return affine_chunks<3, kAny, 1>(m, x, first, step, rows, sums);
         case 4:  // the most usual by far
-            if (m.type == kBF16)
-                return affine_chunks<4, kBF16, 2>(m, x.fixed, first, step, rows, sums);
-            return affine_chunks<4, kAny, 2>(m, x.fixed, first, step, rows, sums);
-        case 5: return affine_chunks<5, kAny, 1>(m, x.fixed, first, step, rows, sums);
-        case 6: return affine_chunks<6, kAny, 1>(m, x.fixed, first, step, rows, sums);
-        case 8: return affine_chunks<8, kAny, 1>(m, x.fixed, first, step, rows, sums);
+            if (m.type == kBF16) return affine_chunks<4, kBF16, 2>(m, x, first, step, rows, sums);
+            return affine_chunks<4, kAny, 2>(m, x, first, step, rows, sums);
+        case 5: return affine_chunks<5, kAny, 1>(m, x, first, step, rows, sums);
+        case 6: return affine_chunks<6, kAny, 1>(m, x, first, step, rows, sums);
+        case 8: return affine_chunks<8, kAny, 1>(m, x, first, step, rows, sums);
         default:
-            for (int c = first; c < m.columns / 32; c += step)
-                plain_chunk(m, x.floats, c, rows, sums);
+            for (int c = first; c < m.columns / 32; c += step) plain_chunk(m, x, c, rows, sums);
     }
 }
 
 // The rows' products with x, whole, for every lane.
-template <int count>
-DEVICE void row_products(const Matrix& m, Activations x, const int (&rows)[count],
+template <class X, int count>
+DEVICE void row_products(const Matrix& m, const X& x, const int (&rows)[count],
                          float (&sums)[count]) {
 #pragma unroll
     for (int r = 0; r < count; ++r) sums[r] = 0.0F;
@@ -207,8 +214,8 @@ DEVICE void row_products(const Matrix& m, Activations x, const int (&rows)[count
 }
 
 template <int bits, int known, int count>
-DEVICE void affine_pair(const Matrix& a, const Matrix& b, Fixed x, const int (&rows)[count],
-                        float (&of_a)[count], float (&of_b)[count]) {
+DEVICE void affine_pair(const Matrix& a, const Matrix& b, const Activations& x,
+                        const int (&rows)[count], float (&of_a)[count], float (&of_b)[count]) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     Places<count> at(a, lane, rows);  // and of b, whose shape is the same
 #pragma unroll 1  // two would take twice the registers, and halve the blocks at work
@@ -218,7 +225,7 @@ DEVICE void affine_pair(const Matrix& a, const Matrix& b, Fixed x, const int (&r
         second.template load<known>(b, at);
         at.advance(32);
         FixedChunk v;
-        load_chunk<bits>(x, c, v);
+        x.load<bits>(c, v);
         first.template add<known>(v, a.type, of_a);
         second.template add<known>(v, b.type, of_b);
     }
@@ -227,8 +234,8 @@ DEVICE void affine_pair(const Matrix& a, const Matrix& b, Fixed x, const int (&r
 // The same rows of two matrices of the same shape; those of 4 bits with twice as many loads under
 // way. (Those of more would want more registers than there are.)
 template <int count>
-DEVICE void pair_products(const Matrix& a, const Matrix& b, Activations x, const int (&rows)[count],
-                          float (&of_a)[count], float (&of_b)[count]) {
+DEVICE void pair_products(const Matrix& a, const Matrix& b, const Activations& x,
+                          const int (&rows)[count], float (&of_a)[count], float (&of_b)[count]) {
     if (a.bits != 4 || b.bits != 4) {
         row_products(a, x, rows, of_a);
         row_products(b, x, rows, of_b);
@@ -237,9 +244,9 @@ DEVICE void pair_products(const Matrix& a, const Matrix& b, Activations x, const
 #pragma unroll
     for (int r = 0; r < count; ++r) of_a[r] = of_b[r] = 0.0F;
     if (a.type == kBF16 && b.type == kBF16) {
-        affine_pair<4, kBF16>(a, b, x.fixed, rows, of_a, of_b);
+        affine_pair<4, kBF16>(a, b, x, rows, of_a, of_b);
     } else {
-        affine_pair<4, kAny>(a, b, x.fixed, rows, of_a, of_b);
+        affine_pair<4, kAny>(a, b, x, rows, of_a, of_b);
     }
 #pragma unroll
     for (int r = 0; r < count; ++r) of_a[r] = warp_sum(of_a[r]), of_b[r] = warp_sum(of_b[r]);

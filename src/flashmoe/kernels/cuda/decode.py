@@ -1,4 +1,4 @@
-"""One token's launches: embedding, norms, products, router and experts (source/decode.cu,
+"""One token's launches: embedding, norms and products, router and experts (source/decode.cu,
 experts.cu).
 
 Owns the checks and the launch geometry, and knows nothing of layers. Vectors are float32 arrays

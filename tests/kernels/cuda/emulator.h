@@ -158,6 +158,8 @@ inline uint32_t load_once_4(const void* from) {
     return *static_cast<const uint32_t*>(from);
 }
 inline void fetch_ahead(const void*, int64_t) {}  // of which no result shows anything
+inline uint32_t load_number(const uint32_t* from) { return *from; }
+inline uint32_t load_number(const uint16_t* from) { return *from; }
 inline uint4 load_written(const void* from) { return load_once(from); }
 inline uint2 load_written_8(const void* from) { return load_once_8(from); }
 inline uint16_t load_once_2(const void* from) {

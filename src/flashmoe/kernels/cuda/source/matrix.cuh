@@ -124,8 +124,8 @@ struct Codes {
 #pragma unroll
         for (int r = 0; r < count; ++r) {
             const uint32_t number = at.chunk[r] >> spread;
-            scales[r] = reinterpret_cast<const T*>(m.scales)[number];
-            biases[r] = reinterpret_cast<const T*>(m.biases)[number];
+            scales[r] = load_number(reinterpret_cast<const T*>(m.scales) + number);
+            biases[r] = load_number(reinterpret_cast<const T*>(m.biases) + number);
         }
     }
     template <int known>

@@ -76,14 +76,15 @@ MIXED = [Affine(4, 32), Plain("BF16"), Affine(2, 32), Affine(8, 32), Affine(4, 3
 
 
 @pytest.mark.parametrize("forms", (*([form] * 3 for form in FORMS), MIXED), ids=str)
-@pytest.mark.parametrize("columns", (256, 2176))
-def test_project_normed(device, monkeypatch, forms, columns):
+@pytest.mark.parametrize("columns, few", ((256, 0), (2176, 0), (2176, 1000)))
+def test_project_normed(device, monkeypatch, forms, columns, few):
     """That of the norm as a launch of its own gives it; whatever the number of blocks."""
     rng = np.random.default_rng(9)
     sizes = (69, 1, 32, 5, 40, 3)[: len(forms)]
     matrices = [stored(rng, form, rows, columns) for form, rows in zip(forms, sizes, strict=True)]
     x, weight = (rng.standard_normal(columns).astype(np.float32) for _ in range(2))
     placed = [resident(device, m) for m in matrices]
+    monkeypatch.setattr(decode, "FEW_ROWS", few)
     projection = decode.NormedProjection(device, placed, device.upload(weight), 1e-6)
     y, normed = device.empty((sum(sizes),), np.float32), decode.vector(device, columns)
     projection(device.upload(x), y, normed)

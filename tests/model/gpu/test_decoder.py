@@ -155,13 +155,20 @@ def test_the_launches_of_a_token():
         counted.launches.clear()
         assert len(list(engine.session().generate([5], Sampling(max_tokens=1)))) == 1
     mixers = Store.open("demo").shape.mixers
-    layer = ["project_normed", "project", "project_normed", "route", "experts_up", "experts_down"]
+    layer = [
+        "project_normed_1",
+        "project",
+        "project_normed_1",
+        "route",
+        "experts_up",
+        "experts_down",
+    ]
     wanted = ["lookup"]
     for mixer in mixers:
         between = {"attention": "merge", "recurrent": "gated_delta"}[mixer]
         wanted += [layer[0], between, *layer[1:]]
     launched = [name for name in counted.launches if not name.startswith("attend_")]
-    assert launched == [*wanted, "project_normed"]
+    assert launched == [*wanted, "project_normed_1"]
     assert len(counted.launches) - len(launched) == mixers.count("attention")
 
 

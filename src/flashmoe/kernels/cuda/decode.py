@@ -24,12 +24,14 @@ from flashmoe.kernels.cuda.descriptors import (
 from flashmoe.kernels.cuda.device import Device, DeviceArray, check
 from flashmoe.quant import Format
 
-BLOCK_ROWS = 16
+BLOCK_ROWS = 8
 """Rows a block of ``project`` multiplies: kWarps * kRows of source/decode.cu."""
-NORM_ROWS, NORM_THREADS = 32, 256
-"""The same of ``project_normed`` at once, kNormRows, and kNormThreads of source/normed.cuh."""
+NORM_THREADS, NORM_WARPS = 256, 8
+"""Of a block of ``project_normed_*``: kNormThreads of source/normed.cuh."""
+FEW_ROWS = 32 * 132
+"""Up to so many, each warp has one, so that all of an H100 takes part; four of more."""
 MOST_NORMS = 3 * 132
-"""Blocks of ``project_normed``, each of which makes the norm: as many as an H100 has room for at
+"""Blocks of ``project_normed_*``, each of which makes the norm: as many as an H100 has room for at
 once. On a smaller GPU some come later."""
 DOWN_ROWS, DOWN_WARPS = 8, 12
 """kDownRows and kDownWarps of source/experts.cu."""
@@ -86,7 +88,10 @@ class NormedProjection:
     def __init__(
         self, device: Device, matrices: Sequence[Resident], weight: DeviceArray, eps: float
     ) -> None:
-        self._device, self._matrices = device, _Matrices(matrices, NORM_ROWS)
+        few = sum(weights.shape[0] for weights in matrices) <= FEW_ROWS
+        rows = 1 if few else 4
+        self._kernel = f"project_normed_{rows}"
+        self._device, self._matrices = device, _Matrices(matrices, NORM_WARPS * rows)
         self.inputs, self.outputs = self._matrices.inputs, self._matrices.outputs
         check("a norm's weights", weight, (self.inputs,))
         self._weight, self._eps = weight, _f32(eps)
@@ -102,7 +107,7 @@ class NormedProjection:
         arguments = table, _i32(parts), x, self._weight, self._eps, *written, y
         self._device.launch(
             "decode",
-            "project_normed",
+            self._kernel,
             (min(parts, MOST_NORMS), 1, 1),
             NORM_THREADS,
             *arguments,

@@ -5,9 +5,8 @@
 
 #include "normed.cuh"
 
-constexpr int kRows = 4;                              // rows a warp multiplies at once
-constexpr int kWarps = 4;                             // warps a block of project()
-constexpr int kNormRows = kNormThreads / 32 * kRows;  // rows a block of project_normed() at once
+constexpr int kRows = 2;   // rows a warp of project() multiplies at once
+constexpr int kWarps = 4;  // warps of its blocks
 
 // x = row `given[0]` of the embedding, and the step's own numbers taken over: `given` is the host's
 // memory, `input` (token, position, step) the device's. Blocks of 256 threads, one an element.
@@ -54,20 +53,20 @@ DEVICE int matrix_at(const Matrices& given, int block, int& before) {
     return which;
 }
 
-// Rows `row`, row + 1, ... of a matrix times x, to y + row, with `residual` added where there is
-// one. A warp's; there is such a row.
-template <class X>
+// `count` rows of a matrix from `row` on, as far as there are, times x; to y + row, with `residual`
+// added where there is one. By a warp.
+template <int count, class X>
 DEVICE void multiply(const Matrix& m, const X& x, int row, const float* residual, float* y) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    int rows[kRows];
+    int rows[count];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) rows[r] = min(row + r, m.rows - 1);
-    float sums[kRows];
+    for (int r = 0; r < count; ++r) rows[r] = min(row + r, m.rows - 1);
+    float sums[count];
     row_products(m, x, rows, sums);
     float mine = sums[0];
 #pragma unroll
-    for (int r = 1; r < kRows; ++r) mine = lane == r ? sums[r] : mine;
-    if (lane < kRows && row + lane < m.rows)
+    for (int r = 1; r < count; ++r) mine = lane == r ? sums[r] : mine;
+    if (lane < count && row + lane < m.rows)
         y[row + lane] = residual == nullptr ? mine : residual[row + lane] + mine;
 }
 
@@ -83,12 +82,12 @@ project(GIVEN Matrices given, const float* __restrict__ x, const uint8_t* __rest
     const int row = ((static_cast<int>(blockIdx.x) - m.first) * kWarps + warp) * kRows;
     if (row >= m.rows) return;
     const Activations in{x, Fixed{const_cast<uint8_t*>(fixed), m.columns}};
-    multiply(m, in, row, residual == nullptr ? nullptr : residual + before, y + before);
+    multiply<kRows>(m, in, row, residual == nullptr ? nullptr : residual + before, y + before);
 }
 
-// Rows row to row + kRows of a matrix on their way, by a warp.
-DEVICE void fetch_rows(const Matrix& m, int row) {
-    const int64_t count = min(kRows, m.rows - row);
+// Rows row to row + most of a matrix on their way, by a warp.
+DEVICE void fetch_rows(const Matrix& m, int row, int most) {
+    const int64_t count = min(most, m.rows - row);
     if (count <= 0) return;
     if (m.bits == 0) {
         const int64_t bytes = int64_t{m.columns} * (m.type == kF32 ? 4 : 2);
@@ -103,14 +102,14 @@ DEVICE void fetch_rows(const Matrix& m, int row) {
 }
 
 // The same of the norm of x, which each block makes for itself while its first weights are on their
-// way, and the first one also leaves as floats and fixed where those are given. There are `parts`
-// times kNormRows rows, `first` counts such parts, and a block takes every so many-th: no more
-// blocks than there is room for at once need make a norm. Shared memory: 8 bytes a column.
-KERNEL_TOGETHER(kNormThreads, 3)
-project_normed(GIVEN Matrices given, int parts, const float* __restrict__ x,
-               const float* __restrict__ weight, float eps, float* __restrict__ floats,
-               uint8_t* __restrict__ fixed, float* __restrict__ y) {
-    DYNAMIC_SHARED(memory);
+// way, and the first one also leaves as floats and fixed where those are given. A part is `count`
+// rows of each warp; `first` counts parts, and a block takes every so many-th of them: no more
+// blocks than there is room for at once need make a norm. `memory` as Normed wants it.
+template <int count>
+DEVICE void project_normed(const Matrices& given, int parts, const float* x, const float* weight,
+                           float eps, float* floats, uint8_t* fixed, float* y,
+                           unsigned char* memory) {
+    constexpr int kPart = kNormThreads / 32 * count;
     __shared__ float room[32];
     const int warp = static_cast<int>(threadIdx.x) / 32;
     const Normed normed{memory, given.all[0].columns / 32};
@@ -120,9 +119,9 @@ project_normed(GIVEN Matrices given, int parts, const float* __restrict__ x,
          part += static_cast<int>(gridDim.x)) {
         int before;
         const Matrix m = given.all[matrix_at(given, part, before)];
-        const int row = (part - m.first) * kNormRows + warp * kRows;
+        const int row = (part - m.first) * kPart + warp * count;
         if (layout < 0) {
-            fetch_rows(m, row);
+            fetch_rows(m, row, count);
             factor = weigh(x, weight, eps, normed, room);
         }
         if (layout != layout_of(m.bits)) {
@@ -131,7 +130,23 @@ project_normed(GIVEN Matrices given, int parts, const float* __restrict__ x,
             lay_out(factor, m.bits, normed, {writes ? floats : nullptr, writes ? fixed : nullptr});
             layout = layout_of(m.bits);
         }
-        fetch_rows(m, row + static_cast<int>(gridDim.x) * kNormRows);
-        if (row < m.rows) multiply(m, normed, row, nullptr, y + before);
+        fetch_rows(m, row + static_cast<int>(gridDim.x) * kPart, count);
+        if (row < m.rows) multiply<count>(m, normed, row, nullptr, y + before);
     }
+}
+
+KERNEL_TOGETHER(kNormThreads, 3)
+project_normed_4(GIVEN Matrices given, int parts, const float* __restrict__ x,
+                 const float* __restrict__ weight, float eps, float* __restrict__ floats,
+                 uint8_t* __restrict__ fixed, float* __restrict__ y) {
+    DYNAMIC_SHARED(memory);
+    project_normed<4>(given, parts, x, weight, eps, floats, fixed, y, memory);
+}
+
+KERNEL_TOGETHER(kNormThreads, 3)
+project_normed_1(GIVEN Matrices given, int parts, const float* __restrict__ x,
+                 const float* __restrict__ weight, float eps, float* __restrict__ floats,
+                 uint8_t* __restrict__ fixed, float* __restrict__ y) {
+    DYNAMIC_SHARED(memory);
+    project_normed<1>(given, parts, x, weight, eps, floats, fixed, y, memory);
 }

@@ -140,13 +140,17 @@ struct Codes {
     }
 };
 
-// Chunks first, first + step, ... of weights of so many bits; `ahead` of them at once.
-template <int bits, int known, int ahead, class X, int count>
+// Chunks first, first + step, ... of weights of so many bits, several at once where `count` is
+// small.
+template <int bits, int known, class X, int count>
 DEVICE void affine_chunks(const Matrix& m, const X& x, int first, int step,
                           const int (&rows)[count], float (&sums)[count]) {
+    // As many loads at once as there are registers for. (One row is of a small matrix, which seldom
+    // has more than 2,048 columns, two chunks a lane.)
+    constexpr int kAhead = (bits == 4 ? 2 : 1) * (count == 2 || (count == 1 && bits != 4) ? 2 : 1);
     const int chunks = m.columns / 32;
     Places<count> at(m, first, rows);
-#pragma unroll ahead
+#pragma unroll kAhead
     for (int c = first; c < chunks; c += step) {
         Codes<bits, count> codes;
         codes.template load<known>(m, at);
@@ -189,14 +193,14 @@ template <class X, int count>
 DEVICE void add_chunks(const Matrix& m, const X& x, int first, int step, const int (&rows)[count],
                        float (&sums)[count]) {
     switch (m.bits) {
-        case 2: return affine_chunks<2, kAny, 1>(m, x, first, step, rows, sums);
-        case 3: return affine_chunks<3, kAny, 1>(m, x, first, step, rows, sums);
+        case 2: return affine_chunks<2, kAny>(m, x, first, step, rows, sums);
+        case 3: return affine_chunks<3, kAny>(m, x, first, step, rows, sums);
         case 4:  // the most usual by far
-            if (m.type == kBF16) return affine_chunks<4, kBF16, 2>(m, x, first, step, rows, sums);
-            return affine_chunks<4, kAny, 2>(m, x, first, step, rows, sums);
-        case 5: return affine_chunks<5, kAny, 1>(m, x, first, step, rows, sums);
-        case 6: return affine_chunks<6, kAny, 1>(m, x, first, step, rows, sums);
-        case 8: return affine_chunks<8, kAny, 1>(m, x, first, step, rows, sums);
+            if (m.type == kBF16) return affine_chunks<4, kBF16>(m, x, first, step, rows, sums);
+            return affine_chunks<4, kAny>(m, x, first, step, rows, sums);
+        case 5: return affine_chunks<5, kAny>(m, x, first, step, rows, sums);
+        case 6: return affine_chunks<6, kAny>(m, x, first, step, rows, sums);
+        case 8: return affine_chunks<8, kAny>(m, x, first, step, rows, sums);
         default:
             for (int c = first; c < m.columns / 32; c += step) plain_chunk(m, x, c, rows, sums);
     }

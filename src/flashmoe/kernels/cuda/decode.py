@@ -33,7 +33,7 @@ FEW_ROWS = 32 * 132
 MOST_NORMS = 3 * 132
 """Blocks of ``project_normed_*``, each of which makes the norm: as many as an H100 has room for at
 once. On a smaller GPU some come later."""
-DOWN_ROWS, DOWN_WARPS = 8, 12
+DOWN_ROWS, DOWN_WARPS = 8, 10
 """kDownRows and kDownWarps of source/experts.cu."""
 MOST_EXPERTS, MOST_CHOSEN = 1024, 31
 """Of a layer, and of a token with the shared one beside: a warp's registers and lanes."""

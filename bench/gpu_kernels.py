@@ -1,11 +1,14 @@
 """How near the GPU's memory rate the kernels of one token come, by shape and width.
 
-    .venv/bin/python bench/gpu_kernels.py [--gpu 0] [--bits 4] [--group 64] [--repeat 9] [--save]
+    .venv/bin/python bench/gpu_kernels.py [--gpu 0] [--bits 4] [--group 64] [--repeat 9]
+        [--store demo] [--save]
 
 Each case launches one kernel over many matrices in turn, several times the second cache together,
-as one captured graph, and counts the bytes of weights, scales and biases. The ceiling is a copy
+as one captured graph, and counts the bytes of weights, scales and biases. Products behind a norm
+are measured with it in a launch of its own and in theirs, in turns. The ceiling is a copy
 within the GPU's memory, read plus written, measured before and between. Weights and activations
-are random. Medians; the spread is in the JSON line.
+are random. Medians; the spread is in the JSON line. At the end: how many launches a token of a
+store takes.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +25,11 @@ import numpy as np
 import results
 from command import run, whole
 
+from flashmoe import Budget, Engine
+from flashmoe.kernels import on_device
 from flashmoe.kernels.cuda import decode
 from flashmoe.kernels.cuda.descriptors import Resident
-from flashmoe.kernels.cuda.gpu import Gpu
+from flashmoe.kernels.cuda.gpu import Gpu, Graph
 from flashmoe.quant import Affine, Format, parts
 
 SPREAD_BYTES = 1 << 30
@@ -42,6 +48,14 @@ PRODUCTS = {
     "4,096 x 1,024": ((1024,), 4096),
 }
 """Rows of the matrices that share a vector, and its inputs."""
+NORMED = (
+    "35B qkv, z, b, a",
+    "35B router, gate",
+    "35B head",
+    "397B qkv, z, b, a",
+    "397B head",
+)
+"""Those that have a norm in front."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,7 @@ def main() -> None:
     parser.add_argument("--bits", type=whole(), default=4)
     parser.add_argument("--group", type=whole(), default=64)
     parser.add_argument("--repeat", type=whole(), default=9)
+    parser.add_argument("--store", default="demo", help="whose token's launches are counted")
     results.add_arguments(parser)
     given = parser.parse_args()
     gpu, form = Gpu(given.gpu), Affine(given.bits, given.group)
@@ -78,12 +93,21 @@ def main() -> None:
         "route 8 of 256": lambda: bench.route(256, 8),
         "route 10 of 512": lambda: bench.route(512, 10),
     }
-    for name, case in cases.items():
-        line["cases"][name] = figures = case()
+
+    def tell(name: str, figures: dict[str, float]) -> None:
+        line["cases"][name] = figures
         line["copy_gb_s"].append(bench.copy_rate())
         rate = statistics.median(line["copy_gb_s"])
         share = f"{figures['gb_s'] / rate:.0%}" if figures["gb_s"] else ""
         print(f"| {name} | {figures['us']:.2f} | {figures['gb_s']:,.0f} | {share} |", flush=True)
+
+    for name, case in cases.items():
+        tell(name, case())
+    for name in NORMED:
+        for way, figures in bench.normed(*PRODUCTS[name]).items():
+            tell(f"{name}, {way}", figures)
+    line["launches"] = launches = launches_of(given.gpu, given.store)
+    print(f"{sum(launches.values())} launches a token of {given.store}: {dict(launches)}")
     print(json.dumps(line))
     results.save_if_asked(given, "gpu_kernels", line, {"bits": form.bits, "group": form.group})
 
@@ -114,11 +138,8 @@ class Bench:
         work()
         graph = self.gpu.captured(work)
         self.gpu.time_ms(graph.launch)
-        times = sorted(self.gpu.time_ms(graph.launch) * 1e3 / launches for _ in range(self.repeat))
-        middle = statistics.median(times)
-        least, most = times[0], times[-1]
-        rate = nbytes / middle / 1e3
-        return {"us": middle, "us_least": least, "us_most": most, "gb_s": rate, "bytes": nbytes}
+        took = [self.gpu.time_ms(graph.launch) * 1e3 / launches for _ in range(self.repeat)]
+        return of_times(took, nbytes)
 
     def matrix(self, rows: int, columns: int) -> Resident:
         """One of random numbers."""
@@ -158,6 +179,39 @@ class Bench:
                 projection(x, y)
 
         return self.timed(work, len(sets), each)
+
+    def normed(self, rows: tuple[int, ...], inputs: int) -> dict[str, dict[str, float]]:
+        """The same with a norm in front: as two launches, and as one."""
+        each = sum(part.nbytes for many in rows for part in parts(self.form, (many, inputs)))
+        count = min(max(4, -(-SPREAD_BYTES // each)), 64)
+        sets = [[self.matrix(many, inputs) for many in rows] for _ in range(count)]
+        apart = [decode.Projection(self.gpu, matrices) for matrices in sets]
+        weight = self.gpu.upload(np.ones(inputs, np.float32))
+        together = [decode.NormedProjection(self.gpu, each, weight, 1e-6) for each in sets]
+        norm = decode.Norm(self.gpu, weight, 1e-6)
+        x, y = self.vector(inputs), self.gpu.empty((sum(rows),), np.float32)
+        normed = decode.vector(self.gpu, inputs)
+
+        def two() -> None:
+            for projection in apart:
+                norm(x.floats, normed)
+                projection(normed, y)
+
+        def one() -> None:
+            for projection in together:
+                projection(x.floats, y, normed)
+
+        ways = {"the norm apart": two, "the norm in it": one}
+        graphs = {}
+        for way, work in ways.items():
+            work()
+            graphs[way] = self.gpu.captured(work)
+            self.gpu.time_ms(graphs[way].launch)
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(self.repeat):
+            for way, graph in graphs.items():
+                times[way].append(self.gpu.time_ms(graph.launch) * 1e3 / count)
+        return {way: of_times(took, each) for way, took in times.items()}
 
     def experts(self, layer: Layer) -> dict[str, float]:
         """Both launches of the experts of a token, chosen anew each time."""
@@ -210,6 +264,37 @@ class Bench:
                 decode.route(self.gpu, logits, True, table, into)
 
         return self.timed(work, 50, 0)
+
+
+def of_times(took_us: list[float], nbytes: int) -> dict[str, float]:
+    """Of one launch that reads so many bytes."""
+    middle, rate = statistics.median(took_us), nbytes / statistics.median(took_us) / 1e3
+    ends = {"us_least": min(took_us), "us_most": max(took_us)}
+    return {"us": middle, **ends, "gb_s": rate, "bytes": nbytes}
+
+
+class Counting(Gpu):
+    """A GPU that counts what is captured in its latest graph."""
+
+    launches: Counter[str]
+
+    def launch(self, source: str, kernel: str, *rest: Any, **more: Any) -> None:
+        self.launches[kernel] += 1
+        super().launch(source, kernel, *rest, **more)
+
+    def captured(self, work: Callable[[], None]) -> Graph:
+        self.launches = Counter()
+        return super().captured(work)
+
+
+def launches_of(number: int, store: str) -> Counter[str]:
+    """By kernel, those of a token's graph."""
+    gpu = Counting(number)
+    gpu.launches = Counter()
+    with Engine.open(store, kernels=on_device(gpu), budget=Budget(context_tokens=64)) as engine:
+        session = engine.session()
+        session.logits([0])
+        return gpu.launches
 
 
 if __name__ == "__main__":

@@ -72,6 +72,36 @@ def test_norm(device, columns):
     np.testing.assert_array_equal(device.download(y.fixed), device.download(again))
 
 
+MIXED = [Affine(4, 32), Plain("BF16"), Affine(2, 32), Affine(8, 32), Affine(4, 32), Plain("F32")]
+
+
+@pytest.mark.parametrize("forms", (*([form] * 3 for form in FORMS), MIXED), ids=str)
+@pytest.mark.parametrize("columns, few", ((256, 0), (2176, 0), (2176, 1000)))
+def test_project_normed(device, monkeypatch, forms, columns, few):
+    """That of the norm as a launch of its own gives it; whatever the number of blocks."""
+    rng = np.random.default_rng(9)
+    sizes = (69, 1, 32, 5, 40, 3)[: len(forms)]
+    matrices = [stored(rng, form, rows, columns) for form, rows in zip(forms, sizes, strict=True)]
+    x, weight = (rng.standard_normal(columns).astype(np.float32) for _ in range(2))
+    placed = [resident(device, m) for m in matrices]
+    monkeypatch.setattr(decode, "FEW_ROWS", few)
+    projection = decode.NormedProjection(device, placed, device.upload(weight), 1e-6)
+    y, normed = device.empty((sum(sizes),), np.float32), decode.vector(device, columns)
+    projection(device.upload(x), y, normed)
+    floats, y = device.download(normed.floats), device.download(y)
+    wanted = reference.rms_norm(x.astype(np.float64), weight, 1e-6)
+    assert np.abs(floats - wanted).max() <= NORM * np.abs(wanted).max()
+    again = fixed(device, floats)
+    np.testing.assert_array_equal(device.download(normed.fixed), device.download(again.fixed))
+    other = device.empty((sum(sizes),), np.float32)
+    decode.Projection(device, placed)(again, other)
+    np.testing.assert_array_equal(device.download(other), y)
+    for most in (1, 2):  # each of which comes to several matrices
+        monkeypatch.setattr(decode, "MOST_NORMS", most)
+        projection(device.upload(x), other)
+        np.testing.assert_array_equal(device.download(other), y)
+
+
 def test_fixed_points_keep_float32s_own_precision(device):
     x = np.random.default_rng(6).standard_normal(64).astype(np.float32)
     x[32:] = 0

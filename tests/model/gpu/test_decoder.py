@@ -148,6 +148,30 @@ def session_logits(session, ids):
     return np.concatenate([session.logits([token]) for token in ids])
 
 
+def test_the_launches_of_a_token():
+    """Each costs microseconds: norms are in their products, and a mixer is one or two."""
+    counted = EmulatedDevice()
+    with opened(on_device(counted)) as engine:
+        counted.launches.clear()
+        assert len(list(engine.session().generate([5], Sampling(max_tokens=1)))) == 1
+    mixers = Store.open("demo").shape.mixers
+    layer = [
+        "project_normed_1",
+        "project",
+        "project_normed_1",
+        "route",
+        "experts_up",
+        "experts_down",
+    ]
+    wanted = ["lookup"]
+    for mixer in mixers:
+        between = {"attention": "merge", "recurrent": "gated_delta"}[mixer]
+        wanted += [layer[0], between, *layer[1:]]
+    launched = [name for name in counted.launches if not name.startswith("attend_")]
+    assert launched == [*wanted, "project_normed_1"]
+    assert len(counted.launches) - len(launched) == mixers.count("attention")
+
+
 @pytest.mark.parametrize("way", ("download", "write"))
 def test_a_copy_between_the_sides_that_fails_is_made_again(device, monkeypatch, way):  # noqa: F811
     with opened(on_device(device)) as engine:

@@ -208,7 +208,7 @@ def follow(
                 rig.device.pass_time()
 
             early = (guesses or {}).get(layer + 1)
-            if early is not None and rig.tier.guesses:
+            if early is not None and not rig.tier.lasting:
                 rig.tier.foresee(layer + 1, lambda early=early: np.array(early))
             rig.tier.follow(layer, np.array(ids), earlier, given, asked, answer)
             rig.device.pass_time()

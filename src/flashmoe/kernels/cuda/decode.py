@@ -1,4 +1,4 @@
-"""One token's launches: embedding, norms, products, router and experts (source/decode.cu,
+"""One token's launches: embedding, norms and products, router and experts (source/decode.cu,
 experts.cu).
 
 Owns the checks and the launch geometry, and knows nothing of layers. Vectors are float32 arrays
@@ -24,9 +24,16 @@ from flashmoe.kernels.cuda.descriptors import (
 from flashmoe.kernels.cuda.device import Device, DeviceArray, check
 from flashmoe.quant import Format
 
-BLOCK_ROWS = 16
+BLOCK_ROWS = 8
 """Rows a block of ``project`` multiplies: kWarps * kRows of source/decode.cu."""
-DOWN_ROWS, DOWN_WARPS = 8, 12
+NORM_THREADS, NORM_WARPS = 256, 8
+"""Of a block of ``project_normed_*``: kNormThreads of source/normed.cuh."""
+FEW_ROWS = 32 * 132
+"""Up to so many, each warp has one, so that all of an H100 takes part; four of more."""
+MOST_NORMS = 3 * 132
+"""Blocks of ``project_normed_*``, each of which makes the norm: as many as an H100 has room for at
+once. On a smaller GPU some come later."""
+DOWN_ROWS, DOWN_WARPS = 8, 10
 """kDownRows and kDownWarps of source/experts.cu."""
 MOST_EXPERTS, MOST_CHOSEN = 1024, 31
 """Of a layer, and of a token with the shared one beside: a warp's registers and lanes."""
@@ -68,26 +75,8 @@ class Projection:
     """Products of the same vector with several matrices, one after the other in the result."""
 
     def __init__(self, device: Device, matrices: Sequence[Resident]) -> None:
-        columns = {weights.shape[1] for weights in matrices}
-        if len(columns) != 1:
-            raise InputError(f"matrices of {sorted(columns)} inputs do not share a vector")
-        (self.inputs,) = columns
-        self.rows = [weights.shape[0] for weights in matrices]
-        self._device = device
-        self._matrices = tuple(matrices)  # whose memory must live
-        if len(matrices) > MOST_MATRICES:
-            raise ValueError(f"{len(matrices)} matrices at once; {MOST_MATRICES} are possible")
-        self._blocks, made = 0, np.zeros((), MATRICES)
-        for number, weights in enumerate(matrices):
-            made["all"][number] = weights.described(self._blocks)
-            self._blocks += -(-weights.shape[0] // BLOCK_ROWS)
-        made["count"] = len(matrices)
-        self._table = made[()]
-
-    @property
-    def outputs(self) -> int:
-        """Values of the result."""
-        return sum(self.rows)
+        self._device, self._matrices = device, _Matrices(matrices, BLOCK_ROWS)
+        self.inputs, self.outputs = self._matrices.inputs, self._matrices.outputs
 
     def __call__(self, x: Vector, y: DeviceArray, residual: DeviceArray | None = None) -> None:
         """``y = matrices @ x``, plus ``residual`` where there is one, which may be y itself."""
@@ -95,17 +84,62 @@ class Projection:
         check("results", y, (self.outputs,))
         if residual is not None:
             check("the residual", residual, (self.outputs,))
+        grid, table = (self._matrices.parts, 1, 1), self._matrices.table
+        arguments = table, x.floats, x.fixed, residual, y
+        self._device.launch("decode", "project", grid, 128, *arguments)
+
+
+class NormedProjection:
+    """The same of a vector's norm, ``x / sqrt(mean(x^2) + eps) * weight``, in the same launch."""
+
+    def __init__(
+        self, device: Device, matrices: Sequence[Resident], weight: DeviceArray, eps: float
+    ) -> None:
+        few = sum(weights.shape[0] for weights in matrices) <= FEW_ROWS
+        rows = 1 if few else 4
+        self._kernel = f"project_normed_{rows}"
+        self._device, self._matrices = device, _Matrices(matrices, NORM_WARPS * rows)
+        self.inputs, self.outputs = self._matrices.inputs, self._matrices.outputs
+        check("a norm's weights", weight, (self.inputs,))
+        self._weight, self._eps = weight, _f32(eps)
+
+    def __call__(self, x: DeviceArray, y: DeviceArray, normed: Vector | None = None) -> None:
+        """``y = matrices @ norm(x)``; the norm itself to ``normed``, where that is given."""
+        check("the residual stream", x, (self.inputs,))
+        check("results", y, (self.outputs,))
+        if normed is not None:
+            check("the norm", normed.floats, (self.inputs,))
+        written = (normed.floats, normed.fixed) if normed is not None else (None, None)
+        parts, table = self._matrices.parts, self._matrices.table
+        arguments = table, _i32(parts), x, self._weight, self._eps, *written, y
         self._device.launch(
             "decode",
-            "project",
-            (self._blocks, 1, 1),
-            128,
-            self._table,
-            x.floats,
-            x.fixed,
-            residual,
-            y,
+            self._kernel,
+            (min(parts, MOST_NORMS), 1, 1),
+            NORM_THREADS,
+            *arguments,
+            shared_bytes=8 * self.inputs,
         )
+
+
+class _Matrices:
+    """Several of as many inputs as one kernel takes them; `parts` times `rows` of them at once."""
+
+    def __init__(self, matrices: Sequence[Resident], rows: int) -> None:
+        columns = {weights.shape[1] for weights in matrices}
+        if len(columns) != 1:
+            raise InputError(f"matrices of {sorted(columns)} inputs do not share a vector")
+        if len(matrices) > MOST_MATRICES:
+            raise ValueError(f"{len(matrices)} matrices at once; {MOST_MATRICES} are possible")
+        (self.inputs,) = columns
+        self.outputs = sum(weights.shape[0] for weights in matrices)
+        self._kept = tuple(matrices)  # whose memory must live
+        self.parts, made = 0, np.zeros((), MATRICES)
+        for number, weights in enumerate(matrices):
+            made["all"][number] = weights.described(self.parts)
+            self.parts += -(-weights.shape[0] // rows)
+        made["count"] = len(matrices)
+        self.table = made[()]
 
 
 class Embedding:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flashmoe.kernels.cuda.decode import Norm, Projection, vector
+from flashmoe.kernels.cuda.decode import NormedProjection
 from flashmoe.kernels.cuda.descriptors import Resident
 from flashmoe.kernels.cuda.device import Device, DeviceArray
 from flashmoe.model.gpu.weights import Weights
@@ -26,15 +26,12 @@ class Head:
         matrix = embedding if shape.tied_head else weights.matrix(OUTPUT, vocabulary, hidden)
         factors = weights.norm(NORM, hidden, shape.norm_offset)
         self._device = device
-        self._norm = Norm(device, factors, shape.norm_eps)
-        self._matrix = Projection(device, [matrix])
-        self._normed = vector(device, hidden)
+        self._matrix = NormedProjection(device, [matrix], factors, shape.norm_eps)
         self._made = device.zeros((vocabulary,), np.float32)
         self.logits: Array = device.pinned((vocabulary,), np.float32)
         """Of the latest launch that has ended (vocabulary,)."""
 
     def launch(self, x: DeviceArray) -> None:
         """The logits of a hidden state (hidden,), fetched."""
-        self._norm(x, self._normed)
-        self._matrix(self._normed, self._made)
+        self._matrix(x, self._made)
         self._device.fetch(self.logits, self._made)

@@ -1,4 +1,4 @@
-"""One layer's launches for one token: norm, projections, mixer; norm, router, experts.
+"""One layer's launches for one token: norm and projections, mixer; norm and router, experts.
 
 Owns their order (SPEC 1.3), as ``model.decoder`` and ``model.moe`` have it for the processor.
 """
@@ -13,8 +13,10 @@ from flashmoe.kernels.cuda import decode
 from flashmoe.kernels.cuda.attention import Attention, KeyValues
 from flashmoe.kernels.cuda.decode import (
     Choice,
+    Early,
     FeedForward,
     Norm,
+    NormedProjection,
     Placed,
     Places,
     Post,
@@ -28,13 +30,20 @@ from flashmoe.model.gpu.mixing import Mixing
 from flashmoe.model.gpu.weights import Weights
 from flashmoe.shape import ModelShape
 
+REACH = 2
+"""One in so many of those that a token chooses, the likeliest, are anticipated."""
+ANTICIPATED = 1
+"""So many of them at most: while a mixer computes, a bus has time for one and no more."""
+
 
 @dataclass(frozen=True, eq=False)
 class Rooms:
     """Memory of a token on its way, shared by all layers."""
 
     x: DeviceArray
-    """The residual stream (hidden,)."""
+    """The residual stream (hidden,) between layers."""
+    y: DeviceArray
+    """The same within a layer, behind the mixer: what is before it stays until the layer's end."""
     normed: Vector
     projected: DeviceArray
     mixed: dict[int, Vector]
@@ -43,6 +52,8 @@ class Rooms:
     """Partial sums of attention."""
     logits: DeviceArray
     """The router's, and behind them the shared expert's gate."""
+    early: DeviceArray
+    """The same, of a residual stream that has not come so far."""
     between: tuple[DeviceArray, DeviceArray]
     """The two halves of the experts."""
 
@@ -75,8 +86,8 @@ class Layer:
         self._device, self._shape, self._chosen = device, shape, chosen
         self._slots, self._record_bytes = slots, record_bytes
         name, hidden, eps = f"layers.{index}", shape.hidden, shape.norm_eps
-        self.before, self.after = (
-            Norm(device, weights.norm(f"{name}.{of}", hidden, shape.norm_offset), eps)
+        before, after = (
+            weights.norm(f"{name}.{of}", hidden, shape.norm_offset)
             for of in ("input_layernorm", "post_attention_layernorm")
         )
         mixing = Mixing(shape, weights, index)
@@ -86,7 +97,8 @@ class Layer:
         else:
             assert mixing.delta is not None
             self.mixer = DeltaNet(device, mixing.delta)
-        self.inward, self.out = Projection(device, mixing.inward), Projection(device, [mixing.out])
+        self.inward = NormedProjection(device, mixing.inward, before, eps)
+        self.out = Projection(device, [mixing.out])
         experts, mlp = shape.experts, f"{name}.mlp"
         routed = []
         if experts.router == "softmax":
@@ -95,22 +107,27 @@ class Layer:
         if experts.shared_intermediate:
             routed.append(weights.matrix(f"{mlp}.shared_expert_gate", 1, hidden))
             shared = weights.expert(f"{mlp}.shared_expert", hidden, experts.shared_intermediate)
-        self.router = Projection(device, routed) if routed else None
+        self.router: NormedProjection | Norm
+        if routed:
+            self.router = NormedProjection(device, routed, after, eps)
+        else:
+            self.router = Norm(device, after, eps)
         self.experts = FeedForward(device, slots.address, slots.slot_bytes, record, shared)
 
-    def launch(
+    @property
+    def chooses(self) -> bool:
+        """Whether there is a router: else every expert is chosen."""
+        return self._shape.experts.router == "softmax"
+
+    def mix(
         self,
         rooms: Rooms,
         state: KeyValues | tuple[DeltaState, DeltaState],
         inputs: DeviceArray,
-        table: DeviceArray,
-        post: Post | None,
     ) -> None:
-        """``rooms.x`` moves on by this layer; ``inputs`` has token, position and step. Without
-        ``post`` every expert has a slot by the ``table``."""
-        self.before(rooms.x, rooms.normed)
+        """From ``rooms.x`` to ``rooms.y``; ``inputs`` has the token's position."""
         projected = rooms.projected[: self.inward.outputs]
-        self.inward(rooms.normed, projected)
+        self.inward(rooms.x, projected)
         mixed = rooms.mixed[self.mixer.outputs]
         if isinstance(self.mixer, Attention):
             assert isinstance(state, KeyValues)
@@ -119,25 +136,51 @@ class Layer:
         else:
             assert isinstance(state, tuple)
             self.mixer(projected, state[0], state[1], mixed)
-        self.out(mixed, rooms.x, rooms.x)
-        self.after(rooms.x, rooms.normed)
+        self.out(mixed, rooms.y, rooms.x)
+
+    def feed_forward(self, rooms: Rooms, table: DeviceArray, post: Post | None) -> None:
+        """From ``rooms.y`` to ``rooms.x``. Without ``post`` every expert has a slot by the
+        ``table``."""
         logits, opening = self._route(rooms)
         renormalize, chosen = self._shape.experts.renormalize, self._chosen
         decode.route(self._device, logits, renormalize, table, chosen, post)
         if post is not None:
-            slots = self._slots
-            assert slots.ram is not None
-            places = Places(slots.address, slots.slot_bytes)
-            decode.bring(self._device, slots.ram, places, self._record_bytes, chosen, post)
-        self.experts(rooms.normed, chosen, opening, rooms.between, rooms.x, rooms.x)
+            self._bring(chosen, post)
+        self.experts(rooms.normed, chosen, opening, rooms.between, rooms.y, rooms.x)
+
+    def anticipate(self, rooms: Rooms, table: DeviceArray, post: Post, early: Early) -> None:
+        """Bring what the layer is likely to choose and has in no slot, by ``rooms.x`` before its
+        mixer; beside that."""
+        top_k = self._shape.experts.top_k
+        reach, most = max(top_k // REACH, 1), ANTICIPATED
+        logits = self._early_logits(rooms, rooms.x)
+        decode.anticipate(self._device, logits, reach, most, top_k, table, post)
+        self._bring(early.chosen, post)
+
+    def rank(self, rooms: Rooms, table: DeviceArray, into: Choice) -> None:
+        """What the layer is likely to choose, likeliest first, by ``rooms.y`` of the one before."""
+        decode.route(self._device, self._early_logits(rooms, rooms.y), False, table, into)
+
+    def _early_logits(self, rooms: Rooms, x: DeviceArray) -> DeviceArray:
+        assert isinstance(self.router, NormedProjection)
+        both = rooms.early[: self.router.outputs]
+        self.router(x, both)
+        return both[: self._shape.experts.count]
+
+    def _bring(self, chosen: Choice, post: Post) -> None:
+        slots = self._slots
+        assert slots.ram is not None
+        places = Places(slots.address, slots.slot_bytes)
+        decode.bring(self._device, slots.ram, places, self._record_bytes, chosen, post)
 
     def _route(self, rooms: Rooms) -> tuple[DeviceArray | None, DeviceArray | None]:
-        """The router's logits, and the shared expert's; None for what there is not."""
-        if self.router is None:
+        """The norm, the router's logits, and the shared expert's; None for what there is not."""
+        if isinstance(self.router, Norm):
+            self.router(rooms.y, rooms.normed)
             return None, None
         both = rooms.logits[: self.router.outputs]
-        self.router(rooms.normed, both)
-        count = self._shape.experts.count if self._shape.experts.router == "softmax" else 0
+        self.router(rooms.y, both, rooms.normed)
+        count = self._shape.experts.count if self.chooses else 0
         return both[:count] if count else None, both[count:] if len(both) > count else None
 
 
@@ -146,10 +189,12 @@ def rooms(device: Device, shape: ModelShape, layers: list[Layer]) -> Rooms:
     lengths = {layer.mixer.outputs for layer in layers}
     return Rooms(
         device.zeros((shape.hidden,), np.float32),
+        device.zeros((shape.hidden,), np.float32),
         decode.vector(device, shape.hidden),
         device.zeros((max(layer.inward.outputs for layer in layers),), np.float32),
         {length: decode.vector(device, length) for length in lengths},
         next((layer.mixer.room() for layer in layers if isinstance(layer.mixer, Attention)), None),
+        device.zeros((shape.experts.count + 1,), np.float32),
         device.zeros((shape.experts.count + 1,), np.float32),
         layers[0].experts.room(shape.experts.top_k),
     )

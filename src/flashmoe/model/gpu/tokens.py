@@ -2,23 +2,24 @@
 
 Owns the order between device and host: the device goes from the embedding to the logits on its own,
 and the host reads its letters, layer by layer (``mailbox``), so that the tier can follow
-(``tiers.vram``). Where every expert of the model is in a slot there is nothing to follow: then the
-device reads a table of its own, and the choices come with the logits.
+(``tiers.vram``). There are four ways (:class:`Way`), each a graph of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
+from functools import partial
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from flashmoe.kernels.cuda import decode
-from flashmoe.kernels.cuda.decode import Embedding, Placed
+from flashmoe.kernels.cuda.decode import MOST_CHOSEN, Choice, Embedding, Placed, Post
 from flashmoe.kernels.cuda.descriptors import Resident
-from flashmoe.kernels.cuda.device import Device, Graph
+from flashmoe.kernels.cuda.device import Device, DeviceArray, Graph
 from flashmoe.kernels.cuda.mailbox import ASKED, THERE, Asked, Mailbox
 from flashmoe.model.gpu.head import Head
 from flashmoe.model.gpu.layer import Layer, Slots, rooms
@@ -29,8 +30,21 @@ from flashmoe.quant import Array
 from flashmoe.shape import ModelShape
 from flashmoe.stream.tiers.vram import Vram
 
-Graphs: TypeAlias = dict[tuple[int, bool], Graph]
-"""By the set of the state that is current, and by whether every expert has a slot."""
+RANKED = 2
+"""So many times what a token chooses are told as likely (``stream.prefetch.WIDTH``)."""
+
+
+class Way(Enum):
+    """By where experts are: what the device may do without the host, and what beside."""
+
+    WHOLE = "every expert of the model is in a slot, and nobody follows"
+    AHEAD = "every other one is in RAM, and some are brought before they are chosen"
+    FORETOLD = "some are on SSD alone, and the host hears what is likely to be chosen"
+    PLAIN = "hints are off"
+
+
+Graphs: TypeAlias = dict[tuple[int, Way], Graph]
+"""By the set of the state that is current, and the way."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,10 @@ class Tokens:
         self._rooms = rooms(device, shape, self._layers)
         self._hidden: Array = device.pinned((shape.hidden,), np.float32)
         self._ids: Array = device.pinned((layers, top_k), np.int32)
+        self._early = decode.early(device)
+        ranked = min(RANKED * top_k, MOST_CHOSEN, shape.experts.count)
+        self._ranks: Array = device.pinned((layers, ranked), np.int32)
+        self._unused = decode.choice(device, device.empty((ranked,), np.int32))
         # The device's own table, for when none of it changes any more, and of which generation.
         self._table = device.zeros((layers, shape.experts.count), np.int32)
         self._generation = 0
@@ -92,41 +110,66 @@ class Tokens:
         Raises:
             ReadError, DeviceError: the pass has ended, and the timeline is what it was.
         """
-        whole, vram = self._tier.vram.whole, self._tier.vram
-        graph = self._graph(state, whole)
-        if whole:
-            self._settle_table()
-        taken = 0 if whole else vram.begin()
-        self._mailbox.begin(token, state.position, taken)
-
-        def work() -> None:
-            graph.launch()  # an interrupt behind it must find somebody who answers the letters
-            if not whole:
-                self._follow()
-
-        try:
-            self._mailbox.wait(work)
-            self._device.synchronize()
-            if not whole:
-                vram.end()
-        except BaseException:
-            vram.abandon()
-            raise
-        if whole:
-            self._count()
+        vram = self._tier.vram
+        if vram.whole:
+            self._pass_alone(token, state)
+        else:
+            self._pass_followed(token, state, vram)
         hidden = self._hidden[None].copy()
         state.moved(hidden)
         return hidden
 
-    def _follow(self) -> None:
+    def _pass_alone(self, token: int, state: GpuState) -> None:
+        """Where every expert is in a slot the device reads a table of its own, and the choices come
+        with the logits."""
+        vram = self._tier.vram
+        graph = self._graph(state, Way.WHOLE)
+        if self._generation != vram.generation:
+            self._device.write(self._table, np.array(vram.tables()))
+            self._generation = vram.generation
+        self._mailbox.begin(token, state.position)
+        graph.launch()
+        self._device.synchronize()
+        for layer, ids in enumerate(self._ids.astype(np.int64)):
+            self._observer.routed(layer, ids[None])
+            vram.passed(layer, ids)
+            self._observer.ended(layer, "experts")
+
+    def _pass_followed(self, token: int, state: GpuState, vram: Vram) -> None:
+        way = Way.PLAIN
+        if vram.hints and self._layers[0].chooses:
+            way = Way.AHEAD if vram.lasting else Way.FORETOLD
+        graph = self._graph(state, way)
+        self._mailbox.begin(token, state.position, vram.begin())
+
+        def work() -> None:
+            graph.launch()  # an interrupt behind it must find somebody who answers the letters
+            self._follow(way)
+
+        try:
+            self._mailbox.wait(work)
+            self._device.synchronize()
+            vram.end()
+        except BaseException:
+            vram.abandon()
+            raise
+
+    def _follow(self, way: Way) -> None:
         """The host's side of a pass: it learns what each layer chose, and answers."""
         for layer in range(self._shape.layers):
             asked = self._mailbox.asked(layer, self._shape.experts.top_k)
             self._observer.routed(layer, asked.ids[None])
-            self._tell(layer, asked)
+            if way is Way.FORETOLD and layer + 1 < self._shape.layers:
+                self._tier.vram.foresee(layer + 1, partial(self._ranked, layer + 1))
+            self._tell(layer, asked, asked.early if way is Way.AHEAD else {})
             self._observer.ended(layer, "experts")
 
-    def _tell(self, layer: int, asked: Asked) -> None:
+    def _ranked(self, layer: int) -> Array:
+        """What a layer is likely to choose, as the device has found before the letter before."""
+        ranks: Array = self._ranks[layer].astype(np.int64)
+        return ranks
+
+    def _tell(self, layer: int, asked: Asked, early: dict[int, int]) -> None:
         ids, sources, slots = asked.ids.tolist(), asked.sources.tolist(), asked.slots.tolist()
         taken = {
             expert: slot
@@ -138,42 +181,49 @@ class Tokens:
         def answer(expert: int, place: int) -> None:
             self._mailbox.answer(layer, ids.index(expert), place)
 
-        self._tier.vram.follow(layer, asked.ids, asked.early, taken, wanted, answer)
+        self._tier.vram.follow(layer, asked.ids, early, taken, wanted, answer)
 
-    def _count(self) -> None:
-        """The same where every expert was in a slot."""
-        for layer, ids in enumerate(self._ids.astype(np.int64)):
-            self._observer.routed(layer, ids[None])
-            self._tier.vram.passed(layer, ids)
-            self._observer.ended(layer, "experts")
-
-    def _settle_table(self) -> None:
-        """The device's own table says what the tier's does."""
-        vram = self._tier.vram
-        if self._generation != vram.generation:
-            self._device.write(self._table, np.array(vram.tables()))
-            self._generation = vram.generation
-
-    def _graph(self, state: GpuState, whole: bool) -> Graph:
+    def _graph(self, state: GpuState, way: Way) -> Graph:
         kept = self._graphs.setdefault(state, {})
-        if (state.turn, whole) not in kept:
-            kept[state.turn, whole] = self._device.captured(self._launches(state, whole))
-        return kept[state.turn, whole]
+        if (state.turn, way) not in kept:
+            kept[state.turn, way] = self._device.captured(self._launches(state, way))
+        return kept[state.turn, way]
 
-    def _launches(self, state: GpuState, whole: bool) -> Callable[[], None]:
+    def _launches(self, state: GpuState, way: Way) -> Callable[[], None]:
         """Those of one token, from the set of the state that is current to the other."""
-        mailbox, tier, here = self._mailbox, self._tier, state.turn
+        mailbox, rooms, here = self._mailbox, self._rooms, state.turn
 
         def launch() -> None:
-            self._embedding(mailbox.given, mailbox.inputs, self._rooms.x)
+            self._embedding(mailbox.given, mailbox.inputs, rooms.x)
             for index, layer in enumerate(self._layers):
-                table = self._table[index] if whole else tier.vram.table(index)
-                post = None if whole else mailbox.post(index, tier.places[index])
-                memory = state.of_layer(index, here)
-                layer.launch(self._rooms, memory, mailbox.inputs, table, post)
-            self._device.fetch(self._hidden, self._rooms.x)
-            if whole:
+                table, post = self._found(index, way)
+                end = None
+                if post is not None and post.early is not None:
+                    beside = partial(layer.anticipate, rooms, table, post, post.early)
+                    end = self._device.beside(beside)
+                layer.mix(rooms, state.of_layer(index, here), mailbox.inputs)
+                if end is not None:
+                    end()
+                if way is Way.FORETOLD and index + 1 < len(self._layers):
+                    self._rank(index + 1)
+                layer.feed_forward(rooms, table, post)
+            self._device.fetch(self._hidden, rooms.x)
+            if way is Way.WHOLE:
                 self._device.fetch(self._ids, self._chosen)
-            self._head.launch(self._rooms.x)
+            self._head.launch(rooms.x)
 
         return launch
+
+    def _found(self, layer: int, way: Way) -> tuple[DeviceArray, Post | None]:
+        """By what the device finds a layer's experts, and by what it tells of them."""
+        tier = self._tier
+        if way is Way.WHOLE:
+            return self._table[layer], None
+        early = self._early if way is Way.AHEAD and layer else None
+        post = self._mailbox.post(layer, tier.places[layer], early)
+        return tier.vram.table(layer), post
+
+    def _rank(self, layer: int) -> None:
+        unused = self._unused
+        into = Choice(self._ranks[layer], unused.weights, unused.slots, None)
+        self._layers[layer].rank(self._rooms, self._tier.vram.table(layer), into)

@@ -101,9 +101,9 @@ class Vram:
         self._sound = True
 
     @property
-    def guesses(self) -> bool:
-        """Whether it pays a token to :meth:`foresee`: some experts are on SSD alone."""
-        return self._streamer.hints and not self.lasting
+    def hints(self) -> bool:
+        """Whether anything is to be brought before it is asked for."""
+        return self._streamer.hints
 
     def foresee(self, layer: int, rank: Callable[[], Array]) -> None:
         """As ``Streamer.foresee``, before the layer before is followed: what is guessed and in VRAM
@@ -213,7 +213,8 @@ class Vram:
 
     @property
     def lasting(self) -> bool:
-        """Whether RAM has a slot for every expert, so that none there ever loses its place."""
+        """Whether RAM has a slot for every expert, so that none there ever loses its place; else
+        it pays a token to :meth:`foresee`."""
         return self._streamer.slots >= self._table.size and not self._exclusive
 
     def _tell_records(self) -> None:

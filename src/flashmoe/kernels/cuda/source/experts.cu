@@ -8,7 +8,7 @@
 
 constexpr int kUpWarps = 8, kUpRows = 4;
 constexpr int kChunkRows = kUpWarps * kUpRows;  // one chunk of the activations between
-constexpr int kDownWarps = 12, kDownRows = 8;
+constexpr int kDownWarps = 10, kDownRows = 8;
 
 // As descriptors.py writes it: one layer's experts. Matrices have offsets into a record.
 struct Experts {
@@ -248,8 +248,9 @@ experts_up(GIVEN Experts layer, const int* __restrict__ slots, int top_k,
 // y = residual + sum over the chosen of weight * down(h) + sigmoid(shared_logit) * the shared one.
 // A block makes kDownRows values; a warp takes one expert's part of them, or several such in turn.
 // Parts are added in the order of ids, the shared one's last. Of few inputs a warp has lanes for
-// several rows at once.
-KERNEL(32 * kDownWarps)
+// several rows at once. With 10 warps two blocks fit a processor, so that all blocks of 2,048
+// values are at work at once on an H100.
+KERNEL_TOGETHER(32 * kDownWarps, 2)
 experts_down(GIVEN Experts layer, const int* __restrict__ slots, const float* __restrict__ weights,
              int top_k, const float* __restrict__ shared_logit, const float* __restrict__ h,
              const uint8_t* __restrict__ h_fixed, int width, int stride, const float* residual,

@@ -28,26 +28,63 @@ struct Fixed {
 // Bytes of such an array.
 DEVICE int64_t fixed_bytes(int inputs) { return int64_t{3} * inputs + inputs / 4; }
 
+// What a chunk's largest number makes of it. That comes as the bits of |x|, which are in the order
+// of the numbers, and of which those of no finite one are the largest.
+struct Measure {
+    float factor, scale;
+
+    DEVICE explicit Measure(int top_bits) {
+        const float top = __int_as_float(top_bits);
+        const bool finite = top_bits < 0x7F800000, counts = finite && top >= kLeast;
+        factor = counts ? kTop / top : 0.0F;
+        scale = finite ? (counts ? top / kTop : 0.0F) : not_a_number();
+    }
+    DEVICE int of(float x) const { return factor > 0.0F ? __float2int_rn(x * factor) : 0; }
+};
+DEVICE int magnitude(float x) { return __float_as_int(x) & 0x7FFFFFFF; }
+
 // One chunk by a warp: lane i brings x of input 32 * chunk + i.
 DEVICE void fix(float x, int chunk, Fixed into) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    // A NaN must not be lost: fmaxf ignores it.
-    const float odd = isfinite(x) ? 0.0F : 1.0F;
-    const float top = warp_max(fabsf(isfinite(x) ? x : 0.0F));
-    const bool finite = warp_max(odd) == 0.0F;
-    const bool counts = finite && top >= kLeast;
-    int v = counts ? __float2int_rn(x * (kTop / top)) : 0;
-    const float scale = finite ? (counts ? top / kTop : 0.0F) : not_a_number();
+    int top = magnitude(x);
+    for (int mask = 16; mask; mask >>= 1) top = max(top, shuffle_xor(top, mask));
+    const Measure by(top);
+    int v = by.of(x);
     const int at = 32 * chunk + lane;
     into.plane(0)[at] = static_cast<uint8_t>(v >> 16);
     into.plane(1)[at] = static_cast<uint8_t>(v >> 8);
     into.plane(2)[at] = static_cast<uint8_t>(v);
     for (int mask = 16; mask; mask >>= 1) v += shuffle_xor(v, mask);
     if (lane == 0) {
-        into.scales()[chunk] = scale;
-        into.sums()[chunk] = scale * static_cast<float>(v);
+        into.scales()[chunk] = by.scale;
+        into.sums()[chunk] = by.scale * static_cast<float>(v);
     }
 }
+
+// The same by eight lanes, of which each brings four of its inputs, to be put where they belong.
+struct FixedQuad {
+    uint32_t even[3], odd[3];  // of each plane the bytes of the first and third, second and fourth
+    float scale, sum;
+
+    DEVICE explicit FixedQuad(float4 x) {
+        int top = max(max(magnitude(x.x), magnitude(x.y)), max(magnitude(x.z), magnitude(x.w)));
+        for (int mask = 4; mask; mask >>= 1) top = max(top, shuffle_xor(top, mask));
+        const Measure by(top);
+        const int v[4] = {by.of(x.x), by.of(x.y), by.of(x.z), by.of(x.w)};
+#pragma unroll
+        for (int p = 0; p < 3; ++p) {
+            const uint32_t both = (2 - p) | (6 - p) << 4;
+            even[p] = permute(static_cast<uint32_t>(v[0]), static_cast<uint32_t>(v[2]), both);
+            odd[p] = permute(static_cast<uint32_t>(v[1]), static_cast<uint32_t>(v[3]), both);
+        }
+        int total = v[0] + v[1] + v[2] + v[3];
+        for (int mask = 4; mask; mask >>= 1) total += shuffle_xor(total, mask);
+        scale = by.scale;
+        sum = by.scale * static_cast<float>(total);
+    }
+    // Of a plane, as they came.
+    DEVICE uint32_t word(int plane) const { return permute(even[plane], odd[plane], 0x5140); }
+};
 
 // The order of inputs in which codes of so many bits come out of their words four at a time.
 //   4 bits: a word has codes 0 to 7; 0 2 4 6, then 1 3 5 7
@@ -101,8 +138,8 @@ DEVICE void load_chunk(Fixed x, int chunk, FixedChunk& out) {
 // The `bits` words of 32 codes. Rows begin at multiples of 4 bytes only, unless their length says
 // otherwise: a chunk of 4 or 8 bits begins at 16 bytes, one of 2 bits at 8.
 template <int bits>
-DEVICE void load_codes(const uint8_t* row, int chunk, uint32_t (&words)[bits]) {
-    const uint8_t* from = row + int64_t{4} * bits * chunk;
+DEVICE void load_codes(const uint8_t* codes, uint32_t chunk, uint32_t (&words)[bits]) {
+    const uint8_t* from = codes + uint64_t{chunk} * (4 * bits);
     if constexpr (bits % 4 == 0) {
 #pragma unroll
         for (int i = 0; i < bits; i += 4) {

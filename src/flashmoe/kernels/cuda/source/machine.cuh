@@ -128,6 +128,17 @@ DEVICE uint16_t load_once_2(const void* from) {
     asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(from));
     return v;
 }
+// A number that no kernel at work writes, and that other lanes of the warp may want too.
+DEVICE uint32_t load_number(const uint32_t* from) {
+    uint32_t v;
+    asm("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(from));
+    return v;
+}
+DEVICE uint32_t load_number(const uint16_t* from) {
+    uint16_t v;
+    asm("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(from));
+    return v;
+}
 // Bytes of global memory that this very kernel may have written before a barrier. (Pointers that
 // were read from memory themselves would be taken to lead anywhere.)
 DEVICE uint4 load_written(const void* from) {
@@ -161,6 +172,21 @@ DEVICE void copy_async(void* shared, const void* global) {
 DEVICE void copy_async_8(void* shared, const void* global) {
     const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(global) : "memory");
+}
+// A warp has bytes of global memory brought to the second cache; nothing waits for them. The 16
+// bytes around each end come along.
+DEVICE void fetch_ahead(const void* from, int64_t bytes) {
+    const auto start = reinterpret_cast<uint64_t>(from), first = start & ~uint64_t{15};
+    const auto end = (start + static_cast<uint64_t>(bytes) + 15) & ~uint64_t{15};
+    const uint32_t lane = threadIdx.x % 32;
+#if __CUDA_ARCH__ >= 900
+    if (lane == 0)
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(first),
+                     "r"(static_cast<uint32_t>(end - first)));
+#else
+    for (uint64_t line = first + 128 * lane; line < end; line += 32 * 128)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+#endif
 }
 DEVICE void copies_committed() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `pending` groups are under way.

@@ -53,18 +53,53 @@ struct Matrices {
     int count, unused;
 };
 
-// One token's activations, both ways. `floats` serve plain weights.
+// One token's activations in memory, both ways. `floats` serve plain weights. (Products take any
+// type with these two functions; normed.cuh has another.)
 struct Activations {
     const float* floats;
     Fixed fixed;
+
+    template <int bits>
+    DEVICE void load(int chunk, FixedChunk& out) const {
+        load_chunk<bits>(fixed, chunk, out);
+    }
+    // Eighth `eighth` of a chunk's 32 numbers, counted in fours.
+    DEVICE float4 load_floats(int chunk, int eighth) const {
+        return *reinterpret_cast<const float4*>(floats + 32 * chunk + 4 * eighth);
+    }
 };
 
-// A number of such a type by its bits.
+// A number of such a type by its bits. Of kAny the type is known only when the kernel runs.
+constexpr int kAny = -1;
+template <int known>
 DEVICE float to_float(uint32_t bits, int type) {
-    const float half = half_to_float(static_cast<uint16_t>(bits));
-    const float other = __uint_as_float(type == kF32 ? bits : bits << 16);
-    return type == kF16 ? half : other;
+    if constexpr (known == kBF16) {
+        return __uint_as_float(bits << 16);
+    } else {
+        const float half = half_to_float(static_cast<uint16_t>(bits));
+        const float other = __uint_as_float(type == kF32 ? bits : bits << 16);
+        return type == kF16 ? half : other;
+    }
 }
+
+// Which chunks of a matrix a lane is at, one of each of `count` rows, counted from the matrix's
+// first. Both the codes' place and their scale's follow from that number: a division, or an address
+// of 64 bits made anew, would cost as much as a quarter of the products.
+template <int count>
+struct Places {
+    uint32_t chunk[count];
+
+    DEVICE Places(const Matrix& m, int first, const int (&rows)[count]) {
+#pragma unroll
+        for (int r = 0; r < count; ++r)
+            chunk[r] = static_cast<uint32_t>(rows[r]) * static_cast<uint32_t>(m.columns / 32) +
+                       static_cast<uint32_t>(first);
+    }
+    DEVICE void advance(int chunks) {
+#pragma unroll
+        for (int r = 0; r < count; ++r) chunk[r] += static_cast<uint32_t>(chunks);
+    }
+};
 
 // A chunk of `count` rows, before anything is done with it: so that loads of several are under way.
 template <int bits, int count>
@@ -72,55 +107,66 @@ struct Codes {
     uint32_t words[count][bits];
     uint32_t scales[count], biases[count];  // as they are stored
 
-    DEVICE void load(const Matrix& m, int chunk, const int (&rows)[count]) {
-        const int64_t row_bytes = int64_t{m.columns} / 32 * bits * 4;
-        const int groups = m.columns / m.group, group = 32 * chunk / m.group;
+    template <int known>
+    DEVICE void load(const Matrix& m, const Places<count>& at) {
 #pragma unroll
-        for (int r = 0; r < count; ++r)
-            load_codes<bits>(m.weight + rows[r] * row_bytes, chunk, words[r]);
+        for (int r = 0; r < count; ++r) load_codes<bits>(m.weight, at.chunk[r], words[r]);
         // One branch for all of them, and no use of any: else each would be waited for in turn.
-        if (m.type == kF32) {
-            load_numbers<uint32_t>(m, groups, group, rows);
+        if (known == kAny && m.type == kF32) {
+            load_numbers<uint32_t>(m, at);
         } else {
-            load_numbers<uint16_t>(m, groups, group, rows);
+            load_numbers<uint16_t>(m, at);
         }
     }
     template <class T>
-    DEVICE void load_numbers(const Matrix& m, int groups, int group, const int (&rows)[count]) {
+    DEVICE void load_numbers(const Matrix& m, const Places<count>& at) {
+        const int spread = m.group / 64;  // chunks a group, as a power of two
 #pragma unroll
         for (int r = 0; r < count; ++r) {
-            const int64_t at = int64_t{rows[r]} * groups + group;
-            scales[r] = reinterpret_cast<const T*>(m.scales)[at];
-            biases[r] = reinterpret_cast<const T*>(m.biases)[at];
+            const uint32_t number = at.chunk[r] >> spread;
+            scales[r] = load_number(reinterpret_cast<const T*>(m.scales) + number);
+            biases[r] = load_number(reinterpret_cast<const T*>(m.biases) + number);
         }
     }
+    template <int known>
     DEVICE void add(const FixedChunk& v, int type, float (&sums)[count]) const {
 #pragma unroll
         for (int r = 0; r < count; ++r) {
-            const float scale = to_float(scales[r], type), bias = to_float(biases[r], type);
+            const float scale = to_float<known>(scales[r], type);
+            const float bias = to_float<known>(biases[r], type);
             sums[r] = fmaf(dot<bits>(v, words[r]), v.scale * scale, sums[r]);
             sums[r] = fmaf(bias, v.sum, sums[r]);
         }
     }
 };
 
-template <int bits, int count>
-DEVICE void affine_chunk(const Matrix& m, Fixed x, int chunk, const int (&rows)[count],
-                         float (&sums)[count]) {
-    Codes<bits, count> codes;
-    codes.load(m, chunk, rows);
-    FixedChunk v;
-    load_chunk<bits>(x, chunk, v);
-    codes.add(v, m.type, sums);
+// Chunks first, first + step, ... of weights of so many bits, several at once where `count` is
+// small.
+template <int bits, int known, class X, int count>
+DEVICE void affine_chunks(const Matrix& m, const X& x, int first, int step,
+                          const int (&rows)[count], float (&sums)[count]) {
+    // As many loads at once as there are registers for. (One row is of a small matrix, which seldom
+    // has more than 2,048 columns, two chunks a lane.)
+    constexpr int kAhead = (bits == 4 ? 2 : 1) * (count == 2 || (count == 1 && bits != 4) ? 2 : 1);
+    const int chunks = m.columns / 32;
+    Places<count> at(m, first, rows);
+#pragma unroll kAhead
+    for (int c = first; c < chunks; c += step) {
+        Codes<bits, count> codes;
+        codes.template load<known>(m, at);
+        at.advance(step);
+        FixedChunk v;
+        x.template load<bits>(c, v);
+        codes.template add<known>(v, m.type, sums);
+    }
 }
 
-template <int count>
-DEVICE void plain_chunk(const Matrix& m, const float* x, int chunk, const int (&rows)[count],
+template <class X, int count>
+DEVICE void plain_chunk(const Matrix& m, const X& x, int chunk, const int (&rows)[count],
                         float (&sums)[count]) {
     for (int i = 32 * chunk; i < 32 * chunk + 32; i += 8) {
-        float v[8];
-#pragma unroll
-        for (int k = 0; k < 8; ++k) v[k] = x[i + k];
+        const float4 a = x.load_floats(chunk, i % 32 / 4), b = x.load_floats(chunk, i % 32 / 4 + 1);
+        const float v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
         for (int r = 0; r < count; ++r) {
             const int64_t at = int64_t{rows[r]} * m.columns + i;
@@ -143,38 +189,26 @@ DEVICE void plain_chunk(const Matrix& m, const float* x, int chunk, const int (&
 }
 
 // Adds chunks first, first + step, ... of several rows to the lane's own sums.
-template <int count>
-DEVICE void add_chunks(const Matrix& m, Activations x, int first, int step,
-                       const int (&rows)[count], float (&sums)[count]) {
-    const int chunks = m.columns / 32;
+template <class X, int count>
+DEVICE void add_chunks(const Matrix& m, const X& x, int first, int step, const int (&rows)[count],
+                       float (&sums)[count]) {
     switch (m.bits) {
-        case 2:
-            for (int c = first; c < chunks; c += step) affine_chunk<2>(m, x.fixed, c, rows, sums);
-            break;
-        case 3:
-            for (int c = first; c < chunks; c += step) affine_chunk<3>(m, x.fixed, c, rows, sums);
-            break;
-        case 4:
-#pragma unroll 2
-            for (int c = first; c < chunks; c += step) affine_chunk<4>(m, x.fixed, c, rows, sums);
-            break;
-        case 5:
-            for (int c = first; c < chunks; c += step) affine_chunk<5>(m, x.fixed, c, rows, sums);
-            break;
-        case 6:
-            for (int c = first; c < chunks; c += step) affine_chunk<6>(m, x.fixed, c, rows, sums);
-            break;
-        case 8:
-            for (int c = first; c < chunks; c += step) affine_chunk<8>(m, x.fixed, c, rows, sums);
-            break;
+        case 2: return affine_chunks<2, kAny>(m, x, first, step, rows, sums);
+        case 3: return affine_chunks<3, kAny>(m, x, first, step, rows, sums);
+        case 4:  // the most usual by far
+            if (m.type == kBF16) return affine_chunks<4, kBF16>(m, x, first, step, rows, sums);
+            return affine_chunks<4, kAny>(m, x, first, step, rows, sums);
+        case 5: return affine_chunks<5, kAny>(m, x, first, step, rows, sums);
+        case 6: return affine_chunks<6, kAny>(m, x, first, step, rows, sums);
+        case 8: return affine_chunks<8, kAny>(m, x, first, step, rows, sums);
         default:
-            for (int c = first; c < chunks; c += step) plain_chunk(m, x.floats, c, rows, sums);
+            for (int c = first; c < m.columns / 32; c += step) plain_chunk(m, x, c, rows, sums);
     }
 }
 
 // The rows' products with x, whole, for every lane.
-template <int count>
-DEVICE void row_products(const Matrix& m, Activations x, const int (&rows)[count],
+template <class X, int count>
+DEVICE void row_products(const Matrix& m, const X& x, const int (&rows)[count],
                          float (&sums)[count]) {
 #pragma unroll
     for (int r = 0; r < count; ++r) sums[r] = 0.0F;
@@ -183,26 +217,29 @@ DEVICE void row_products(const Matrix& m, Activations x, const int (&rows)[count
     for (int r = 0; r < count; ++r) sums[r] = warp_sum(sums[r]);
 }
 
-template <int bits, int count>
-DEVICE void affine_pair(const Matrix& a, const Matrix& b, Fixed x, const int (&rows)[count],
-                        float (&of_a)[count], float (&of_b)[count]) {
+template <int bits, int known, int count>
+DEVICE void affine_pair(const Matrix& a, const Matrix& b, const Activations& x,
+                        const int (&rows)[count], float (&of_a)[count], float (&of_b)[count]) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    Places<count> at(a, lane, rows);  // and of b, whose shape is the same
 #pragma unroll 1  // two would take twice the registers, and halve the blocks at work
-    for (int c = static_cast<int>(threadIdx.x) % 32; c < a.columns / 32; c += 32) {
+    for (int c = lane; c < a.columns / 32; c += 32) {
         Codes<bits, count> first, second;
-        first.load(a, c, rows);
-        second.load(b, c, rows);
+        first.template load<known>(a, at);
+        second.template load<known>(b, at);
+        at.advance(32);
         FixedChunk v;
-        load_chunk<bits>(x, c, v);
-        first.add(v, a.type, of_a);
-        second.add(v, b.type, of_b);
+        x.load<bits>(c, v);
+        first.template add<known>(v, a.type, of_a);
+        second.template add<known>(v, b.type, of_b);
     }
 }
 
 // The same rows of two matrices of the same shape; those of 4 bits with twice as many loads under
 // way. (Those of more would want more registers than there are.)
 template <int count>
-DEVICE void pair_products(const Matrix& a, const Matrix& b, Activations x, const int (&rows)[count],
-                          float (&of_a)[count], float (&of_b)[count]) {
+DEVICE void pair_products(const Matrix& a, const Matrix& b, const Activations& x,
+                          const int (&rows)[count], float (&of_a)[count], float (&of_b)[count]) {
     if (a.bits != 4 || b.bits != 4) {
         row_products(a, x, rows, of_a);
         row_products(b, x, rows, of_b);
@@ -210,7 +247,11 @@ DEVICE void pair_products(const Matrix& a, const Matrix& b, Activations x, const
     }
 #pragma unroll
     for (int r = 0; r < count; ++r) of_a[r] = of_b[r] = 0.0F;
-    affine_pair<4>(a, b, x.fixed, rows, of_a, of_b);
+    if (a.type == kBF16 && b.type == kBF16) {
+        affine_pair<4, kBF16>(a, b, x, rows, of_a, of_b);
+    } else {
+        affine_pair<4, kAny>(a, b, x, rows, of_a, of_b);
+    }
 #pragma unroll
     for (int r = 0; r < count; ++r) of_a[r] = warp_sum(of_a[r]), of_b[r] = warp_sum(of_b[r]);
 }

@@ -2,9 +2,9 @@
 
     .venv/bin/python bench/draw.py [--words 248044] [--turns 60] [--threads 2] [--save]
 
-Every case draws once a turn, all cases in turns, from float32 logits that no cache holds any more
-than after a pass (they are written anew). `argmax` is numpy's alone, what no draw can be quicker
-than. Peaked logits are normal ones of deviation 3 with a few high peaks, as models give them; flat
+Every case draws once a turn, all cases in turns, from float32 logits that are written anew before,
+as a pass does. `argmax` is numpy's alone, what no draw can be quicker than. Peaked logits are normal
+ones of deviation 3 with eight high peaks, as models give them; wide ones lack the peaks, and flat
 ones have deviation 0.3. Medians in milliseconds of the wall's clock, with the lowest.
 """
 
@@ -44,27 +44,32 @@ def main() -> None:
     parser.add_argument("--turns", type=whole(3), default=60)
     parser.add_argument("--threads", type=whole(1, 1024), default=2)
     results.add_arguments(parser)
-    arguments = parser.parse_args()
-    words, found = arguments.words, {}
-    for shape, given in shapes(words).items():
-        draws = drawers(words, arguments.threads)
-        found[shape] = in_turns(draws, given, arguments.turns)
+    given = parser.parse_args()
+    words, found = given.words, {}
+    for shape, logits in shapes(words).items():
+        found[shape] = in_turns(drawers(words, given.threads), logits, given.turns)
     print(f"{'milliseconds, median (lowest)':<30}" + "".join(f"{shape:>18}" for shape in found))
     for case in next(iter(found.values())):
         row = "".join(f"{times['median']:>10.3f} ({times['lowest']:.3f})"
                       for times in (found[shape][case] for shape in found))  # fmt: skip
         print(f"{case:<30}{row}")
-    data = {"words": words, "threads": arguments.threads, "turns": arguments.turns, "ms": found}
-    results.save_if_asked(arguments, "draw", data)
-    print(json.dumps({"draw": data}))
+    asked = {"words": words, "turns": given.turns, "threads": given.threads}
+    results.save_if_asked(given, "draw", found, asked)
+    print(json.dumps(found))
 
 
 def shapes(words: int) -> dict[str, np.ndarray]:
     """Logits (words,) of each shape."""
     random = np.random.default_rng(1)
     peaked = (random.standard_normal(words) * 3).astype(np.float32)
-    peaked[random.choice(words, min(8, words), replace=False)] += 12
-    return {"peaked": peaked, "flat": (random.standard_normal(words) * 0.3).astype(np.float32)}
+    few = min(8, words)
+    peaked[random.choice(words, few, replace=False)] = 26 - np.arange(few, dtype=np.float32) / 2
+    wide = (random.standard_normal(words) * 3).astype(np.float32)
+    return {
+        "peaked": peaked,
+        "wide": wide,
+        "flat": (random.standard_normal(words) * 0.3).astype(np.float32),
+    }
 
 
 def drawers(words: int, threads: int) -> dict[str, Callable[[np.ndarray], object]]:

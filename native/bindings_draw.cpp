@@ -83,6 +83,19 @@ void masses(const ScoresHandle& row, double peak, double factor, const Numbers& 
     flashmoe::masses(set, row.scores, scale, into, threads);
 }
 
+void guesses(const ScoresHandle& row, double peak, double factor, const Numbers& y, int threads,
+             const std::string& set_name) {
+    require_threads(threads);
+    require(row.scores.narrow != nullptr && row.scores.changed == 0 &&
+                row.scores.count <= std::size_t{1} << 24,
+            "guesses are of float32 logits, unchanged, up to 2^24");
+    const InstructionSet& set = set_of(set_name);
+    const Scale scale = scale_of(peak, factor);
+    double* into = row.blocks_of(y);
+    const NativeWork working;
+    flashmoe::guesses(set, row.scores, scale, into, threads);
+}
+
 void widen(const ScoresHandle& row, std::size_t begin, const Numbers& y) {
     require(begin <= row.scores.count && y.size() <= row.scores.count - begin,
             "there are not so many scores");
@@ -116,11 +129,14 @@ void weights(const ConstNumbers& x, double peak, double factor, const Numbers& y
 
 void bind_draw(nb::module_& module) {
     module.attr("DRAW_BLOCK") = flashmoe::kDrawBlock;
+    module.attr("DRAW_GUESS") = flashmoe::kGuess;
     nb::class_<ScoresHandle>(module, "Scores")
         .def(nb::init<Row, ConstPlaces, ConstNumbers>(), "logits"_a.noconvert(),
              "places"_a.noconvert(), "values"_a.noconvert())
         .def("peaks", &peaks, "y"_a.noconvert(), "threads"_a, "instruction_set"_a = "")
         .def("masses", &masses, "peak"_a, "factor"_a, "y"_a.noconvert(), "threads"_a,
+             "instruction_set"_a = "")
+        .def("guesses", &guesses, "peak"_a, "factor"_a, "y"_a.noconvert(), "threads"_a,
              "instruction_set"_a = "")
         .def("widen", &widen, "begin"_a, "y"_a.noconvert())
         .def("above", &above, "peaks"_a.noconvert(), "least"_a, "places"_a.noconvert(),

@@ -13,6 +13,7 @@ namespace {
 
 // Blocks of this many scores are some 30 us of work at 0.1 ns a score, and 500 us at 2.
 constexpr std::size_t kWorthPeaks = 1 << 20, kWorthMasses = 1 << 14;
+constexpr std::size_t kManyChanged = 256;  // most blocks have to be written out
 
 // The numbers of the first and of the first later changed score of [begin, end).
 struct Changed {
@@ -67,7 +68,8 @@ void each_block(const Scores& scores, int threads, const Work& work) {
 
 void peaks(const InstructionSet& set, const Scores& scores, double* y, int threads) {
     const DrawKernels& kernels = *set.draw;
-    each_block(scores, scores.count < kWorthPeaks ? 1 : threads,
+    const bool quick = scores.count < kWorthPeaks && scores.changed < kManyChanged;
+    each_block(scores, quick ? 1 : threads,
                [&](std::size_t block, std::size_t begin, std::size_t end) {
                    y[block] = peak_of(kernels, scores, begin, end);
                });
@@ -79,6 +81,15 @@ void masses(const InstructionSet& set, const Scores& scores, const Scale& scale,
     each_block(scores, scores.count < kWorthMasses ? 1 : threads,
                [&](std::size_t block, std::size_t begin, std::size_t end) {
                    y[block] = mass_of(kernels, scores, scale, begin, end);
+               });
+}
+
+void guesses(const InstructionSet& set, const Scores& scores, const Scale& scale, double* y,
+             int threads) {
+    const DrawKernels& kernels = *set.draw;
+    each_block(scores, scores.count < kWorthMasses ? 1 : threads,
+               [&](std::size_t block, std::size_t begin, std::size_t end) {
+                   y[block] = kernels.guess32(scores.narrow + begin, end - begin, scale);
                });
 }
 

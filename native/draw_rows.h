@@ -23,7 +23,34 @@ constexpr std::size_t kVectors = kStep / kDoubles;  // of them, so many vectors 
 typedef double Doubles __attribute__((vector_size(8 * FLASHMOE_DOUBLES)));
 typedef std::int64_t Longs __attribute__((vector_size(8 * FLASHMOE_DOUBLES)));
 
+constexpr std::size_t kFloats = 2 * kDoubles;
+
+typedef float Floats __attribute__((vector_size(4 * kFloats)));
+typedef std::int32_t Ints __attribute__((vector_size(4 * kFloats)));
+
 inline __attribute__((always_inline)) Doubles splat(double x) { return x - Doubles{}; }
+inline __attribute__((always_inline)) Floats splat(float x) { return x - Floats{}; }
+
+// a > b ? a : b, for which compilers without leave to ignore NaN take three instructions.
+inline __attribute__((always_inline)) Doubles larger(Doubles a, Doubles b) {
+#if FLASHMOE_DOUBLES == 8
+    return _mm512_max_pd(a, b);
+#elif FLASHMOE_DOUBLES == 4
+    return _mm256_max_pd(a, b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+inline __attribute__((always_inline)) Floats larger(Floats a, Floats b) {
+#if FLASHMOE_DOUBLES == 8
+    return _mm512_max_ps(a, b);
+#elif FLASHMOE_DOUBLES == 4
+    return _mm256_max_ps(a, b);
+#else
+    return a > b ? a : b;
+#endif
+}
 
 inline __attribute__((always_inline)) Doubles load(const double* from) {
     Doubles v;
@@ -56,7 +83,7 @@ inline __attribute__((always_inline)) Doubles power_of(Doubles f) {
 inline __attribute__((always_inline)) Doubles weight_of(Doubles x, Doubles peak, Doubles factor) {
     const Doubles low = splat(-1023.0), round = splat(0x1.8p52);
     Doubles t = (x - peak) * factor;
-    t = t > low ? t : low;
+    t = larger(t, low);
     const Doubles shifted = t + round;  // its lowest bits are n
     const Doubles p = power_of(t - (shifted - round));
     Longs bits, n;
@@ -126,12 +153,59 @@ void weights(const double* x, std::size_t count, const Scale& scale, double* y) 
     __builtin_memcpy(y + i, &weight, (count - i) * sizeof *y);
 }
 
+// As weight_of, with t from -64 up; the polynomial is Cephes' of 2^f (Moshier, exp2f).
+inline __attribute__((always_inline)) Floats guess_of(Floats x, Floats peak, Floats factor) {
+    const Floats low = splat(-64.0F), round = splat(0x1.8p23F);
+    Floats t = (x - peak) * factor;
+    t = larger(t, low);
+    const Floats shifted = t + round, f = t - (shifted - round), f2 = f * f;
+    const Floats p01 = splat(6.931472028550421e-1F) * f + splat(1.0F);
+    const Floats p23 = splat(5.550332471162809e-2F) * f + splat(2.402264791363012e-1F);
+    const Floats p45 = splat(1.339887440266574e-3F) * f + splat(9.618437357674640e-3F);
+    const Floats p = (p01 + p23 * f2) + (p45 + splat(1.535336188319500e-4F) * f2) * (f2 * f2);
+    Ints bits, n;
+    __builtin_memcpy(&bits, &p, sizeof bits);
+    __builtin_memcpy(&n, &shifted, sizeof n);
+    bits += n << 23;
+    Floats weight;
+    __builtin_memcpy(&weight, &bits, sizeof weight);
+    return weight;
+}
+
+// In sums of 16 scores each, or of as many as there are lanes in each of four vectors.
+double guess32(const float* x, std::size_t count, const Scale& scale) {
+    constexpr std::size_t kChains = 32 / kFloats;
+    const Floats peak = splat(static_cast<float>(scale.peak));
+    const Floats factor = splat(static_cast<float>(scale.factor));
+    Floats sums[kChains] = {};
+    float rest[32];
+    for (std::size_t i = 0; i < count; i += 32) {
+        const float* from = x + i;
+        if (i + 32 > count) {
+            for (std::size_t j = 0; j < 32; ++j)
+                rest[j] = i + j < count ? x[i + j] : -__builtin_inff();
+            from = rest;
+        }
+#pragma GCC unroll 8
+        for (std::size_t j = 0; j < kChains; ++j) {
+            Floats v;
+            __builtin_memcpy(&v, from + j * kFloats, sizeof v);
+            sums[j] += guess_of(v, peak, factor);
+        }
+    }
+    double total = 0;
+    for (const Floats& sum : sums)
+        for (std::size_t j = 0; j < kFloats; ++j) total += static_cast<double>(sum[j]);
+    return total;
+}
+
 // The highest number has no order of sums. A number less itself is 0 unless it is not finite.
-template <class Number, std::size_t kWide>
+template <class Number, class Vector, class Bits>
 inline double highest(const Number* x, std::size_t count) {
-    typedef Number Vector __attribute__((vector_size(kWide * sizeof(Number))));
+    constexpr std::size_t kWide = sizeof(Vector) / sizeof(Number);
     constexpr std::size_t kChains = 4;
-    Vector most[kChains], odd[kChains] = {};
+    Vector most[kChains];
+    Bits odd[kChains] = {};
     for (auto& each : most) each = x[0] - Vector{};
     std::size_t i = 0;
     for (; i + kChains * kWide <= count; i += kChains * kWide) {
@@ -139,32 +213,37 @@ inline double highest(const Number* x, std::size_t count) {
         for (std::size_t j = 0; j < kChains; ++j) {
             Vector v;
             __builtin_memcpy(&v, x + i + j * kWide, sizeof v);
-            most[j] = most[j] > v ? most[j] : v;
-            odd[j] += v - v;
+            most[j] = larger(v, most[j]);
+            const Vector none = v - v;
+            Bits bits;
+            __builtin_memcpy(&bits, &none, sizeof bits);
+            odd[j] |= bits;
         }
     }
     Number top = x[0], wrong = 0;
     for (std::size_t j = 0; j < kChains; ++j)
-        for (std::size_t k = 0; k < kWide; ++k) {
-            top = most[j][k] > top ? most[j][k] : top;
-            wrong += odd[j][k];
-        }
+        for (std::size_t k = 0; k < kWide; ++k) top = most[j][k] > top ? most[j][k] : top;
+    const Bits all = (odd[0] | odd[1]) | (odd[2] | odd[3]);
+    for (std::size_t k = 0; k < kWide; ++k)
+        if (all[k] != 0) return static_cast<double>(__builtin_nan(""));
     for (; i < count; ++i) {
         top = x[i] > top ? x[i] : top;
         wrong += x[i] - x[i];
     }
-    return static_cast<double>(wrong != 0 ? wrong : top);
+    return static_cast<double>(wrong == 0 ? top : wrong);
 }
 
 double highest32(const float* x, std::size_t count) {
-    return highest<float, 2 * kDoubles>(x, count);
+    return highest<float, Floats, Ints>(x, count);
 }
 
-double highest64(const double* x, std::size_t count) { return highest<double, kDoubles>(x, count); }
+double highest64(const double* x, std::size_t count) {
+    return highest<double, Doubles, Longs>(x, count);
+}
 
 }  // namespace
 
 extern const DrawKernels FLASHMOE_TABLE;
-const DrawKernels FLASHMOE_TABLE = {highest32, highest64, mass32, mass64, weights};
+const DrawKernels FLASHMOE_TABLE = {highest32, highest64, mass32, mass64, guess32, weights};
 
 }  // namespace flashmoe

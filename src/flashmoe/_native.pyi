@@ -419,6 +419,7 @@ class Reader:
         """
 
 DRAW_BLOCK: int
+DRAW_GUESS: float
 
 class Scores:
     """A row of logits (n,), float32 or float64, those at ``places`` (rising) replaced by
@@ -442,6 +443,17 @@ class Scores:
         threads: int,
         instruction_set: str = "",
     ) -> None: ...
+    def guesses(
+        self,
+        peak: float,
+        factor: float,
+        y: npt.NDArray[np.float64],
+        threads: int,
+        instruction_set: str = "",
+    ) -> None:
+        """Masses in float32, each within DRAW_GUESS of the sum of all; float32 logits only, none of
+        them changed, up to 2^24."""
+
     def widen(self, begin: int, y: npt.NDArray[np.float64]) -> None:
         """Write as many scores as y has, from ``begin`` on."""
 

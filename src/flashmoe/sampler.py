@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe.errors import InputError, StoreError
-from flashmoe.kernels.scores import BLOCK, Room, Scores
+from flashmoe.kernels.scores import BLOCK, GUESS, Room, Scores
 from flashmoe.options import Sampling
 
 Numbers = NDArray[np.float64]  # scores or weights
@@ -271,15 +271,49 @@ def _by_id(scores: Scores, options: Sampling, share: float) -> int:
         weights = scores.weights(values, temperature)
         kept = weights >= min_p
         return int(ids[kept][_place(np.cumsum(weights[kept]), share)])
+    guessed = scores.guesses(temperature)
+    if guessed is not None:
+        place = _sure_place(scores, np.cumsum(guessed), temperature, share)
+        if place is not None:
+            return place
     cumulative = np.cumsum(scores.masses(temperature))
-    block = _place(cumulative, share)
-    before = cumulative[block - 1] if block else 0.0
-    weights = scores.weights(scores.some(block * BLOCK), temperature)
-    within = before + np.cumsum(weights)
-    place = int(within.searchsorted(share * cumulative[-1], side="right"))
-    if place == within.size:  # but for rounding it would lie in this block
-        place = int(np.flatnonzero(weights)[-1])
+    block, within = _within(scores, cumulative, temperature, share)
+    place = _place_of(within, share * cumulative[-1])
     return block * BLOCK + place
+
+
+def _within(
+    scores: Scores, cumulative: Numbers, temperature: float, share: float
+) -> tuple[int, Numbers]:
+    """The block of the draw by the sums up to the end of each, and the sums up to its scores."""
+    block = _place(cumulative, share)
+    weights = scores.weights(scores.some(block * BLOCK), temperature)
+    return block, np.cumsum(np.append(cumulative[block - 1] if block else 0.0, weights))
+
+
+def _place_of(within: Numbers, point: float) -> int:
+    """The place in a block whose sums begin with what lies before it."""
+    place = int(within[1:].searchsorted(point, side="right"))
+    if place < within.size - 1:
+        return place
+    return int(within.searchsorted(within[-1])) - 1  # but for rounding it would lie in this block
+
+
+def _sure_place(
+    scores: Scores, cumulative: Numbers, temperature: float, share: float
+) -> int | None:
+    """What exact sums would draw, from guessed ones; None where those cannot tell.
+
+    The point of the draw and the sums up to it are each within a guess's doubt, so that they are
+    in the order of the exact ones where they are further apart than twice that.
+    """
+    doubt, point = 2.5 * GUESS * cumulative[-1], share * cumulative[-1]
+    block, within = _within(scores, cumulative, temperature, share)
+    place = int(within[1:].searchsorted(point, side="right"))
+    if place == within.size - 1 or within[place + 1] - point <= doubt:
+        return None
+    first = block == 0 and place == 0
+    return block * BLOCK + place if first or point - within[place] > doubt else None
 
 
 def _place(cumulative: Numbers, share: float) -> int:

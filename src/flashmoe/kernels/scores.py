@@ -20,6 +20,15 @@ BLOCK: int = _native.DRAW_BLOCK
 
 LOG2_E = 1.4426950408889634
 _MOST = 1.7976931348623157e308  # 1 / temperature may be more
+GUESS: float = _native.DRAW_GUESS
+"""How far sums in float32 may be from those in float64, as a part of all."""
+
+_FEW_BLOCKS = 16
+_GUESSED = 1 << 24
+_COLDEST = 1e-6
+"""Sums in float32 are not worth while for fewer blocks, and hold for so many scores, down to such a
+temperature."""
+
 _SMALL = 4096
 """So many scores have room at once; more is made where more are not below a threshold."""
 
@@ -56,6 +65,7 @@ class Scores:
         self.size = logits.size
         self._row = _native.Scores(logits, *changed)
         self._room, self._threads = room, threads
+        self._plain = logits.dtype == np.float32 and not changed[0].size
         room.fit(-(-self.size // BLOCK))
         self._row.peaks(room.peaks, threads)
         self.peak = float(room.peaks.max())
@@ -75,6 +85,22 @@ class Scores:
         """The sum of the weights of each block."""
         self._row.masses(self.peak, factor(temperature), self._room.masses, self._threads)
         return self._room.masses
+
+    def guesses(self, temperature: float) -> Numbers | None:
+        """The same sums in float32, a third of the work; each is within :data:`GUESS` of all of
+        them together, and so is a sum of several. None where they cannot be had, or would not tell
+        much: where each of many scores has a small part of the whole.
+        """
+        blocks = self._room.peaks.size
+        if not self._plain or not _FEW_BLOCKS <= blocks <= _GUESSED // BLOCK:
+            return None
+        if temperature < _COLDEST:
+            return None
+        if self.weights(self._room.peaks, temperature).sum() > blocks / 16:
+            return None
+        guessed = self._room.masses
+        self._row.guesses(self.peak, factor(temperature), guessed, self._threads)
+        return guessed
 
     def weights(self, scores: Numbers, temperature: float) -> Numbers:
         """Their weights; the peak's is 1."""

@@ -3,7 +3,7 @@
     .venv/bin/python bench/draw.py [--words 248044] [--turns 60] [--threads 2] [--save]
 
 Every case draws once a turn, all cases in turns, from float32 logits that are written anew before,
-as a pass does. `argmax` is numpy's alone, what no draw can be quicker than. Peaked logits are normal
+as a pass does. `argmax` is numpy's alone. Peaked logits are normal
 ones of deviation 3 with eight high peaks, as models give them; wide ones lack the peaks, and flat
 ones have deviation 0.3. Medians in milliseconds of the wall's clock, with the lowest.
 """

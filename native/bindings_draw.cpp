@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "bindings.h"
@@ -15,6 +16,20 @@ using Numbers = Array<double, nb::ndim<1>>;
 using ConstNumbers = Array<const double, nb::ndim<1>>;
 using Places = Array<std::int64_t, nb::ndim<1>>;
 using ConstPlaces = Array<const std::int64_t, nb::ndim<1>>;
+
+constexpr std::size_t kWorthReleasing = 1 << 14;  // scores; less is over in some microseconds
+
+// NativeWork where there is much, else only counted: a GIL that was let go may be long in coming.
+class Work {
+public:
+    explicit Work(std::size_t numbers) {
+        if (numbers >= kWorthReleasing) released_.emplace();
+    }
+
+private:
+    Counted counted_;
+    std::optional<nb::gil_scoped_release> released_;
+};
 
 template <class Number>
 Number* aligned(Number* data) {
@@ -69,7 +84,7 @@ void peaks(const ScoresHandle& row, const Numbers& y, int threads, const std::st
     require_threads(threads);
     const InstructionSet& set = set_of(set_name);
     double* into = row.blocks_of(y);
-    const NativeWork working;
+    const Work working(row.scores.count);
     flashmoe::peaks(set, row.scores, into, threads);
 }
 
@@ -79,7 +94,7 @@ void masses(const ScoresHandle& row, double peak, double factor, const Numbers& 
     const InstructionSet& set = set_of(set_name);
     const Scale scale = scale_of(peak, factor);
     double* into = row.blocks_of(y);
-    const NativeWork working;
+    const Work working(row.scores.count);
     flashmoe::masses(set, row.scores, scale, into, threads);
 }
 
@@ -92,7 +107,7 @@ void guesses(const ScoresHandle& row, double peak, double factor, const Numbers&
     const InstructionSet& set = set_of(set_name);
     const Scale scale = scale_of(peak, factor);
     double* into = row.blocks_of(y);
-    const NativeWork working;
+    const Work working(row.scores.count);
     flashmoe::guesses(set, row.scores, scale, into, threads);
 }
 
@@ -100,7 +115,7 @@ void widen(const ScoresHandle& row, std::size_t begin, const Numbers& y) {
     require(begin <= row.scores.count && y.size() <= row.scores.count - begin,
             "there are not so many scores");
     double* into = aligned(y.data());
-    const NativeWork working;
+    const Work working(y.size());
     flashmoe::widen(row.scores, begin, begin + y.size(), into);
 }
 
@@ -110,7 +125,7 @@ std::size_t above(const ScoresHandle& row, const Numbers& peaks, double least, c
     require(places.size() == values.size(), "places and values must be as many");
     std::int64_t* into_places = aligned(places.data());
     double* into_values = aligned(values.data());
-    const NativeWork working;
+    const Work working(row.scores.count);
     return flashmoe::above(row.scores, highest, least, places.size(), into_places, into_values);
 }
 
@@ -121,7 +136,7 @@ void weights(const ConstNumbers& x, double peak, double factor, const Numbers& y
     require(x.size() == y.size(), "y must be as large as x");
     const double* from = aligned(x.data());
     double* into = aligned(y.data());
-    const NativeWork working;
+    const Work working(x.size());
     set.draw->weights(from, x.size(), scale, into);
 }
 

@@ -74,7 +74,7 @@ void masses(const InstructionSet& set, const Scores& scores, const Scale& scale,
             int threads);
 
 // The same in float32, within kGuess of the sum over all, if the logits are float32 and none has
-// changed. For who can tell from that which block is looked for: it takes a third of the time.
+// changed. For who can tell from that which block is looked for: it takes half the time.
 void guesses(const InstructionSet& set, const Scores& scores, const Scale& scale, double* y,
              int threads);
 

@@ -236,7 +236,7 @@ def _drawn(scores: Scores, options: Sampling, share: float) -> int:
     if top_k and top_k <= _WINDOW:
         ids, values = scores.highest(top_k)
         weights = scores.weights(values, temperature)
-        return int(ids[_of_falling(weights, _total(weights), options, share)])
+        return int(ids[_of_falling(weights, None, options, share)])
     if top_k:
         return _from_slices(scores, top_k, options, share)
     if options.top_p == 1:
@@ -251,14 +251,16 @@ def _drawn(scores: Scores, options: Sampling, share: float) -> int:
     return _from_slices(scores, 0, options, share)
 
 
-def _of_falling(weights: Numbers, total: float, options: Sampling, share: float) -> int:
-    """The place of the draw in falling weights, of which top-p takes a part of ``total``."""
+def _of_falling(weights: Numbers, total: float | None, options: Sampling, share: float) -> int:
+    """The place of the draw in falling weights, of which top-p takes a part of ``total``, or of
+    their own sum."""
+    cumulative, kept = np.cumsum(weights), weights.size
     if options.top_p < 1:
-        reached = np.cumsum(weights).searchsorted(options.top_p * total, side="left")
-        weights = weights[: reached + 1]
-    if options.min_p:
-        weights = weights[weights >= options.min_p]  # the first ones: they fall
-    return _place(np.cumsum(weights), share)
+        mass = options.top_p * (cumulative[-1] if total is None else total)
+        kept = min(int(cumulative.searchsorted(mass, side="left")) + 1, kept)
+    if options.min_p:  # the first of them: they fall
+        kept = min(int(np.count_nonzero(weights >= options.min_p)), kept)
+    return _place(cumulative[:kept], share)
 
 
 def _by_id(scores: Scores, options: Sampling, share: float) -> int:
@@ -319,7 +321,9 @@ def _sure_place(
 def _place(cumulative: Numbers, share: float) -> int:
     """The place at ``share`` of the sum; of rising sums the first that is above it."""
     place = int(cumulative.searchsorted(share * cumulative[-1], side="right"))
-    return min(place, int(cumulative.searchsorted(cumulative[-1])))  # where rounding meets the end
+    if place < cumulative.size:
+        return place
+    return int(cumulative.searchsorted(cumulative[-1]))  # where rounding meets the end
 
 
 def _among_highest(scores: Numbers, count: int) -> NDArray[np.bool_]:

@@ -29,6 +29,10 @@ _COLDEST = 1e-6
 """Sums in float32 are not worth while for fewer blocks, and hold for so many scores, down to such a
 temperature."""
 
+_ALIKE = 32
+"""Nor are they where the peaks of the blocks together weigh so many times the highest: where many
+scores have a small part of the whole, sums in float32 seldom tell which one is drawn."""
+
 _SMALL = 4096
 """So many scores have room at once; more is made where more are not below a threshold."""
 
@@ -87,16 +91,16 @@ class Scores:
         return self._room.masses
 
     def guesses(self, temperature: float) -> Numbers | None:
-        """The same sums in float32, a third of the work; each is within :data:`GUESS` of all of
-        them together, and so is a sum of several. None where they cannot be had, or would not tell
-        much: where each of many scores has a small part of the whole.
+        """The same sums in float32, for about half the time; each is within :data:`GUESS` of all
+        of them together, and so is a sum of several. None where they cannot be had or are not worth
+        while.
         """
         blocks = self._room.peaks.size
         if not self._plain or not _FEW_BLOCKS <= blocks <= _GUESSED // BLOCK:
             return None
         if temperature < _COLDEST:
             return None
-        if self.weights(self._room.peaks, temperature).sum() > blocks / 16:
+        if self.weights(self._room.peaks, temperature).sum() > _ALIKE:
             return None
         guessed = self._room.masses
         self._row.guesses(self.peak, factor(temperature), guessed, self._threads)

@@ -21,11 +21,11 @@ namespace flashmoe {
 
 constexpr std::size_t kDrawBlock = 512;  // scores a block; the last one may have fewer
 
-// How far the sum of a block in float32 may be from that in float64, relative to the sum over all
-// blocks that were guessed, for up to 2^24 scores. With e = 2^-24: t is rounded three times,
-// 3 e |t| ln(2), p seven and the sums 21 times and less than 2 e besides come from p's
-// coefficients, which is below 96 e for t from -32 up; a score below that weighs less than 2^-32,
-// and 2^24 of them with an error of (3 * 64 ln(2) + 30) e less than 32 e of the peak's 1.
+// How far sums in float32 may be from those in float64, relative to the sum over all blocks, for up
+// to 2^24 scores. With e = 2^-24: t is rounded three times, 3 e |t| ln(2), p seven times and a sum
+// 16 times, and p's coefficients cost less than 2 e: below 96 e for t from -32 up. A score below
+// that weighs less than 2^-32, and 2^24 of them with 160 e each come to less than 1 e of the
+// peak's weight of 1. All in all, below 128 e.
 constexpr double kGuess = 0x1p-17;
 
 // Scores: logits (count), one of the two arrays, but for some with another value. All are finite
@@ -55,7 +55,7 @@ struct DrawKernels {
     // i + 2, i + 1. Those beyond count are 0.
     double (*mass32)(const float* x, std::size_t count, const Scale& scale);
     double (*mass64)(const double* x, std::size_t count, const Scale& scale);
-    // The same of float32 scores below or at the peak, in float32: within kGuess of it.
+    // The same in float32, see kGuess; the peak is one of all the float32 scores.
     double (*guess32)(const float* x, std::size_t count, const Scale& scale);
     // The weights themselves.
     void (*weights)(const double* x, std::size_t count, const Scale& scale, double* y);

@@ -281,12 +281,14 @@ NB_MODULE(_native, module) {
     // An engine that a program never closes is alive when the interpreter ends; that is no fault.
     nb::set_leak_warnings(false);
     module.doc() =
-        "Native arithmetic, reads and cache policy; its doors are kernels/cpu.py, stream/direct.py "
-        "and stream/cache.py.";
+        "Native arithmetic, reads and cache policy; its doors are kernels/cpu.py, "
+        "kernels/scores.py, "
+        "stream/direct.py and stream/cache.py.";
 
     bind_products(module);
     bind_decode(module);
     bind_rows(module);
+    bind_draw(module);
     bind_cache(module);
     module.def("xxh3_64", &xxh3_64, "buffer"_a, "portable"_a = false);
     module.def("touch", &touch, "buffer"_a, "threads"_a);

@@ -120,6 +120,7 @@ struct MatrixHandle {
 void bind_products(nb::module_& module);
 void bind_decode(nb::module_& module);
 void bind_rows(nb::module_& module);
+void bind_draw(nb::module_& module);
 void bind_cache(nb::module_& module);
 
 }  // namespace flashmoe::bindings

@@ -94,12 +94,17 @@ std::vector<InstructionSet> available() {
                         __builtin_cpu_supports("avx512vbmi") &&
                         __builtin_cpu_supports("avx512vnni");
     if (avx512 && has_amx())
-        sets.push_back({"amx", &avx512_kernels, &decode_avx512, &delta_avx512, &panels_amx});
+        sets.push_back(
+            {"amx", &avx512_kernels, &decode_avx512, &delta_avx512, &panels_amx, &draw_avx512});
     if (avx512)
-        sets.push_back({"avx512", &avx512_kernels, &decode_avx512, &delta_avx512, &panels_avx512});
+        sets.push_back({"avx512", &avx512_kernels, &decode_avx512, &delta_avx512, &panels_avx512,
+                        &draw_avx512});
     if (avx2 && has_avx_vnni())
-        sets.push_back({"avxvnni", &avx2_kernels, &decode_avx2, &delta_avx2, &panels_avxvnni});
-    if (avx2) sets.push_back({"avx2", &avx2_kernels, &decode_avx2, &delta_avx2, &panels_avx2});
+        sets.push_back(
+            {"avxvnni", &avx2_kernels, &decode_avx2, &delta_avx2, &panels_avxvnni, &draw_avx2});
+    if (avx2)
+        sets.push_back(
+            {"avx2", &avx2_kernels, &decode_avx2, &delta_avx2, &panels_avx2, &draw_avx2});
 #endif
 #ifdef FLASHMOE_ARM64
     if (has_dot_product() && has_i8mm())

@@ -12,6 +12,7 @@
 
 #include "chunk_delta.h"
 #include "decode.h"
+#include "draw.h"
 #include "kernels.h"
 #include "panels.h"
 
@@ -40,6 +41,7 @@ struct InstructionSet {
     const DecodeKernels* decode = nullptr;  // null: likewise
     const DeltaChunkKernels* delta = nullptr;
     const PanelKernels* panels = &panels_generic;
+    const DrawKernels* draw = &draw_generic;
 };
 
 inline const DecodeKernels& decode_of(const InstructionSet& set) {

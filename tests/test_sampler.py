@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from flashmoe.errors import InputError, StoreError
+from flashmoe.kernels.scores import Room, Scores
 from flashmoe.options import Sampling
-from flashmoe.sampler import Choice, Sampler, descending
+from flashmoe.sampler import Choice, Sampler, _drawn, descending
 
 Logits = NDArray[np.float32]
 LEVELS = st.sampled_from([-3.0, -1.0, 0.0, 0.5, 2.0, 2.5, 4.0])
@@ -108,6 +109,29 @@ def test_shortcuts_draw_what_a_whole_sort_would(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
         )
         assert Sampler(options)(logits).id == drawn_plainly(logits, options), options
+
+
+@pytest.mark.parametrize("spread", [1.5, 3.0, 10.0])
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+def test_float32_decides_no_draw_that_float64_would_not(
+    spread: float, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At random and where the sums of two neighbours meet, a little below and above."""
+    logits = (np.random.default_rng(4).standard_normal(20_001) * spread).astype(np.float32)
+    nothing = np.empty(0, np.int64), np.empty(0)
+    options = Sampling(temperature=temperature)
+    exact = np.cumsum(np.exp((logits.astype(np.float64) - logits.max()) / temperature))
+    edges = np.random.default_rng(5).choice(exact, 40) / exact[-1]
+    near = [edge * (1 + off) for edge in edges for off in (-1e-4, -1e-5, -1e-6, -1e-9, 1e-9, 1e-6)]
+    shares = [share for share in (0.0, *near, *np.random.default_rng(6).random(200)) if share < 1]
+    scores = Scores(logits, nothing, Room(), 1)
+    asked: list[float] = []
+    masses = Scores.masses
+    monkeypatch.setattr(Scores, "masses", lambda self, t: asked.append(t) or masses(self, t))
+    drawn = [_drawn(scores, options, share) for share in shares]
+    assert 40 <= len(asked) < len(shares)  # those that are too near are left to float64
+    monkeypatch.setattr(Scores, "guesses", lambda *_: None)
+    assert drawn == [_drawn(scores, options, share) for share in shares]
 
 
 @pytest.mark.parametrize(

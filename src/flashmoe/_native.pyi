@@ -1,8 +1,9 @@
 """Types of the native module (native/bindings.cpp).
 
-Only ``kernels/cpu.py``, ``stream/direct.py`` and ``stream/cache.py`` import it. What takes longer
-than some microseconds releases the GIL while it works. A wrong shape, type, range or alignment is
-a ValueError or TypeError (``Cache`` says where it is a RuntimeError), never a crash.
+Only ``kernels/cpu.py``, ``kernels/scores.py``, ``stream/direct.py`` and ``stream/cache.py`` import
+it. What takes longer than some microseconds releases the GIL while it works. A wrong shape, type,
+range or alignment is a ValueError or TypeError (``Cache`` says where it is a RuntimeError), never a
+crash.
 """
 
 from collections.abc import Sequence
@@ -416,6 +417,64 @@ class Reader:
 
         ``wait`` still answers; destinations are no longer kept alive. Nothing in a forked child.
         """
+
+DRAW_BLOCK: int
+DRAW_GUESS: float
+
+class Scores:
+    """A row of logits (n,), float32 or float64, those at ``places`` (rising) replaced by
+    ``values``; keeps the arrays. Formulas in native/draw.h; a number for each DRAW_BLOCK scores.
+    """
+
+    def __init__(
+        self,
+        logits: npt.NDArray[np.floating],
+        places: npt.NDArray[np.int64],
+        values: npt.NDArray[np.float64],
+    ) -> None: ...
+    def peaks(
+        self, y: npt.NDArray[np.float64], threads: int, instruction_set: str = ""
+    ) -> None: ...
+    def masses(
+        self,
+        peak: float,
+        factor: float,
+        y: npt.NDArray[np.float64],
+        threads: int,
+        instruction_set: str = "",
+    ) -> None: ...
+    def guesses(
+        self,
+        peak: float,
+        factor: float,
+        y: npt.NDArray[np.float64],
+        threads: int,
+        instruction_set: str = "",
+    ) -> None:
+        """Masses in float32, each within DRAW_GUESS of the sum of all; float32 logits only, none of
+        them changed, up to 2^24."""
+
+    def widen(self, begin: int, y: npt.NDArray[np.float64]) -> None:
+        """Write as many scores as y has, from ``begin`` on."""
+
+    def above(
+        self,
+        peaks: npt.NDArray[np.float64],
+        least: float,
+        places: npt.NDArray[np.int64],
+        values: npt.NDArray[np.float64],
+    ) -> int:
+        """Write places and values of the scores not below ``least``; returns how many there are,
+        which may be more than there was room for."""
+
+def weights(
+    x: npt.NDArray[np.float64],
+    peak: float,
+    factor: float,
+    y: npt.NDArray[np.float64],
+    instruction_set: str = "",
+) -> None:
+    """Write the weight of each score of x to y."""
 
 class Cache:
     """The cache policy; calls and errors as in ``stream/cache.py``, an expert as two numbers.

@@ -347,7 +347,8 @@ class Engine:
         """A sampler that has seen ``ids`` and never draws an id that has no word."""
         tokenizer = self._words.tokenizer
         size = tokenizer.vocab_size if tokenizer else self.shape.vocabulary
-        return Sampler(sampling, ids, vocab_size=min(size, self.shape.vocabulary))
+        words, threads = min(size, self.shape.vocabulary), self.runtime.resolved_threads
+        return Sampler(sampling, ids, vocab_size=words, threads=threads)
 
     def detokenizer(self, stop: tuple[str, ...]) -> Detokenizer | None:
         """A fresh detokenizer; None where the store has no words (then no stop strings)."""

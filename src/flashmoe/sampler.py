@@ -2,7 +2,8 @@
 
 Owns penalties, temperature, the filters, the seeded draw and log-probabilities; no model and no
 text. Invariant: the choice depends on the logits, the options and the ids seen so far, never on
-the machine: arithmetic is float64 and ties fall to the lowest id.
+the machine: arithmetic is float64 in a prescribed order, powers are our own (``native/draw.h``),
+and ties fall to the lowest id.
 
 The order is transformers' and llama.cpp's: repetition, then presence and frequency penalty,
 temperature, top-k, top-p, min-p; each filter works on what the one before left over. Where a mask
@@ -12,8 +13,8 @@ log-softmax of the logits as the model gave them, before all of these.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,23 +22,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe.errors import InputError, StoreError
+from flashmoe.kernels.scores import BLOCK, GUESS, Room, Scores
 from flashmoe.options import Sampling
 
-Scores = NDArray[np.float64]  # (vocab,)
-Ids = NDArray[np.intp]
+Numbers = NDArray[np.float64]  # scores or weights
+Ids = NDArray[np.int64]
 
 _SEED_MASK = (1 << 64) - 1
 _WINDOW = 4096
-"""So many of the highest scores are sorted; a nucleus is rarely wider."""
+"""So many of the highest scores are sorted at the most."""
 
-_BLOCK = 512
-"""So many weights are summed together before the place of a draw is looked for."""
+_RANKS = (32, 1 << 40)
+"""A nucleus is looked for among the scores not below so high a peak of a block; at last the lowest
+peak, which some thousands of a large vocabulary reach. It is rarely wider."""
 
 _SLICES = 1024
 _SPAN = 16.0
 _TINY_SPAN = 1e-9  # of scores that differ by nothing
 """The slices cover at most so much of the scaled scores; the last one holds all below, which
 weighs too little to be looked at often."""
+
+_NOTHING: tuple[Ids, Numbers] = np.empty(0, np.int64), np.empty(0)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,40 @@ class Choice:
     top: tuple[tuple[int, float], ...] = ()
 
 
+class _Seen:
+    """The ids that penalties are about, in rising order, and how often the reply has each."""
+
+    def __init__(self, prompt_ids: Sequence[int], options: Sampling) -> None:
+        repeats = options.repetition_penalty != 1
+        self._options = options
+        self.wanted = bool(repeats or options.presence_penalty or options.frequency_penalty)
+        known = np.array([int(token) for token in prompt_ids] if repeats else [], np.int64)
+        self._ids: Ids = np.unique(known[known >= 0])
+        self._counts: Numbers = np.zeros(self._ids.size)  # 0: in the prompt alone
+
+    def remember(self, token: int) -> None:
+        place = int(self._ids.searchsorted(token))
+        if place == self._ids.size or self._ids[place] != token:
+            self._ids = np.insert(self._ids, place, token)
+            self._counts = np.insert(self._counts, place, 0.0)
+        self._counts[place] += 1
+
+    def penalized(self, logits: NDArray[np.floating]) -> tuple[Ids, Numbers]:
+        """Which scores are not their logits (vocab,), and what they are."""
+        if not self._ids.size:
+            return _NOTHING
+        options, known = self._options, int(self._ids.searchsorted(logits.size))
+        ids, counts = self._ids[:known], self._counts[:known]
+        values = logits[ids].astype(np.float64)
+        if options.repetition_penalty != 1:
+            penalty = options.repetition_penalty
+            values = np.where(values < 0, values * penalty, values / penalty)
+        if options.presence_penalty or options.frequency_penalty:
+            due = options.presence_penalty + options.frequency_penalty * counts
+            values -= np.where(counts > 0, due, 0.0)
+        return ids, values
+
+
 class Sampler:
     """Draws the ids of one reply and remembers them for its penalties.
 
@@ -63,18 +102,19 @@ class Sampler:
     """
 
     def __init__(
-        self, sampling: Sampling, prompt_ids: Sequence[int] = (), *, vocab_size: int | None = None
+        self,
+        sampling: Sampling,
+        prompt_ids: Sequence[int] = (),
+        *,
+        vocab_size: int | None = None,
+        threads: int = 1,
     ) -> None:
-        self._sampling = sampling
-        self._vocab_size = vocab_size
+        self._sampling, self._vocab_size, self._threads = sampling, vocab_size, threads
         seed = sampling.seed
         # Any integer is a seed; numpy takes only those from 0.
         self._random = np.random.default_rng(None if seed is None else seed & _SEED_MASK)
-        self._seen = {int(token) for token in prompt_ids}
-        self._generated: Counter[int] = Counter()
-        # Raw scores, scaled ones and their weights. Fresh memory of such sizes is given and taken
-        # page by page, which takes longer than all the arithmetic.
-        self._room: Scores = np.empty((3, 0))
+        self._seen = _Seen(prompt_ids, sampling)
+        self._room, self._room_admitted = Room(), Room()
 
     def __call__(
         self, logits: NDArray[np.floating], mask: NDArray[np.bool_] | None = None
@@ -84,34 +124,28 @@ class Sampler:
         Raises InputError for a wrong shape or a mask that admits none, StoreError for NaN or
         infinity, which no intact model yields.
         """
-        given = self._checked(logits)
-        if mask is None and self._takes_the_best():
-            token = int(np.argmax(given))
-            self._remember(token)
-            return Choice(token)
-        raw = self._widened(given)
-        scores = self._penalized(raw)
+        raw = self._of_vocabulary(logits)
+        changed = self._seen.penalized(raw) if self._seen.wanted else _NOTHING
+        scores = self._scores(raw, changed, self._room)
+        if math.isnan(scores.peak):
+            raise _not_finite(raw)
         if mask is None:
             token = self._chosen(scores)
         else:  # among those left alone: infinities in their places would take the draw longer
             ids = self._admitted(mask, raw.size)
-            token = int(ids[self._chosen(scores[ids])])
-        self._remember(token)
-        return self._choice(raw, token)
+            within = self._scores(raw[ids], _among(changed, ids), self._room_admitted)
+            token = int(ids[self._chosen(within)])
+        choice = self._choice(raw, scores if changed is _NOTHING else None, token)
+        if self._seen.wanted:
+            self._seen.remember(token)
+        return choice
 
-    def _remember(self, token: int) -> None:
-        self._seen.add(token)
-        self._generated[token] += 1
+    def _scores(
+        self, logits: NDArray[np.floating], changed: tuple[Ids, Numbers], room: Room
+    ) -> Scores:
+        return Scores(logits, changed, room, self._threads)
 
-    def _takes_the_best(self) -> bool:
-        """Whether the highest logit, as it is, decides, and nothing else is wanted of any."""
-        options = self._sampling
-        plain = options.repetition_penalty == 1 and options.logprobs is None
-        counted = options.presence_penalty or options.frequency_penalty
-        return options.temperature == 0 and plain and not counted
-
-    def _checked(self, logits: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Those of the vocabulary, all of them finite."""
+    def _of_vocabulary(self, logits: NDArray[np.floating]) -> NDArray[np.floating]:
         size = logits.shape[0] if logits.ndim == 1 else 0
         wanted = size if self._vocab_size is None else self._vocab_size
         if not 0 < wanted <= size:
@@ -120,42 +154,15 @@ class Sampler:
                 "give one position's row, at least as long as the vocabulary"
             )
         raw = logits[:wanted]
-        finite = np.isfinite(raw)
-        if not finite.all():
-            first = int(np.argmin(finite))
-            raise StoreError(
-                f"{np.count_nonzero(~finite)} of {wanted} logits are not finite (id {first} is "
-                f"{raw[first]}): the weights are damaged or a kernel is at fault; run "
-                "`flashmoe verify STORE`, then try the reference kernels"
-            )
-        return raw
-
-    def _widened(self, given: NDArray[np.floating]) -> Scores:
-        if self._room.shape[1] != given.size:
-            self._room = np.empty((3, given.size))
-        raw: Scores = self._room[0]
-        raw[:] = given
-        return raw
-
-    def _penalized(self, raw: Scores) -> Scores:
-        options = self._sampling
-        counted = options.presence_penalty or options.frequency_penalty
-        if options.repetition_penalty == 1 and not counted:
-            return raw
-        scores = raw.copy()
-        if options.repetition_penalty != 1:
-            seen = self._known(self._seen, raw.size)
-            values, penalty = scores[seen], options.repetition_penalty
-            scores[seen] = np.where(values < 0, values * penalty, values / penalty)
-        if counted:
-            used = self._known(self._generated, raw.size)
-            counts = np.array([self._generated[int(token)] for token in used], dtype=np.float64)
-            scores[used] -= options.presence_penalty + options.frequency_penalty * counts
-        return scores
+        if raw.dtype not in (np.float32, np.float64):
+            raw = raw.astype(np.float64)
+        return np.ascontiguousarray(raw)
 
     def _chosen(self, scores: Scores) -> int:
         """The place of the choice in scores (any number,)."""
-        return int(np.argmax(scores)) if self._sampling.temperature == 0 else self._draw(scores)
+        if self._sampling.temperature == 0:
+            return scores.best()
+        return _drawn(scores, self._sampling, self._random.random())
 
     @staticmethod
     def _admitted(mask: NDArray[np.bool_], size: int) -> Ids:
@@ -169,31 +176,40 @@ class Sampler:
             raise InputError("the mask admits no token: the guide has come to a dead end")
         return ids
 
-    @staticmethod
-    def _known(ids: Iterable[int], vocab_size: int) -> Ids:
-        found = np.fromiter(ids, np.intp)
-        return found[(found >= 0) & (found < vocab_size)]
-
-    def _draw(self, scores: Scores) -> int:
-        with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf
-            scaled = np.subtract(scores, scores.max(), out=self._room[1, : scores.size])
-            scaled /= self._sampling.temperature
-        room = self._room[2, : scores.size]
-        return _drawn(scaled, self._sampling, self._random.random(), room)
-
-    def _choice(self, raw: Scores, token: int) -> Choice:
+    def _choice(self, raw: NDArray[np.floating], plain: Scores | None, token: int) -> Choice:
+        """``plain`` are the scores of the logits as they are, where there are any already."""
         wanted = self._sampling.logprobs
         if wanted is None:
             return Choice(token)
-        peak = raw.max()
-        shifted = raw - peak
-        total = float(peak + np.log(np.exp(shifted, out=shifted).sum()))
-        best = descending(raw, wanted) if wanted else ()
-        top = tuple((int(index), float(raw[index]) - total) for index in best)
+        plain = plain or self._scores(raw, _NOTHING, self._room)
+        total = plain.peak + math.log(_total(plain.masses(1.0)))
+        top: tuple[tuple[int, float], ...] = ()
+        if wanted:
+            ids, values = plain.highest(wanted)
+            top = tuple(zip(ids.tolist(), (values - total).tolist(), strict=True))
         return Choice(token, float(raw[token]) - total, top)
 
 
-def descending(scores: Scores, count: int) -> Ids:
+def _not_finite(raw: NDArray[np.floating]) -> StoreError:
+    finite = np.isfinite(raw)
+    first = int(np.argmin(finite))
+    return StoreError(
+        f"{np.count_nonzero(~finite)} of {raw.size} logits are not finite (id {first} is "
+        f"{raw[first]}): the weights are damaged or a kernel is at fault; run "
+        "`flashmoe verify STORE`, then try the reference kernels"
+    )
+
+
+def _among(changed: tuple[Ids, Numbers], ids: Ids) -> tuple[Ids, Numbers]:
+    """Of what has changed that which is in ``ids`` (rising), by place there."""
+    if not changed[0].size:
+        return _NOTHING
+    places = ids.searchsorted(changed[0])
+    there = ids[np.minimum(places, ids.size - 1)] == changed[0]
+    return places[there], changed[1][there]
+
+
+def descending(scores: Numbers, count: int) -> Ids:
     """The ids of the ``count`` highest scores, highest first, equal scores by lowest id."""
     if count >= scores.size:
         return np.argsort(-scores, kind="stable")
@@ -202,41 +218,115 @@ def descending(scores: Scores, count: int) -> Ids:
     return ids[np.argsort(-scores[ids], kind="stable")[:count]]
 
 
-def _drawn(scaled: Scores, options: Sampling, share: float, room: Scores | None = None) -> int:
-    """The id at ``share`` (from 0 to below 1) of the weight that the filters leave over.
+def _total(weights: Numbers) -> float:
+    """Their sum from first to last: that of numpy has another order."""
+    return float(np.cumsum(weights)[-1])
 
-    ``scaled`` (vocab,) peaks at 0. Weights are summed in falling order, equal scores by lowest
-    id, or by id where neither top-k nor top-p is on. Sorting a whole vocabulary takes ten times
-    as long as all the rest, so only the highest few scores are ever sorted, and otherwise the
-    one slice of the order that holds the answer. ``room`` (vocab,) is for the weights.
+
+def _drawn(scores: Scores, options: Sampling, share: float) -> int:
+    """The place at ``share`` (from 0 to below 1) of the weight that the filters leave over.
+
+    Weights are summed in falling order, equal scores by lowest id, or by id where neither top-k
+    nor top-p is on. Sorting a whole vocabulary takes ten times as long as all the rest, so only
+    the highest few scores are ever sorted, and otherwise the one slice of the order that holds
+    the answer.
     """
-    top_k = options.top_k if options.top_k < scaled.size else 0
-    if top_k > _WINDOW:
-        weights = np.exp(scaled, out=room)
-        weights *= _among_highest(scaled, top_k)
-        return _from_slices(scaled, weights, options, share)
+    temperature = options.temperature
+    top_k = options.top_k if options.top_k < scores.size else 0
+    if top_k and top_k <= _WINDOW:
+        ids, values = scores.highest(top_k)
+        weights = scores.weights(values, temperature)
+        return int(ids[_of_falling(weights, None, options, share)])
     if top_k:
-        highest = _highest(scaled, top_k)
-        return _from_highest(highest, float(np.exp(highest).sum()), scaled, options, share)
-    weights = np.exp(scaled, out=room)
+        return _from_slices(scores, top_k, options, share)
     if options.top_p == 1:
-        return _place(_above(weights, options.min_p), share)
-    total = float(weights.sum())
+        return _by_id(scores, options, share)
+    total = _total(scores.masses(temperature))
     if options.top_p * total < _WINDOW:  # no weight is above 1, so that more take more words
-        highest = _highest(scaled, min(_WINDOW, scaled.size))
-        if highest.size == scaled.size or np.exp(highest).sum() >= options.top_p * total:
-            return _from_highest(highest, total, scaled, options, share)
-    return _from_slices(scaled, weights, options, share)
+        for rank in _RANKS:
+            ids, values = scores.top(rank)
+            weights = scores.weights(values, temperature)
+            if ids.size == scores.size or _total(weights) >= options.top_p * total:
+                return int(ids[_of_falling(weights, total, options, share)])
+    return _from_slices(scores, 0, options, share)
 
 
-def _highest(scores: Scores, count: int) -> Scores:
-    """The ``count`` highest scores in falling order."""
-    found = np.partition(scores, -count)[-count:]
-    found.sort()
-    return found[::-1].copy()
+def _of_falling(weights: Numbers, total: float | None, options: Sampling, share: float) -> int:
+    """The place of the draw in falling weights, of which top-p takes a part of ``total``, or of
+    their own sum."""
+    cumulative, kept = np.cumsum(weights), weights.size
+    if options.top_p < 1:
+        mass = options.top_p * (cumulative[-1] if total is None else total)
+        kept = min(int(cumulative.searchsorted(mass, side="left")) + 1, kept)
+    if options.min_p:  # the first of them: they fall
+        kept = min(int(np.count_nonzero(weights >= options.min_p)), kept)
+    return _place(cumulative[:kept], share)
 
 
-def _among_highest(scores: Scores, count: int) -> NDArray[np.bool_]:
+def _by_id(scores: Scores, options: Sampling, share: float) -> int:
+    """The draw in the order of ids, without top-k and top-p."""
+    temperature, min_p = options.temperature, options.min_p
+    if min_p:
+        # A little lower than it need be, for rounding; what counts is the weight.
+        depth = max(-math.log(min_p) * (1 + 1e-9), 1e-9) * temperature
+        ids, values = scores.above(scores.peak - depth)
+        weights = scores.weights(values, temperature)
+        kept = weights >= min_p
+        return int(ids[kept][_place(np.cumsum(weights[kept]), share)])
+    guessed = scores.guesses(temperature)
+    if guessed is not None:
+        place = _sure_place(scores, np.cumsum(guessed), temperature, share)
+        if place is not None:
+            return place
+    cumulative = np.cumsum(scores.masses(temperature))
+    block, within = _within(scores, cumulative, temperature, share)
+    place = _place_of(within, share * cumulative[-1])
+    return block * BLOCK + place
+
+
+def _within(
+    scores: Scores, cumulative: Numbers, temperature: float, share: float
+) -> tuple[int, Numbers]:
+    """The block of the draw by the sums up to the end of each, and the sums up to its scores."""
+    block = _place(cumulative, share)
+    weights = scores.weights(scores.some(block * BLOCK), temperature)
+    return block, np.cumsum(np.append(cumulative[block - 1] if block else 0.0, weights))
+
+
+def _place_of(within: Numbers, point: float) -> int:
+    """The place in a block whose sums begin with what lies before it."""
+    place = int(within[1:].searchsorted(point, side="right"))
+    if place < within.size - 1:
+        return place
+    return int(within.searchsorted(within[-1])) - 1  # but for rounding it would lie in this block
+
+
+def _sure_place(
+    scores: Scores, cumulative: Numbers, temperature: float, share: float
+) -> int | None:
+    """What exact sums would draw, from guessed ones; None where those cannot tell.
+
+    The point of the draw and the sums up to it are each within a guess's doubt, so that they are
+    in the order of the exact ones where they are further apart than twice that.
+    """
+    doubt, point = 2.5 * GUESS * cumulative[-1], share * cumulative[-1]
+    block, within = _within(scores, cumulative, temperature, share)
+    place = int(within[1:].searchsorted(point, side="right"))
+    if place == within.size - 1 or within[place + 1] - point <= doubt:
+        return None
+    first = block == 0 and place == 0
+    return block * BLOCK + place if first or point - within[place] > doubt else None
+
+
+def _place(cumulative: Numbers, share: float) -> int:
+    """The place at ``share`` of the sum; of rising sums the first that is above it."""
+    place = int(cumulative.searchsorted(share * cumulative[-1], side="right"))
+    if place < cumulative.size:
+        return place
+    return int(cumulative.searchsorted(cumulative[-1]))  # where rounding meets the end
+
+
+def _among_highest(scores: Numbers, count: int) -> NDArray[np.bool_]:
     """Whether each score is one of the ``count`` highest; of equal ones the lowest ids are."""
     threshold = np.partition(scores, -count)[-count]
     among: NDArray[np.bool_] = scores >= threshold
@@ -246,53 +336,24 @@ def _among_highest(scores: Scores, count: int) -> NDArray[np.bool_]:
     return among
 
 
-def _above(weights: Scores, min_p: float) -> Scores:
-    """The weights with those below ``min_p`` made 0; the best token weighs exactly 1."""
-    return weights if min_p == 0 else weights * (weights >= min_p)
-
-
-def _place(weights: Scores, share: float) -> int:
-    """The place at ``share`` of the sum, taken by blocks: only one of them is gone through."""
-    whole = weights.size // _BLOCK * _BLOCK
-    sums = weights[:whole].reshape(-1, _BLOCK).sum(axis=1)
-    cumulative = np.cumsum(np.append(sums, weights[whole:].sum()))
-    point = share * cumulative[-1]
-    block = int(np.searchsorted(cumulative, point, side="right"))
-    if block < cumulative.size:
-        begin, before = block * _BLOCK, cumulative[block - 1] if block else 0.0
-        within = before + np.cumsum(weights[begin : begin + _BLOCK])
-        place = begin + int(np.searchsorted(within, point, side="right"))
-        if place < begin + within.size:
-            return place
-        weights = weights[: begin + within.size]  # but for rounding it would lie in this block
-    return int(np.flatnonzero(weights)[-1])
-
-
-def _from_highest(
-    highest: Scores, total: float, scaled: Scores, options: Sampling, share: float
-) -> int:
-    """:func:`_drawn` where the falling scores ``highest`` are all that can be drawn.
-
-    ``total`` is the weight that top-p is a part of.
-    """
-    weights = np.exp(highest)
-    if options.top_p < 1:
-        reached = np.searchsorted(np.cumsum(weights), options.top_p * total, side="left")
-        weights = weights[: reached + 1]
-    place = _place(_above(weights, options.min_p), share)
-    value = highest[place]
-    equals_before = np.count_nonzero(highest[:place] == value)
-    return int(np.flatnonzero(scaled == value)[equals_before])
-
-
-def _from_slices(scaled: Scores, weights: Scores, options: Sampling, share: float) -> int:
+def _from_slices(scores: Scores, top_k: int, options: Sampling, share: float) -> int:
     """:func:`_drawn` where much of the vocabulary can be drawn.
 
-    ``weights`` (vocab,) are 0 where top-k took a token out. The falling order is cut into slices
-    of equal width in ``scaled``. Their sums tell which one a cumulative weight is reached in.
+    The falling order is cut into slices of equal width in the scaled scores. Their sums tell
+    which one a cumulative weight is reached in.
     """
-    mass = options.top_p * float(weights.sum())
-    weights = _above(weights, options.min_p)
+    scaled = scores.some(0, scores.size)
+    weights = scores.weights(scaled, options.temperature)
+    if top_k:
+        weights *= _among_highest(scaled, top_k)
+    with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf
+        scaled -= scores.peak
+        scaled /= options.temperature
+    mass = options.top_p * (
+        _total(weights) if top_k else _total(scores.masses(options.temperature))
+    )
+    if options.min_p:
+        weights *= weights >= options.min_p
     span = min(max(-float(scaled.min()), _TINY_SPAN), _SPAN)
     depths = scaled * (-_SLICES / span)
     slices = np.minimum(depths, _SLICES - 1, out=depths).astype(np.intp)
@@ -300,7 +361,7 @@ def _from_slices(scaled: Scores, weights: Scores, options: Sampling, share: floa
     last = int(np.searchsorted(cumulative, cumulative[-1]))  # beyond it all weights are 0
 
     @lru_cache(1)  # top-p and the draw often end in the same slice
-    def within(number: int) -> tuple[Ids, Scores]:
+    def within(number: int) -> tuple[Ids, Numbers]:
         """The ids of one slice in falling order, and the cumulative weights at them."""
         ids = np.flatnonzero((slices == number) & (weights > 0))
         ids = ids[np.argsort(-scaled[ids], kind="stable")]

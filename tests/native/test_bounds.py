@@ -91,6 +91,28 @@ def run_every_step() -> None:
                                 kv, 297, walled(3, heads * dim), 1, kind)  # fmt: skip
 
 
+def run_every_draw() -> None:
+    for kind in _native.instruction_sets():
+        for count in (1, 3, 15, 16, 31, 33, 511, 513, 1040):
+            places, values = np.array([0, count - 1][: min(count, 2)]), np.ones(min(count, 2))
+            changed = before_a_wall(places), before_a_wall(values)
+            y = before_a_wall(np.ones(-(-count // _native.DRAW_BLOCK)))
+            for element in (np.float32, np.float64):
+                logits = before_a_wall(np.ones(count, element))
+                plain = _native.Scores(logits, changed[0][:0], changed[1][:0])
+                for row in (plain, _native.Scores(logits, *changed)):
+                    row.peaks(y, 1, kind)
+                    row.masses(1.0, 1.4, y, 1, kind)
+                    row.widen(0, before_a_wall(np.ones(count)))
+                    row.peaks(y, 1, kind)
+                    found = before_a_wall(np.ones(count, np.int64)), before_a_wall(np.ones(count))
+                    row.above(y, 0.0, *found)
+                if element is np.float32:
+                    plain.guesses(1.0, 1.4, y, 1, kind)
+            x = before_a_wall(np.ones(count))
+            _native.weights(x, 1.0, 1.4, before_a_wall(np.ones(count)), kind)
+
+
 def in_a_process(code: str) -> int:
     call = f"import runpy; m = runpy.run_path({__file__!r}); {code}"
     return subprocess.run([sys.executable, "-c", call], check=False).returncode
@@ -107,3 +129,7 @@ def test_no_step_reads_or_writes_outside_its_arrays() -> None:
 
 def test_no_product_reads_outside_its_arrays() -> None:
     assert in_a_process("m['run_every_product']()") == 0
+
+
+def test_no_draw_reads_or_writes_outside_its_arrays() -> None:
+    assert in_a_process("m['run_every_draw']()") == 0

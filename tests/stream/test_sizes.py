@@ -153,8 +153,8 @@ def test_a_delta_net_takes_no_more_than_counted(tokens: int, dtype: str) -> None
 @pytest.mark.parametrize(
     "sampling",
     [
-        Sampling(logprobs=20),
-        Sampling(top_p=0.999999, logprobs=20),
+        Sampling(top_p=0.9999, logprobs=20),
+        Sampling(top_p=0.999999, min_p=1e-9, logprobs=20),
         Sampling(top_k=90_000, top_p=0.9, repetition_penalty=1.1, presence_penalty=1.0),
     ],
 )

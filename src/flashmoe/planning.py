@@ -63,6 +63,7 @@ def plan_store(
         memory=memory.available(),
         experts_per_token=experts_per_token,
         prefix_bytes=kept,
+        on_device=kernels.device is not None,
     )
 
 
@@ -76,6 +77,7 @@ def outlay_of(
         float_bytes=kernels.dtype.itemsize,
         experts_per_token=experts_per_token,
         scratch_block_bytes=kernels.scratch_bytes(store.shape.attention),
+        on_device=kernels.device is not None,
     )
 
 

@@ -37,6 +37,16 @@ def test_the_trunk_is_whole(path):
     assert trunk["norm.weight"].weight.shape == (64,)
 
 
+def test_tensors_are_read_one_by_one_and_not_kept(path):
+    store = Store.open(path)
+    tensors, whole = store.tensors(), store.trunk()
+    assert list(tensors) == list(whole) and len(tensors) == len(whole)
+    for name, tensor in whole.items():
+        np.testing.assert_array_equal(tensors[name].weight, tensor.weight)
+        assert tensors[name] is not tensors[name]
+    assert tensors.get("no such tensor") is None
+
+
 def test_a_flipped_bit_in_the_trunk_is_found_and_named(path):
     content = bytearray((path / TRUNK).read_bytes())
     content[-1] ^= 1

@@ -15,11 +15,12 @@ from flashmoe import kernels
 from flashmoe.kernels import mixers, reference
 from flashmoe.kernels.kv import KeyValues
 from flashmoe.kernels.mixers import AttentionWeights, DeltaWeights
-from flashmoe.options import Sampling
+from flashmoe.options import Budget, Sampling
 from flashmoe.sampler import Sampler
 from flashmoe.shape import AttentionShape, ExpertsShape, ModelShape, RecurrentShape
 from flashmoe.stream import sizes
-from flashmoe.stream.sizes import scratch_bytes
+from flashmoe.stream.needs import outlay
+from flashmoe.stream.sizes import scratch_bytes, trunk_bytes
 from tests.stream.conftest import TinyStore
 
 MIB = 1 << 20
@@ -170,3 +171,20 @@ def test_drawing_a_token_takes_no_more_than_counted(sampling: Sampling) -> None:
 def test_the_trunk_is_its_parts_and_float_copies_of_vectors(tiny: TinyStore) -> None:
     embedding = 96 * 64 // 2 + 2 * 96 * 2
     assert sizes.trunk_bytes(tiny.store, 4) == embedding + 64 * 2 + 64 * 4
+
+
+def test_where_a_device_has_the_passes_the_trunk_only_comes_by(tiny: TinyStore) -> None:
+    shape = tiny.store.shape
+    sizes = {
+        where: outlay(shape, Budget(context_tokens=4096), float_bytes=4, on_device=where)
+        for where in (False, True)
+    }
+    largest = max(
+        sum(part.nbytes for _, part in tensor.named_parts()) for tensor in tiny.store.manifest.trunk
+    )
+    assert sizes[True].trunk_bytes(tiny.store) == 2 * largest
+    assert sizes[False].trunk_bytes(tiny.store) == trunk_bytes(tiny.store, 4)
+    for tokens in (1, 64, 4096):
+        told = sizes[True].pass_bytes(tokens)
+        assert 3 * 4 * tokens * shape.hidden < told < sizes[False].pass_bytes(tokens)
+    assert sizes[True].kv_bytes(4096) == sizes[False].kv_bytes(4096)

@@ -6,6 +6,7 @@ Owns the meaning of ``--ram`` and the table; every number is :mod:`flashmoe.stre
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flashmoe import kernels as kernel_sets
@@ -13,9 +14,8 @@ from flashmoe.apps import terminal
 from flashmoe.apps.request import Limits
 from flashmoe.apps.vram_plan import VramPlan
 from flashmoe.errors import InputError
-from flashmoe.model.gpu import opening as gpu
 from flashmoe.options import Budget, PrefixCache, Runtime
-from flashmoe.planning import outlay_of, plan_store, with_experts
+from flashmoe.planning import on_device, outlay_of, plan_store, with_experts
 from flashmoe.store.reader import Store
 from flashmoe.stream.budget import Plan
 from flashmoe.stream.units import format_bytes, parse_bytes
@@ -72,6 +72,9 @@ def plan(
     shape = with_experts(store.shape, limits.experts)
     top_k = shape.experts.top_k
     budget = budget_of(limits.ram, limits.context, limits.slots, top_k, limits.kv)
+    budget = replace(budget, vram_bytes=limits.vram_bytes)
+    outlay = outlay_of(store, budget, chosen, top_k)
+    budget, room = on_device(store, shape, budget, chosen, outlay)
     found = plan_store(
         store,
         budget,
@@ -81,21 +84,19 @@ def plan(
         prefix_cache=prefix_cache,
     )
     vram = None
-    if chosen.device is not None:
-        outlay = outlay_of(store, budget, chosen, top_k)
-        room = gpu.planned(store, shape, outlay, chosen.device, limits.vram_bytes)
+    if chosen.device is not None and room is not None:
         vram = VramPlan(chosen.device.name, *chosen.device.memory(), room, found)
     del words
     if as_json:
         told = found.to_json() | ({} if vram is None else {"vram": vram.to_json()})
         terminal.write(json.dumps(told, indent=1) + "\n")
     else:
-        terminal.show(_parts(found), "", *_lines(found))
+        terminal.show(_parts(found, on_device=vram is not None), "", *_lines(found))
         if vram is not None:
             terminal.show("", f"in VRAM of {vram.gpu}:", vram.table())
 
 
-def _parts(plan: Plan) -> Table:
+def _parts(plan: Plan, *, on_device: bool) -> Table:
     from rich.table import Table
 
     table = Table(box=None, show_header=False)
@@ -110,7 +111,7 @@ def _parts(plan: Plan) -> Table:
     parts = (
         ("process", plan.process_bytes, "interpreter, libraries, tokenizer"),
         ("allowance", plan.allowance_bytes, "what no formula counts"),
-        ("trunk", plan.trunk_bytes, "always resident"),
+        ("trunk", plan.trunk_bytes, "on its way to the GPU" if on_device else "always resident"),
         ("state", plan.state_bytes, f"recurrent layers, {sessions} and what a pass began with"),
         ("KV", plan.kv_bytes, f"{sessions} full, of {plan.context_tokens} tokens"),
         ("scratch", plan.scratch_bytes, scratch),

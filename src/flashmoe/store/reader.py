@@ -8,8 +8,9 @@ not open.
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,11 @@ class Store:
         """Every file with weights, wherever it is."""
         return {self.path / TRUNK, *(file.path for files in self.sources for file in files)}
 
+    @cached_property
+    def _extents(self) -> Mapping[str, tuple[int, int]]:
+        """(offset in its file, nbytes) of every part of the trunk, by name."""
+        return trunk_header(self.manifest.trunk)[1]
+
     @property
     def shape(self) -> ModelShape:
         """The model's dimensions."""
@@ -159,7 +165,7 @@ class Store:
         Raises:
             ReadError: cut short or damaged; names file and tensor.
         """
-        _, extents = trunk_header(self.manifest.trunk)
+        extents = self._extents
         wanted = [one for one in self.manifest.trunk if only is None or one.name in only]
         parts = [name for tensor in wanted for name, _ in tensor.named_parts()]
         memory = _trunk_memory({name: extents[name] for name in parts})
@@ -169,6 +175,10 @@ class Store:
                 tensors[tensor.name] = self._read_tensor(file.fileno(), tensor, extents, memory)
                 _forget_pages(file.fileno())
         return tensors
+
+    def tensors(self) -> Mapping[str, Matrix]:
+        """The same, each read whenever it is looked up, and kept by nobody."""
+        return _Tensors(self)
 
     def _read_tensor(
         self,
@@ -192,6 +202,23 @@ class Store:
         rows = tensor.shape[0]
         columns = int(np.prod(tensor.shape[1:], dtype=np.int64))
         return quant.matrix(tensor.form, (rows, columns), arrays)
+
+
+class _Tensors(Mapping[str, Matrix]):
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._names = {tensor.name: None for tensor in store.manifest.trunk}
+
+    def __getitem__(self, name: str) -> Matrix:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._store.trunk((name,))[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _trunk_memory(extents: Mapping[str, tuple[int, int]]) -> dict[str, Array]:

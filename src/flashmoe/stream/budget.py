@@ -114,6 +114,7 @@ def plan(
     peak_bytes: int = 0,
     scratch_block_bytes: int | None = None,
     prefix_bytes: int = 0,
+    on_device: bool = False,
 ) -> Plan:
     """Divide memory for a store.
 
@@ -121,7 +122,8 @@ def plan(
     that has been resident so far. ``float_bytes`` is the size of an activation.
     ``experts_per_token`` None is the model's own. ``scratch_block_bytes`` is what the kernels
     hold of weights in floats; None is what the reference ones do, the most of all.
-    ``prefix_bytes`` is set aside for the prefix cache.
+    ``prefix_bytes`` is set aside for the prefix cache. ``on_device`` says that a device has the
+    passes, and the trunk in its own memory.
 
     Raises:
         BudgetError: below the floor; the message has every part, what binds, and the mend.
@@ -135,6 +137,7 @@ def plan(
             float_bytes=float_bytes,
             experts_per_token=experts_per_token,
             scratch_block_bytes=scratch_block_bytes,
+            on_device=on_device,
         ),
         slots=experts_per_token or store.shape.experts.top_k,
         chunk_tokens=runtime.chunk_tokens,

@@ -17,7 +17,7 @@ from flashmoe.kernels import reference
 from flashmoe.options import DEFAULT_CONTEXT_TOKENS, Budget
 from flashmoe.shape import ModelShape
 from flashmoe.store.reader import Store
-from flashmoe.stream import chunks, sizes
+from flashmoe.stream import chunks
 from flashmoe.stream.sizes import Outlay
 
 ALLOWANCE_BYTES = 24 << 20
@@ -31,6 +31,7 @@ def outlay(
     float_bytes: int,
     experts_per_token: int | None = None,
     scratch_block_bytes: int | None = None,
+    on_device: bool = False,
 ) -> Outlay:
     """The sizes that ``budget.plan`` divides by, of the same arguments.
 
@@ -47,6 +48,7 @@ def outlay(
         float_bytes=float_bytes,
         block_bytes=scratch_block_bytes,
         kv=budget.kv,
+        on_device=on_device,
     )
 
 
@@ -84,7 +86,7 @@ class Needs:
             "process_bytes": self.process_bytes,
             "host_bytes": self.host_bytes,
             "allowance_bytes": ALLOWANCE_BYTES,
-            "trunk_bytes": sizes.trunk_bytes(self.store, outlay.float_bytes),
+            "trunk_bytes": outlay.trunk_bytes(self.store),
             "state_bytes": outlay.sessions * outlay.state_bytes,
             "prefix_bytes": self.prefix_bytes,
         }

@@ -48,6 +48,13 @@ def trunk_bytes(store: Store, float_bytes: int) -> int:
     return total
 
 
+def passing_trunk_bytes(store: Store) -> int:
+    """The largest of the resident tensors, twice: what is here while they go, one by one, to the
+    memory of a device, which copies from memory of its own."""
+    tensors = (tensor.named_parts() for tensor in store.manifest.trunk)
+    return 2 * max(sum(part.nbytes for _, part in parts) for parts in tensors)
+
+
 def state_bytes(shape: ModelShape, float_bytes: int) -> int:
     """Recurrent and conv state of one timeline, over all such layers.
 
@@ -134,6 +141,15 @@ def scratch_bytes(
     return floats * float_bytes + words + BLAS_BYTES + block_bytes
 
 
+def told_bytes(shape: ModelShape, *, chunk_tokens: int, sessions: int) -> int:
+    """What of :func:`scratch_bytes` is here while a device has the pass: the hidden states and
+    choices that it tells of, and the drawing of a token."""
+    told = chunk_tokens * (3 * shape.hidden * 4 + 6 * shape.experts.top_k * 8)
+    return (
+        told + shape.vocabulary * (SAMPLER_FLOATS + REPLY_FLOATS * (sessions - 1)) * 8 + BLAS_BYTES
+    )
+
+
 def _experts_floats(shape: ModelShape, chunk_tokens: int) -> int:
     """Router, shared expert, the sum, and the experts of one batch: gathered inputs and their
     16-bit form, gate, up and their product, its 16-bit form, and outputs."""
@@ -204,7 +220,8 @@ class Outlay:
 
     ``context_tokens`` is the longest timeline, ``sessions`` how many are planned. ``float_bytes``
     is the size of an activation, ``block_bytes`` what the kernels hold of weights in floats, ``kv``
-    the form of keys and values.
+    the form of keys and values. Where a pass is a device's, ``on_device``, its activations are not
+    here.
     """
 
     shape: ModelShape
@@ -213,6 +230,7 @@ class Outlay:
     float_bytes: int
     block_bytes: int
     kv: str
+    on_device: bool = False
 
     @property
     def state_bytes(self) -> int:
@@ -232,15 +250,24 @@ class Outlay:
 
     def pass_bytes(self, tokens: int) -> int:
         """Scratch of a pass of so many tokens, and of drawing the next."""
+        tokens = min(tokens, self.context_tokens)
+        if self.on_device:
+            return told_bytes(self.shape, chunk_tokens=tokens, sessions=self.sessions)
         return scratch_bytes(
             self.shape,
-            chunk_tokens=min(tokens, self.context_tokens),
+            chunk_tokens=tokens,
             context_tokens=self.context_tokens,
             block_bytes=self.block_bytes,
             float_bytes=self.float_bytes,
             kv=self.kv,
             sessions=self.sessions,
         )
+
+    def trunk_bytes(self, store: Store) -> int:
+        """Of the resident tensors what is here at any time."""
+        if self.on_device:
+            return passing_trunk_bytes(store)
+        return trunk_bytes(store, self.float_bytes)
 
     @property
     def idle_bytes(self) -> int:

@@ -100,9 +100,8 @@ def opened(
         ram = Places(device.host_address(kept[0]), plan.slot_bytes) if kept else None
         slots = Slots(arena, device.address(arena), plan.slot_bytes, ram)
         tier = _tier(store, shape, device, plan, streamer, mover, slots)
-        trunk = Trunk(store.trunk(), np.dtype(np.float32))
+        trunk = Trunk(store.tensors(), np.dtype(np.float32))
         decoder = GpuDecoder(shape, trunk, device, observer, tier, close)
-        del trunk
         device.release()  # what its copies have left
         if plan.whole:
             decoder.fill()

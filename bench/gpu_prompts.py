@@ -142,7 +142,11 @@ class Bench:
         y = self.gpu.zeros((self.tokens, hidden), np.float32)
         held = [(number, number) for number in range(count)]
         operations = 6.0 * self.tokens * top_k * hidden * width
-        return self.timed(lambda: part(x, ids, weights, held, y), operations)
+
+        def work() -> None:
+            part(x, panel_experts.Meetings(self.gpu, ids), weights, held, y)
+
+        return self.timed(work, operations)
 
     def attention(self, shape: AttentionShape, start: int) -> dict[str, float]:
         norms = (np.ones(shape.head_dim, np.float32) for _ in range(2))

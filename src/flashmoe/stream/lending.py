@@ -45,19 +45,24 @@ class Lending:
         slot = self._cache.slot((layer, expert))
         return self._slots.frozen(slot, self._records.layout(layer).record_bytes)
 
+    def records(self, layer: int, experts: Sequence[int]) -> list[Array]:
+        """:meth:`record` of each."""
+        nbytes, slots = self._records.layout(layer).record_bytes, self._slots
+        return [slots.frozen(slot, nbytes) for slot in self._cache.slots_of(layer, experts)]
+
     def lend(self, layer: int, experts: Iterable[int]) -> list[int]:
         """Keep those of a layer's experts that are in memory where they are, as far as slots allow,
         until :meth:`take_back`; which these are. No use of any."""
-        found = []
+        wanted = [expert for expert in experts if (layer, expert) not in self._lent]
+        slots, states = self._cache.slots_of(layer, wanted), self._slots
+        found = [
+            expert
+            for expert, slot in zip(wanted, slots, strict=True)
+            if slot >= 0 and states.state(slot) is not State.LOADING
+        ][: max(self.room, 0)]
         self.sound = False
-        for expert in experts:
-            key = (layer, expert)
-            if self.room <= 0:
-                break
-            if key not in self._lent and self._is_whole(key):
-                self._lent.add(key)
-                self._cache.pin(key)
-                found.append(expert)
+        self._lent.update((layer, expert) for expert in found)
+        self._cache.pin_all(layer, found)
         self.sound = True
         return found
 
@@ -66,7 +71,7 @@ class Lending:
         """How many more may be lent; below 0, some must be taken back before the next hold."""
         return self._cache.slots - self._cache.pinned - len(self._reserved) - self._least
 
-    def _is_whole(self, key: Key) -> bool:
+    def there(self, key: Key) -> bool:
         """Whether an expert is in memory, and its read is over."""
         slots = self._cache.slots_of(key[0], [key[1]])
         return slots[0] >= 0 and self._slots.state(slots[0]) is not State.LOADING
@@ -78,13 +83,20 @@ class Lending:
         self._cache.unpin(key)
         self.sound = True
 
+    def take_back_all(self, layer: int, experts: Sequence[int]) -> None:
+        """Nor are several of a layer."""
+        self.sound = False
+        self._lent.difference_update((layer, expert) for expert in experts)
+        self._cache.unpin_all(layer, experts)
+        self.sound = True
+
     def heed(self, layer: int, experts: Sequence[int]) -> None:
         """A token uses these somewhere quicker, beside what is asked of its layer here."""
         self._cache.lookup_all(layer, experts)
 
     def forget(self, key: Key) -> None:
         """An expert is somewhere quicker, and need not be here; it stays if it is pinned."""
-        if self._is_whole(key) and not self._cache.is_pinned(key):
+        if self.there(key) and not self._cache.is_pinned(key):
             self.sound = False
             self._slots.move(self._cache.drop(key), State.FREE)
             self.sound = True

@@ -146,7 +146,7 @@ class EmulatedGraph:
 
 
 class EmulatedMover:
-    """Copies happen when they are waited for, the latest moment there is."""
+    """Copies happen when host or launches wait for them, the latest moment there is."""
 
     def __init__(self, arena, slot_bytes):
         self._arena, self._slot_bytes = arena, slot_bytes
@@ -154,8 +154,12 @@ class EmulatedMover:
         self._tickets = itertools.count()
 
     def copy(self, slot, record):
+        return self.copy_all([slot], [record])
+
+    def copy_all(self, slots, records):
         ticket = next(self._tickets)
-        self._waiting[ticket] = slot * self._slot_bytes, record
+        starts = [slot * self._slot_bytes for slot in slots]
+        self._waiting[ticket] = list(zip(starts, records, strict=True))
         return ticket
 
     def fetch(self, slot, record):
@@ -164,7 +168,7 @@ class EmulatedMover:
         start = slot * self._slot_bytes
         record[...] = self._arena[start : start + len(record)]
         ticket = next(self._tickets)
-        self._waiting[ticket] = None
+        self._waiting[ticket] = []
         return ticket
 
     def done(self, ticket):
@@ -175,10 +179,12 @@ class EmulatedMover:
         del self._waiting[ticket]
 
     def _move(self, ticket):
-        waiting, self._waiting[ticket] = self._waiting[ticket], None
-        if waiting is not None:
-            start, record = waiting
+        waiting, self._waiting[ticket] = self._waiting[ticket], []
+        for start, record in waiting:
             self._arena[start : start + len(record)] = record
+
+    def gate(self, ticket):
+        self._move(ticket)
 
     def fence(self):
         pass

@@ -102,9 +102,11 @@ def use_sweep(rig: Rig, layer: int, ids: Array) -> list[list[int]]:
     """Pass a routing to its end, and compute with every batch."""
     found = []
     with rig.tier.sweep(layer, ids) as passing:
+        lost = rig.device.lost
         for batch in passing.batches():
             found.append([expert for expert, _ in batch])
             rig.device.compute([(slot, rig.record(layer, expert)) for expert, slot in batch])
+        assert rig.device.lost == lost, "what was computed was not there"
     assert [expert for batch in found for expert in batch] == np.unique(ids).tolist()
     return found
 

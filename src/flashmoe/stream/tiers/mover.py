@@ -6,6 +6,7 @@ record in it begins at ``slot * slot_bytes``, and there is no view of it on this
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from flashmoe.quant import Array
@@ -25,6 +26,13 @@ class Mover(Protocol):
 
         Raises:
             DeviceError: it could not be started.
+        """
+
+    def copy_all(self, slots: Sequence[int], records: Sequence[Array]) -> int:
+        """:meth:`copy` each record to its slot, with one ticket for all; at least one.
+
+        Raises:
+            DeviceError: one could not be started. Of those before it nobody need know.
         """
 
     def fetch(self, slot: int, record: Array) -> int:
@@ -52,6 +60,10 @@ class Mover(Protocol):
 
         Not while the device waits for the host in the middle of that: both would wait for ever.
         """
+
+    def gate(self, ticket: int) -> None:
+        """What the device is given to compute from now on begins after this copy has ended, well or
+        not: :meth:`wait` tells which, and must not have been called."""
 
     def drain(self) -> None:
         """Wait until no copy is under way, whatever came of them; every ticket has ended then."""

@@ -45,10 +45,18 @@ class Lending:
         slot = self._cache.slot((layer, expert))
         return self._slots.frozen(slot, self._records.layout(layer).record_bytes)
 
-    def records(self, layer: int, experts: Sequence[int]) -> list[Array]:
-        """:meth:`record` of each."""
-        nbytes, slots = self._records.layout(layer).record_bytes, self._slots
-        return [slots.frozen(slot, nbytes) for slot in self._cache.slots_of(layer, experts)]
+    def spans(self, layer: int, experts: Sequence[int]) -> tuple[Array, list[int], int]:
+        """:meth:`record` of each as a span of the memory of all slots, uint8 and read-only: that
+        memory, where each begins, and how long it is.
+
+        Raises:
+            KeyError: one is not in memory.
+        """
+        slots, slot_bytes = self._cache.slots_of(layer, experts), self._slots.slot_bytes
+        if min(slots, default=0) < 0:
+            raise KeyError((layer, experts[slots.index(-1)]))
+        nbytes = self._records.layout(layer).record_bytes
+        return self._slots.frozen_arena, [slot * slot_bytes for slot in slots], nbytes
 
     def lend(self, layer: int, experts: Iterable[int]) -> list[int]:
         """Keep those of a layer's experts that are in memory where they are, as far as slots allow,

@@ -154,12 +154,14 @@ class EmulatedMover:
         self._tickets = itertools.count()
 
     def copy(self, slot, record):
-        return self.copy_all([slot], [record])
+        return self.copy_all([slot], record, [0], len(record))
 
-    def copy_all(self, slots, records):
+    def copy_all(self, slots, memory, starts, nbytes):
         ticket = next(self._tickets)
-        starts = [slot * self._slot_bytes for slot in slots]
-        self._waiting[ticket] = list(zip(starts, records, strict=True))
+        self._waiting[ticket] = [
+            (slot * self._slot_bytes, memory[start : start + nbytes])
+            for slot, start in zip(slots, starts, strict=True)
+        ]
         return ticket
 
     def fetch(self, slot, record):

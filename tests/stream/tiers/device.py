@@ -54,13 +54,17 @@ class ScriptedDevice:
         self._spoilt: set[int] = set()  # by copies that went wrong
 
     def copy(self, slot: int, record: Array) -> int:
-        return self.copy_all([slot], [record])
+        return self.copy_all([slot], record, [0], record.size)
 
-    def copy_all(self, slots: Sequence[int], records: Sequence[Array]) -> int:
+    def copy_all(
+        self, slots: Sequence[int], memory: Array, starts: Sequence[int], nbytes: int
+    ) -> int:
         assert slots and len(set(slots)) == len(slots)
+        records = [memory[start : start + nbytes] for start in starts]
         for slot, record in zip(slots, records, strict=True):
             assert 0 <= slot < len(self.arena)
-            assert record.dtype == np.uint8 and record.ndim == 1 and not record.flags.writeable
+            assert record.dtype == np.uint8 and record.shape == (nbytes,)
+            assert not record.flags.writeable
             for copy in self.copies.values():
                 self._check_order(copy, slot)
                 shared = any(np.shares_memory(other, record) for _, other in copy.parts)

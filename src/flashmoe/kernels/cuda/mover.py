@@ -38,16 +38,17 @@ class Mover:
 
     def copy(self, slot: int, record: Array) -> int:
         """Start copying a record, uint8 (record_bytes,), to the beginning of a slot; the ticket."""
-        return self.copy_all((slot,), (record,))
+        return self.copy_all((slot,), record, (0,), record.nbytes)
 
-    def copy_all(self, slots: Sequence[int], records: Sequence[Array]) -> int:
-        """The same of several, with one ticket."""
-        start, kind = self._start, self._runtime.memcpyHostToDevice
+    def copy_all(
+        self, slots: Sequence[int], memory: Array, starts: Sequence[int], nbytes: int
+    ) -> int:
+        """The same of several, spans of memory, with one ticket."""
+        arena, slot_bytes, kind = self._start, self._slot_bytes, self._runtime.memcpyHostToDevice
+        here = _address(memory)
+        places = zip(slots, starts, strict=True)
         return self._moved(
-            [
-                (start + slot * self._slot_bytes, _address(record), record.nbytes, kind)
-                for slot, record in zip(slots, records, strict=True)
-            ]
+            [(arena + slot * slot_bytes, here + start, nbytes, kind) for slot, start in places]
         )
 
     def fetch(self, slot: int, record: Array) -> int:
@@ -106,6 +107,6 @@ class Mover:
             self._stream.synchronize()
 
 
-def _address(record: Array) -> int:
-    address: int = record.__array_interface__["data"][0]
+def _address(memory: Array) -> int:
+    address: int = memory.__array_interface__["data"][0]
     return address

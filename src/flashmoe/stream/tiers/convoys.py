@@ -66,11 +66,11 @@ class Convoys:
             DeviceError: the device refuses.
         """
         experts = list(places)
-        records = self._lending.records(self._layer, experts)
-        ticket = self._mover.copy_all(list(places.values()), records)
+        memory, starts, nbytes = self._lending.spans(self._layer, experts)
+        ticket = self._mover.copy_all(list(places.values()), memory, starts, nbytes)
         lent = self._lending.lend(self._layer, experts) if self._lends else []
         self._under_way.append(_Convoy(ticket, places, lent))
-        self._counters.copied_bytes += sum(record.nbytes for record in records)
+        self._counters.copied_bytes += nbytes * len(places)
 
     def passing(self, last: int) -> None:
         """The device is about to be given experts up to ``last``: it waits for their copies."""

@@ -28,8 +28,11 @@ class Mover(Protocol):
             DeviceError: it could not be started.
         """
 
-    def copy_all(self, slots: Sequence[int], records: Sequence[Array]) -> int:
-        """:meth:`copy` each record to its slot, with one ticket for all; at least one.
+    def copy_all(
+        self, slots: Sequence[int], memory: Array, starts: Sequence[int], nbytes: int
+    ) -> int:
+        """:meth:`copy` several records, with one ticket for all: each is ``nbytes`` of memory,
+        uint8, from one of ``starts`` on, and goes to the slot in the same place.
 
         Raises:
             DeviceError: one could not be started. Of those before it nobody need know.

@@ -33,7 +33,7 @@ import numpy as np
 from flashmoe.errors import DeviceError, ReadError
 from flashmoe.quant import Array
 from flashmoe.store.reader import Store
-from flashmoe.stream.records import is_wide
+from flashmoe.stream.records import distinct, is_wide
 from flashmoe.stream.streamer import Streamer
 from flashmoe.stream.tiers.climb import Climb
 from flashmoe.stream.tiers.descent import Descent
@@ -221,7 +221,7 @@ class Vram:
         """The distinct experts of a routing, in file order, for a tier in good order."""
         if not 0 <= layer < len(self._table.rows()):
             raise ValueError(f"there is no layer {layer}")
-        experts = sorted(set(ids.ravel().tolist()))
+        experts = distinct(ids)
         if experts and not 0 <= experts[0] <= experts[-1] < self._experts:
             raise ValueError(
                 f"experts {experts} of layer {layer} are not all below {self._experts}"

@@ -1,4 +1,4 @@
-"""The copies under way from RAM to the device, until the table says that they have ended.
+"""Copies under way from RAM to the device, until the host knows that they have ended.
 
 Owns which there are, and what they have cost. Does not own the slots that they go to (the tier's
 ``cache``) or the bytes that they come from (``streamer``).

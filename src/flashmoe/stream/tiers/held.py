@@ -73,8 +73,10 @@ class Passing(_Block):
     def batches(self) -> Iterator[Batch]:
         """Those that are there, then those that have come meanwhile, and so on.
 
-        A batch is valid for all that the device has been given to compute with it by the time
-        when the next is asked for. Raises as :meth:`Held.wait` does.
+        A batch is valid for what the device is given to compute with it before the next is asked
+        for; its copies may be under way, and the device waits for them. Raises as
+        :meth:`Held.wait` does, at the latest when asked for more than the last batch: until then
+        what was computed may be worth nothing.
         """
         while batch := self._take():
             yield batch

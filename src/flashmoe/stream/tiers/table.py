@@ -4,7 +4,8 @@ Owns the table and what has changed since it was last told. Does not own who get
 tier's ``cache``), nor the device's own copy of it.
 
 Invariant: an expert has an entry only while the slot holds all of its record and is given to
-nobody else: it is put when its copy has ended, and withdrawn before its slot is given away.
+nobody else: it is put when its copy has ended, or when all that the device is given from then on
+begins behind that; and withdrawn before its slot is given away.
 """
 
 from __future__ import annotations

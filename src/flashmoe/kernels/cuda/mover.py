@@ -31,7 +31,7 @@ class Mover:
         self._errors = cupy.cuda.runtime.CUDARuntimeError
         with gpu.here():
             self._stream = cupy.cuda.Stream(non_blocking=True)
-        self._calls = self._runtime.memcpyAsync, self._stream.ptr
+        self._handle = self._stream.ptr
         self._tickets = count()
         self._events: dict[int, Any] = {}
         self._spare: list[Any] = []
@@ -58,7 +58,8 @@ class Mover:
 
     def _moved(self, copies: list[tuple[int, int, int, int]]) -> int:
         """Copies to, from, of so many bytes, of a kind; the ticket of all."""
-        event, move, stream = self._spare.pop() if self._spare else self._event(), *self._calls
+        event = self._spare.pop() if self._spare else self._event()
+        move, stream = self._runtime.memcpyAsync, self._handle
         try:
             for copy in copies:
                 move(*copy, stream)

@@ -121,8 +121,9 @@ class ChunkLayer:
         x: DeviceArray,
     ) -> None:
         """The chosen experts' part is added to ``x``: ``batches`` of (expert, slot)."""
-        meetings = Meetings(self._device, ids)
-        for batch in batches:
+        meetings: Meetings | None = None
+        for batch in batches:  # whose first begins copies, which go on beside the lists
+            meetings = meetings or Meetings(self._device, ids)
             self._experts(normed, meetings, weights, batch, x)
 
     def _normed(self, x: DeviceArray, norm: RowsNorm) -> DeviceArray:

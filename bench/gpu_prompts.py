@@ -1,6 +1,10 @@
 """How quickly the GPU's kernels of a prompt's chunk are: products, experts, mixers.
 
     .venv/bin/python bench/gpu_prompts.py [--gpu 0] [--tokens 4096] [--bits 4] [--group 64] [--save]
+    .venv/bin/python bench/gpu_prompts.py --store STORE [--vram 6410MiB] [--lengths 512,4096]
+
+With ``--store`` whole prompts instead, with all experts in VRAM and with so little of it, in turns
+(``gpu_chunks``). Otherwise:
 
 Multiplications and additions of the weights and activations are counted, two a pair, whatever the
 kernels do besides; of attention those of the keys that a token sees. Weights and activations are
@@ -15,9 +19,10 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import gpu_chunks
 import numpy as np
 import results
-from command import run, whole
+from command import folder, run, whole
 
 from flashmoe.kernels.cuda import chunk_attention, chunk_delta, panel_experts, panels
 from flashmoe.kernels.cuda.attention import key_values
@@ -27,6 +32,7 @@ from flashmoe.kernels.cuda.gpu import Gpu
 from flashmoe.kernels.mixers import AttentionWeights, DeltaWeights
 from flashmoe.quant import Affine, Array, Format, Plain, parts
 from flashmoe.shape import AttentionShape, RecurrentShape
+from flashmoe.stream.units import parse_bytes
 
 PRODUCTS = {
     "35B qkv, z, b, a": ((8192, 4096, 32, 32), 2048),
@@ -46,8 +52,14 @@ def main() -> None:
     parser.add_argument("--bits", type=whole(), default=4)
     parser.add_argument("--group", type=whole(), default=64)
     parser.add_argument("--repeat", type=whole(), default=9)
+    parser.add_argument("--store", type=folder, help="measure prompts of this store instead")
+    parser.add_argument("--vram", type=parse_bytes, default="6410MiB", help="of some in VRAM")
+    parser.add_argument("--lengths", type=lengths, default="512,4096", help="tokens of the prompts")
     results.add_arguments(parser)
     given = parser.parse_args()
+    if given.store:
+        of_store(given)
+        return
     gpu, form = Gpu(given.gpu), Affine(given.bits, given.group)
     bench = Bench(gpu, given.tokens, given.repeat)
     line: dict[str, Any] = {"gpu": gpu.name, "tokens": given.tokens, "cases": {}}
@@ -59,6 +71,21 @@ def main() -> None:
     print(json.dumps(line))
     settings = {"bits": form.bits, "group": form.group, "tokens": given.tokens}
     results.save_if_asked(given, "gpu_prompts", line, settings)
+
+
+def of_store(given: argparse.Namespace) -> None:
+    """Prompts of a store."""
+    gpu = Gpu(given.gpu)
+    figures = gpu_chunks.measured(gpu, given.store, given.vram, given.lengths, given.repeat)
+    line = {"gpu": gpu.name, **figures}
+    print(json.dumps(line))
+    settings = {"vram": given.vram, "lengths": given.lengths, "store": given.store.name}
+    results.save_if_asked(given, "gpu_prompts", line, settings)
+
+
+def lengths(text: str) -> list[int]:
+    """A flag that is numbers of tokens with commas between them, of two and more."""
+    return [whole(2)(word) for word in text.split(",")]
 
 
 def cases(bench: Bench, form: Format) -> dict[str, Callable[[], dict[str, float]]]:
@@ -142,7 +169,11 @@ class Bench:
         y = self.gpu.zeros((self.tokens, hidden), np.float32)
         held = [(number, number) for number in range(count)]
         operations = 6.0 * self.tokens * top_k * hidden * width
-        return self.timed(lambda: part(x, ids, weights, held, y), operations)
+
+        def work() -> None:
+            part(x, panel_experts.Meetings(self.gpu, ids), weights, held, y)
+
+        return self.timed(work, operations)
 
     def attention(self, shape: AttentionShape, start: int) -> dict[str, float]:
         norms = (np.ones(shape.head_dim, np.float32) for _ in range(2))

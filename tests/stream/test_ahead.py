@@ -145,3 +145,17 @@ def test_what_was_read_ahead_does_not_hold_up_an_expert_that_was_not_expected(
         passed(tiny, streamer, 1, EVERY)
         asked = labels(reader, "hint", "demand")
         assert len(asked) - len(labels(reader, "cancel")) == EXPERTS
+
+
+def test_what_has_come_down_from_a_quicker_memory_meanwhile_is_not_read(tiny: TinyStore) -> None:
+    with closing(Streamer(tiny.store, ALL, ON)) as streamer:
+        ahead, lending, down, other = streamer._ahead, streamer.lending, 2, 3
+        ahead._layer, ahead._absent, ahead._room = 0, [down, other], 2  # as a hold leaves it
+        memory = lending.reserve((0, down))
+        assert memory is not None
+        memory[:] = tiny.records[0][down]
+        lending.place((0, down))
+        ahead.pursue(streamer._note())
+        assert (0, down) not in streamer._reads.tickets
+        assert (0, other) in streamer._reads.tickets
+        passed(tiny, streamer, 0, EVERY)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from flashmoe.options import Runtime
+from flashmoe.quant import Array
 from flashmoe.stream.streamer import Streamer
 from tests.stream.conftest import EXPERTS, LAYERS, TOP_K, TinyStore
 
@@ -18,6 +19,11 @@ from tests.stream.conftest import EXPERTS, LAYERS, TOP_K, TinyStore
 def streamer(tiny: TinyStore) -> Iterator[Streamer]:
     with closing(Streamer(tiny.store, 3 * TOP_K, Runtime(io_threads=2))) as streamer:
         yield streamer
+
+
+def record_of(streamer: Streamer, layer: int, expert: int) -> Array:
+    memory, (start,), nbytes = streamer.lending.spans(layer, [expert])
+    return memory[start : start + nbytes]
 
 
 def read(streamer: Streamer, layer: int, *experts: int) -> None:
@@ -31,14 +37,14 @@ def test_the_record_of_what_a_hold_yields_is_the_stores(
     for layer in range(LAYERS):
         with streamer.hold(layer, np.array([1, 6])) as experts:
             for expert, _ in experts:
-                record = streamer.lending.record(layer, expert)
+                record = record_of(streamer, layer, expert)
                 np.testing.assert_array_equal(record, tiny.records[layer][expert])
                 assert not record.flags.writeable
 
 
 def test_what_is_not_in_memory_has_none_and_is_not_lent(streamer: Streamer) -> None:
     with pytest.raises(KeyError):
-        streamer.lending.record(0, 1)
+        record_of(streamer, 0, 1)
     read(streamer, 0, 2)
     assert streamer.lending.lend(0, [1, 2]) == [2]
 
@@ -51,13 +57,13 @@ def test_what_is_lent_stays_and_leaves_room_for_a_token(
     assert streamer.least_slots == 2 * TOP_K
     assert streamer.lending.lend(0, [0, 1, 2, 3]) == [0, 1]
     assert streamer.lending.lend(0, [0, 1, 2, 3]) == []
-    records = [streamer.lending.record(0, expert) for expert in (0, 1)]
+    records = [record_of(streamer, 0, expert) for expert in (0, 1)]
     for layer in range(1, LAYERS):
         for expert in range(0, EXPERTS, 2):
             read(streamer, layer, expert, expert + 1)
     for expert, record in enumerate(records):
         np.testing.assert_array_equal(record, tiny.records[0][expert])
-    streamer.lending.take_back((0, 0))
+    streamer.lending.take_back_all(0, [0])
     streamer.lending.take_all_back()
     assert not streamer._cache.pinned
     assert streamer.lending.room == TOP_K
@@ -99,7 +105,7 @@ def test_a_reserved_slot_is_nobodys_until_its_expert_has_come(
     before = streamer.counters.snapshot()
     read(streamer, 1, 4)
     assert streamer.counters.since(before).hits == 1
-    np.testing.assert_array_equal(streamer.lending.record(1, 4), tiny.records[1][4])
+    np.testing.assert_array_equal(record_of(streamer, 1, 4), tiny.records[1][4])
     assert streamer.lending.reserve((1, 4)) is None
     assert streamer.lending.reserve((1, 5)) is None, "no slot is free"
 

@@ -101,6 +101,9 @@ class Ahead:
         """Start what may be read now; ``most`` bounds it where given."""
         if self._next is not None:
             self._choose(self._next, most)
+        elif self._absent:  # some may have come down from a quicker memory since
+            slots = self._cache.slots_of(self._layer, self._absent)
+            self._absent = [e for e, slot in zip(self._absent, slots, strict=True) if slot < 0]
         if not self._absent:
             return
         room = min(self._room, self._cache.slots - 1 - self._cache.resident(self._layer))

@@ -1,16 +1,17 @@
 """Records in RAM, lent to whoever copies them somewhere quicker; and free slots for what returns.
 
-Owns how their bytes are had, and the slots that are reserved. Does not own where they are copied to
-(``tiers``), nor who leaves (``cache``).
+Owns how their bytes are had, which of them stay in their slots for that beyond the end of a hold,
+and the slots that are reserved. Does not own where they are copied to (``tiers``), nor who leaves
+(``cache``).
 
-Invariant: as many slots are left to others as a hold of one token needs. A slot that is reserved is
-LOADING. ``sound`` is False while steps that belong together are under way: whoever finds it so
-believes nothing (``streamer``).
+Invariant: an expert that is lent is pinned in the cache; as many slots are left to others as a
+hold of one token needs. A slot that is reserved is LOADING. ``sound`` is False while steps that
+belong together are under way: whoever finds it so believes nothing (``streamer``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from flashmoe.quant import Array
 from flashmoe.stream.cache import Cache, Key
@@ -31,25 +32,50 @@ class Lending:
         self._records = records
         self._warmup = warmup
         self._least = least
+        self._lent: set[Key] = set()
         self._reserved: dict[Key, int] = {}
 
     def keep(self) -> Array:
         """All slots, one after the other, uint8; their memory stays where it is."""
         return self._slots.keep()
 
-    def record(self, layer: int, expert: int) -> Array:
-        """The bytes of an expert that a hold has yielded: uint8 (record_bytes,), read-only, and as
-        valid as the arrays that it was yielded with."""
-        slot = self._cache.slot((layer, expert))
-        return self._slots.frozen(slot, self._records.layout(layer).record_bytes)
+    def spans(self, layer: int, experts: Sequence[int]) -> tuple[Array, list[int], int]:
+        """The bytes of experts that a hold has yielded, or that are lent, as spans of the memory of
+        all slots, uint8 and read-only: that memory, where each begins, and how long it is. As valid
+        as the arrays that they were yielded with, or until they are taken back.
+
+        Raises:
+            KeyError: one is not in memory.
+        """
+        slots, slot_bytes = self._cache.slots_of(layer, experts), self._slots.slot_bytes
+        if min(slots, default=0) < 0:
+            raise KeyError((layer, experts[slots.index(-1)]))
+        nbytes = self._records.layout(layer).record_bytes
+        return self._slots.frozen_arena, [slot * slot_bytes for slot in slots], nbytes
+
+    def lend(self, layer: int, experts: Iterable[int]) -> list[int]:
+        """Keep those of a layer's experts that are in memory where they are, as far as slots allow,
+        until :meth:`take_back_all`; which these are. No use of any."""
+        wanted = [expert for expert in experts if (layer, expert) not in self._lent]
+        slots, states = self._cache.slots_of(layer, wanted), self._slots
+        found = [
+            expert
+            for expert, slot in zip(wanted, slots, strict=True)
+            if slot >= 0 and states.state(slot) is not State.LOADING
+        ][: max(self.room, 0)]
+        self.sound = False
+        self._lent.update((layer, expert) for expert in found)
+        self._cache.pin_all(layer, found)
+        self.sound = True
+        return found
 
     @property
     def room(self) -> int:
-        """How many more may be reserved; below 0, some must end before the next hold."""
+        """How many more may be lent or reserved; below 0, some must end before the next hold."""
         return self._cache.slots - self._cache.pinned - len(self._reserved) - self._least
 
     def slot(self, layer: int, expert: int) -> int:
-        """The number of the slot of an expert that a hold has yielded; valid as ``record``."""
+        """The number of the slot of an expert that a hold has yielded; as valid as ``spans``."""
         return self._cache.slot((layer, expert))
 
     def places(self, layer: int, experts: int) -> list[int]:
@@ -58,10 +84,17 @@ class Lending:
         slots = self._cache.slots_of(layer, range(experts))
         return [s if s >= 0 and states(s) is not State.LOADING else -1 for s in slots]
 
-    def _is_whole(self, key: Key) -> bool:
+    def there(self, key: Key) -> bool:
         """Whether an expert is in memory, and its read is over."""
         slots = self._cache.slots_of(key[0], [key[1]])
         return slots[0] >= 0 and self._slots.state(slots[0]) is not State.LOADING
+
+    def take_back_all(self, layer: int, experts: Sequence[int]) -> None:
+        """Experts of a layer are lent no longer."""
+        self.sound = False
+        self._lent.difference_update((layer, expert) for expert in experts)
+        self._cache.unpin_all(layer, experts)
+        self.sound = True
 
     def heed(self, layer: int, experts: Sequence[int]) -> None:
         """A token uses these somewhere quicker, beside what is asked of its layer here."""
@@ -69,7 +102,7 @@ class Lending:
 
     def forget(self, key: Key) -> None:
         """An expert is somewhere quicker, and need not be here; it stays if it is pinned."""
-        if self._is_whole(key) and not self._cache.is_pinned(key):
+        if self.there(key) and not self._cache.is_pinned(key):
             self.sound = False
             self._slots.move(self._cache.drop(key), State.FREE)
             self.sound = True
@@ -106,7 +139,9 @@ class Lending:
         self._cache.unreserve(slot)
         self.sound = True
 
-    def unreserve_all(self) -> None:
-        """No slot is reserved."""
+    def take_all_back(self) -> None:
+        """Nothing is lent, and nothing reserved."""
+        for layer, expert in list(self._lent):
+            self.take_back_all(layer, [expert])
         for key in list(self._reserved):
             self.unreserve(key)

@@ -64,13 +64,10 @@ class Records:
             ValueError: the layer has no such expert.
         """
         count = self._layers[layer].experts
-        if ids.size > MANY and ids.min() >= 0:
-            distinct = np.flatnonzero(np.bincount(ids.ravel())).tolist()
-        else:
-            distinct = sorted(set(ids.ravel().tolist()))
-        if distinct and not 0 <= distinct[0] <= distinct[-1] < count:
-            raise ValueError(f"experts {distinct} of layer {layer} are not all below {count}")
-        return distinct
+        found = distinct(ids)
+        if found and not 0 <= found[0] <= found[-1] < count:
+            raise ValueError(f"experts {found} of layer {layer} are not all below {count}")
+        return found
 
     def layout(self, layer: int) -> RecordLayout:
         """What is where in a record of a layer; one object for all equal layouts."""
@@ -91,6 +88,14 @@ class Records:
 
 def _label(store: Store, layer: int, expert: int) -> str:
     return store.record(layer, expert).label
+
+
+def distinct(ids: Array) -> list[int]:
+    """The distinct numbers of ids (any shape), ascending."""
+    if ids.size > MANY and ids.min() >= 0:
+        found: list[int] = np.flatnonzero(np.bincount(ids.ravel())).tolist()
+        return found
+    return sorted(set(ids.ravel().tolist()))
 
 
 def token_count(ids: Array | None) -> int:

@@ -77,6 +77,13 @@ class Slots:
             raise RuntimeError("the slots are closed")
         return self._arena
 
+    @property
+    def frozen_arena(self) -> Array:
+        """The same memory, but nobody can write through it."""
+        if self._frozen is None:
+            raise RuntimeError("the slots are closed")
+        return self._frozen
+
     def keep(self) -> Array:
         """The arena, none of whose memory goes back to the system from now on before all of it
         does: a device copies from it."""

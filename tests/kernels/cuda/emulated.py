@@ -158,16 +158,19 @@ class EmulatedGraph:
 
 
 class EmulatedMover:
-    """Copies happen when they are waited for, the latest moment there is."""
+    """Copies happen when host or launches wait for them, the latest moment there is."""
 
     def __init__(self, arena, slot_bytes):
         self._arena, self._slot_bytes = arena, slot_bytes
         self._waiting = {}
         self._tickets = itertools.count()
 
-    def copy(self, slot, record):
+    def copy(self, slots, memory, starts, nbytes):
         ticket = next(self._tickets)
-        self._waiting[ticket] = slot * self._slot_bytes, record
+        self._waiting[ticket] = [
+            (slot * self._slot_bytes, memory[start : start + nbytes])
+            for slot, start in zip(slots, starts, strict=True)
+        ]
         return ticket
 
     def fetch(self, slot, record):
@@ -176,7 +179,7 @@ class EmulatedMover:
         start = slot * self._slot_bytes
         record[...] = self._arena[start : start + len(record)]
         ticket = next(self._tickets)
-        self._waiting[ticket] = None
+        self._waiting[ticket] = []
         return ticket
 
     def done(self, ticket):
@@ -187,10 +190,12 @@ class EmulatedMover:
         del self._waiting[ticket]
 
     def _move(self, ticket):
-        waiting, self._waiting[ticket] = self._waiting[ticket], None
-        if waiting is not None:
-            start, record = waiting
+        waiting, self._waiting[ticket] = self._waiting[ticket], []
+        for start, record in waiting:
             self._arena[start : start + len(record)] = record
+
+    def gate(self, ticket):
+        self._move(ticket)
 
     def fence(self):
         pass

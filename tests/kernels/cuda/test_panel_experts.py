@@ -46,8 +46,9 @@ class Layer:
     def add(self, *batches):
         y, device = self.device.upload(self.start), self.device
         x, weights = panels.Rows(device, device.upload(self.x)), device.upload(self.weights)
+        meetings = panel_experts.Meetings(device, self.ids)
         for batch in batches:
-            self.part(x, self.ids, weights, self.held(batch), y)
+            self.part(x, meetings, weights, self.held(batch), y)
         return device.download(y)
 
 
@@ -101,14 +102,34 @@ def test_experts_that_nobody_chose_are_left_alone():
     assert device.launches == before
 
 
-def test_portions_put_every_use_in_its_place():
+def test_every_use_has_its_place(device):
     ids = np.array([[4, 1], [1, 0], [4, 0], [1, 3]])
-    one, other = panel_experts.portions(ids, [(0, 7), (1, 5), (3, 2), (4, 9)], 5)
-    np.testing.assert_array_equal(one.tiles, [[7, 0, 2], [5, 2, 3]])
-    np.testing.assert_array_equal(one.tokens, [1, 2, 0, 1, 3])
-    np.testing.assert_array_equal(one.begins, [0, 1, 3, 4, 5])
-    np.testing.assert_array_equal(one.uses, [[2, 1], [0, 3], [3, 2], [1, 5], [4, 6]])
-    np.testing.assert_array_equal(other.tiles, [[2, 0, 1], [9, 1, 2]])
+    met = panel_experts.Meetings(device, ids)
+    assert met.begins == [0, 2, 5, 5, 6, 8]
+    np.testing.assert_array_equal(device.download(met.tokens), [1, 2, 0, 1, 3, 3, 0, 2])
+    uses = [[[2, 1], [6, 0]], [[0, 3], [3, 2]], [[1, 5], [7, 4]], [[4, 6], [5, 7]]]
+    np.testing.assert_array_equal(device.download(met.uses), uses)
+    np.testing.assert_array_equal(met.tiles([(0, 7), (1, 5)]), [[7, 0, 2], [5, 2, 3]])
+    np.testing.assert_array_equal(met.tiles([(1, 5), (3, 2)]), [[5, 0, 3], [2, 3, 1]])
+
+
+def test_an_expert_of_many_rows_has_several_tiles(device):
+    met = panel_experts.Meetings(device, np.array([[0, 2]] * 70 + [[2, 0]] * 60))
+    tiles = [[9, 0, 64], [9, 64, 64], [9, 128, 2], [1, 130, 64], [1, 194, 64], [1, 258, 2]]
+    np.testing.assert_array_equal(met.tiles([(0, 9), (2, 1)]), tiles)
+    np.testing.assert_array_equal(met.tiles([(2, 1)])[:, 1], [0, 64, 128])
+
+
+def test_portions_are_of_places_that_follow_one_another():
+    begins, held = [0, 2, 5, 5, 6, 8], [(0, 7), (1, 5), (2, 1), (3, 2), (4, 9), (5, 0)]
+    met = [held[0], held[1], held[3], held[4]]
+    assert list(panel_experts.portions(begins, held, 8)) == [met]
+    assert list(panel_experts.portions(begins, held, 5)) == [met[:2], met[2:]]
+    assert list(panel_experts.portions(begins, held, 1)) == [[one] for one in met]
+    assert list(panel_experts.portions(begins, [held[0], held[3], held[4]], 8)) == [
+        [held[0]],
+        [held[3], held[4]],
+    ]
 
 
 @pytest.mark.parametrize("gated", (True, False))

@@ -68,6 +68,19 @@ def test_slots_do_not_show(device, slots, ram):  # noqa: F811
     assert replies[0][1] == replies[1][1]
 
 
+@pytest.mark.parametrize("ram", (None, 40))
+def test_slots_do_not_show_in_a_prompt(device, ram):  # noqa: F811
+    """All in RAM, where nobody waits for copies but the device, or some: the same bits."""
+    found = []
+    for few in ({"vram_bytes": vram_of(12), "slots": ram}, {}):
+        with opened(on_device(device), **few) as engine:
+            ids = engine.tokenizer.encode(PROMPT)
+            found.append([engine.session().logits(ids[start:]) for start in range(2)])
+            assert not few or engine.counters.vram_misses > engine.decoder.slots
+    for some, all_of_them in zip(*found, strict=True):
+        np.testing.assert_array_equal(some, all_of_them)
+
+
 def vram_of(slots):
     """A limit that leaves so many slots of the demo."""
     store = Store.open("demo")

@@ -72,7 +72,7 @@ class Rig:
         self.tier._land(all_of_them=True)
         self.tier._offers.withdraw()
         residence = self.tier._residence
-        assert not residence.copies.flying and not self.device.copies
+        assert not self.device.copies
         assert not residence.cache.pinned
         assert len(residence.cache) + residence.cache.free == self.tier.slots
         for layer in range(LAYERS):
@@ -89,7 +89,8 @@ class Rig:
         for layer in range(LAYERS):
             for expert, slot in enumerate(self.streamer._cache.slots_of(layer, range(EXPERTS))):
                 if slot >= 0:
-                    found = self.streamer.lending.record(layer, expert)
+                    memory, (start,), nbytes = self.streamer.lending.spans(layer, [expert])
+                    found = memory[start : start + nbytes]
                     assert found.tobytes() == self.record(layer, expert), "RAM has another expert"
 
 
@@ -246,9 +247,11 @@ def use_sweep(rig: Rig, layer: int, ids: Array) -> list[list[int]]:
     """Pass a routing to its end, and compute with every batch."""
     found = []
     with rig.tier.sweep(layer, ids) as passing:
+        lost = rig.device.lost
         for batch in passing.batches():
             found.append([expert for expert, _ in batch])
             rig.device.compute([(slot, rig.record(layer, expert)) for expert, slot in batch])
+        assert rig.device.lost == lost, "what was computed was not there"
     assert [expert for batch in found for expert in batch] == np.unique(ids).tolist()
     return found
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from contextlib import suppress
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,7 +13,6 @@ from hypothesis import strategies as st
 
 from flashmoe.errors import DeviceError, ReadError
 from flashmoe.quant import Array
-from flashmoe.stream.sizes import BATCH_EXPERTS
 from tests.stream.conftest import EXPERTS, LAYERS, TOP_K, TinyStore
 from tests.stream.tiers.conftest import ALL, Rig, rigged, some_token, use_sweep, use_token
 
@@ -88,15 +89,60 @@ def test_each_expert_crosses_at_most_once(tiny: TinyStore, seed: int, vram: int,
                     assert cost.vram_hits == len(there)
 
 
-def test_the_next_are_copied_while_a_batch_is_computed(tiny: TinyStore) -> None:
-    with rigged(tiny, 6, ALL) as rig:
-        with rig.streamer.hold(0, chunk(*range(EXPERTS))) as experts:  # all are in RAM
+def read_all(rig: Rig, *layers: int) -> None:
+    """Have all experts of these layers in RAM."""
+    for layer in layers:
+        with rig.streamer.hold(layer, chunk(*range(EXPERTS))) as experts:
             assert len(list(experts)) == EXPERTS
+
+
+@pytest.mark.parametrize("ram", [EXPERTS + 4, ALL])
+def test_the_next_are_copied_while_a_batch_is_computed(tiny: TinyStore, ram: int) -> None:
+    with rigged(tiny, 6, ram) as rig:
+        read_all(rig, 0)
         with rig.tier.sweep(0, chunk(*range(EXPERTS))) as passing:
             for batch in passing.batches():
+                assert len(batch) <= 3
+                assert len(rig.device.copied) > batch[-1][0] + 1 or batch[-1][0] == EXPERTS - 1
                 rig.device.compute([(slot, rig.record(0, expert)) for expert, slot in batch])
-                assert len(batch) <= min(BATCH_EXPERTS, 3)
-                assert rig.device.copies or batch[-1][0] == EXPERTS - 1
+
+
+def test_nobody_waits_for_copies_but_the_device_until_the_end(tiny: TinyStore) -> None:
+    """Where RAM has all: then no record is read over."""
+    with rigged(tiny, 4, ALL) as rig:
+        read_all(rig, 0, 1)
+        rig.device.dice = random.Random(3)
+        with patch.object(rig.device, "_progress"):  # neither copies nor computes unless it must
+            for layer in range(2):
+                with rig.tier.sweep(layer, chunk(*range(EXPERTS))) as passing:
+                    waits = rig.device.waits
+                    for batch in passing.batches():
+                        record = [(slot, rig.record(layer, expert)) for expert, slot in batch]
+                        rig.device.compute(record)
+                        assert rig.device.waits == waits
+                assert rig.device.waits > waits and not rig.device.copies
+        rig.device.finish()
+        rig.check_idle()
+
+
+def test_a_copy_that_fails_fails_the_chunk_and_leaves_the_table(own: TinyStore) -> None:
+    """Though what it should have brought was computed with, and given back, by then."""
+    with rigged(own, 4, ALL) as rig:
+        read_all(rig, 0)
+        rig.device.dice = random.Random(3)
+        with (
+            pytest.raises(DeviceError, match="lost a copy"),
+            patch.object(rig.device, "_progress"),
+            rig.tier.sweep(0, chunk(*range(EXPERTS))) as passing,
+        ):
+            for batch in passing.batches():
+                rig.device.compute([(slot, rig.record(0, expert)) for expert, slot in batch])
+                if batch[0][0] == 0:
+                    rig.device.copies[min(rig.device.copies)].doomed = True
+        rig.device.finish()
+        rig.check_idle()
+        assert (rig.tier.table(0)[:2] < 0).all()
+        use_sweep(rig, 0, chunk(*range(EXPERTS)))
 
 
 def test_what_is_there_is_one_batch_and_moves_nothing(tiny: TinyStore) -> None:

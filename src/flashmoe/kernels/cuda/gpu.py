@@ -189,6 +189,11 @@ class Gpu:
         with self.here():
             return self._stream.record(self._cupy.cuda.Event(disable_timing=True))
 
+    def follow(self, event: Any) -> None:
+        """All from now on begins after CuPy's event of another stream."""
+        with self.here():
+            self._stream.wait_event(event)
+
     def synchronize(self) -> None:
         """Wait until all before has been done.
 

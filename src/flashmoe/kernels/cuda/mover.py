@@ -5,6 +5,7 @@ Owns their stream and their tickets; which record goes where, and when, is ``str
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -35,21 +36,28 @@ class Mover:
         self._events: dict[int, Any] = {}
         self._spare: list[Any] = []
 
-    def copy(self, slot: int, record: Array) -> int:
-        """Start copying a record, uint8 (record_bytes,), to the beginning of a slot; the ticket."""
-        return self._moved(slot, record, self._runtime.memcpyHostToDevice)
+    def copy(self, slots: Sequence[int], memory: Array, starts: Sequence[int], nbytes: int) -> int:
+        """Start copying records, spans of memory, to the beginnings of slots; the ticket of all."""
+        arena, slot_bytes, kind = self._start, self._slot_bytes, self._runtime.memcpyHostToDevice
+        here = _address(memory)
+        places = zip(slots, starts, strict=True)
+        return self._moved(
+            [(arena + slot * slot_bytes, here + start, nbytes, kind) for slot, start in places]
+        )
 
     def fetch(self, slot: int, record: Array) -> int:
         """Start copying the beginning of a slot into a record; the ticket."""
-        return self._moved(slot, record, self._runtime.memcpyDeviceToHost)
+        source, kind = self._start + slot * self._slot_bytes, self._runtime.memcpyDeviceToHost
+        return self._moved([(_address(record), source, record.nbytes, kind)])
 
-    def _moved(self, slot: int, record: Array, kind: int) -> int:
-        there, here = self._start + slot * self._slot_bytes, record.__array_interface__["data"][0]
-        to, source = (there, here) if kind == self._runtime.memcpyHostToDevice else (here, there)
+    def _moved(self, copies: list[tuple[int, int, int, int]]) -> int:
+        """Copies to, from, of so many bytes, of a kind; the ticket of all."""
         event = self._spare.pop() if self._spare else self._event()
+        move, stream = self._runtime.memcpyAsync, self._handle
         try:
-            self._runtime.memcpyAsync(to, source, record.nbytes, kind, self._handle)
-            self._runtime.eventRecord(event.ptr, self._handle)
+            for copy in copies:
+                move(*copy, stream)
+            self._runtime.eventRecord(event.ptr, stream)
         except self._errors as error:
             raise DeviceError(f"{self._gpu.name} reports: {error}") from error
         ticket = next(self._tickets)
@@ -83,8 +91,17 @@ class Mover:
         with self._gpu.here():
             self._stream.wait_event(self._gpu.event())
 
+    def gate(self, ticket: int) -> None:
+        """What is launched from now on begins after this copy has ended."""
+        self._gpu.follow(self._events[ticket])
+
     def drain(self) -> None:
         """Wait until no copy is under way, whatever came of them; every ticket has ended then."""
         self._events.clear()
         with self._gpu.here():
             self._stream.synchronize()
+
+
+def _address(memory: Array) -> int:
+    address: int = memory.__array_interface__["data"][0]
+    return address

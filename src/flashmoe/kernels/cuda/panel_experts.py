@@ -1,14 +1,13 @@
 """Launches of the feed-forward part of many rows: experts in slots of an arena, and the shared one
 (source/panel_experts.cu).
 
-Owns which rows meet which expert, and in what portions. Experts are added to a row in the order in
-which they are given, whatever the portions, so that batches may come one after the other.
+Owns which rows meet which expert, and in what portions. Experts are added to a row in ascending
+order, whatever the portions, so that batches may come one after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,51 +31,68 @@ PLACES = 32768
 _i32 = np.int32
 
 
-@dataclass(frozen=True, eq=False)
-class Portion:
-    """Some of the experts, all int32: ``tiles`` (n, 3) slot, first place and count; ``tokens``
-    (places); ``begins`` (T + 1) into ``uses`` (places, 2), a place and an index of the weights."""
+class Meetings:
+    """Which rows of a chunk meet which expert, found once for a layer: ids (T, k) of the host.
 
-    tiles: Array
-    tokens: Array
-    begins: Array
-    uses: Array
+    *Places* are in ascending order of the expert, and of the row for each. ``tokens``, int32
+    (places), has the row of each; ``uses``, int32 (T, k, 2), each row's places in ascending order,
+    each with the index of its weight.
+    """
+
+    def __init__(self, device: Device, ids: Array) -> None:
+        self.shape: tuple[int, int] = ids.shape
+        flat = ids.reshape(-1)
+        order = _order(flat)
+        places = np.empty(flat.size, _i32)
+        places[order] = np.arange(flat.size, dtype=_i32)
+        uses = np.empty((*ids.shape, 2), _i32)
+        uses[..., 0] = places = np.sort(places.reshape(ids.shape), axis=1)
+        uses[..., 1] = order[places]
+        tokens = order // ids.shape[1]
+        both = device.upload(np.concatenate([uses.reshape(-1), tokens], dtype=_i32))
+        self.uses, self.tokens = both[: uses.size].reshape(uses.shape), both[uses.size :]
+        counts = np.bincount(flat)
+        tiles = -(-counts // TILE_ROWS)
+        begins = _begins(counts)
+        self._tile_begins: list[int] = _begins(tiles).tolist()
+        self.begins: list[int] = begins.tolist()
+        """The first place of each expert, and one more behind the last expert that is met."""
+        self._owners = owners = np.repeat(np.arange(len(counts)), tiles)
+        within = np.arange(len(owners)) - np.repeat(self._tile_begins[:-1], tiles)
+        self._tiles = np.empty((len(owners), 3), _i32)  # of the expert, first place, count
+        self._tiles[:, 1] = begins[owners] + within * TILE_ROWS
+        self._tiles[:, 2] = np.minimum(begins[owners + 1] - self._tiles[:, 1], TILE_ROWS)
+
+    def tiles(self, experts: Sequence[tuple[int, int]]) -> Array:
+        """Those of experts that follow one another, each with its slot, int32 (n, 3): the slot, the
+        first place, counted from the first of all of them, and how many."""
+        first, last = experts[0][0], experts[-1][0]
+        some = slice(self._tile_begins[first], self._tile_begins[last + 1])
+        slots = np.full(last + 1 - first, -1, _i32)
+        slots[[number - first for number, _ in experts]] = [slot for _, slot in experts]
+        made: Array = self._tiles[some].copy()
+        made[:, 0] = slots[self._owners[some] - first]
+        made[:, 1] -= self.begins[first]
+        return made
 
 
-def portions(ids: Array, held: Sequence[tuple[int, int]], most: int) -> Iterator[Portion]:
-    """The work of ``held`` (expert, slot) for ids (T, k), in portions of at most ``most`` places or
-    of one expert."""
-    flat = ids.reshape(-1)
-    order, begins = _order(flat), _begins(flat, max((number for number, _ in held), default=0) + 1)
-    some: list[tuple[int, Array]] = []
-    places = 0
+def portions(
+    begins: Sequence[int], held: Sequence[tuple[int, int]], most: int
+) -> Iterator[list[tuple[int, int]]]:
+    """Those of ``held`` (expert, slot) that are met, in portions whose places follow one another:
+    at most ``most``, or those of one expert."""
+    some: list[tuple[int, int]] = []
     for number, slot in held:
-        first, end = begins[number], begins[number + 1]
-        if some and places + end - first > most:
-            yield _portion(some, *ids.shape)
-            some, places = [], 0
-        if end > first:
-            some.append((slot, order[first:end]))
-            places += end - first
+        if number + 1 >= len(begins) or begins[number] == begins[number + 1]:
+            continue
+        if some:
+            follows = begins[some[-1][0] + 1] == begins[number]
+            if not follows or begins[number + 1] - begins[some[0][0]] > most:
+                yield some
+                some = []
+        some.append((number, slot))
     if some:
-        yield _portion(some, *ids.shape)
-
-
-def _portion(some: list[tuple[int, Array]], count: int, top_k: int) -> Portion:
-    """Of slots and the indices of ids (T, k) that want what lies there."""
-    slots = np.array([slot for slot, _ in some])
-    lengths = np.array([len(chosen) for _, chosen in some])
-    counts = -(-lengths // TILE_ROWS)
-    owner = np.repeat(np.arange(len(some)), counts)
-    within = (np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner]) * TILE_ROWS
-    first = (np.cumsum(lengths) - lengths)[owner] + within
-    sizes = np.minimum(TILE_ROWS, lengths[owner] - within)
-    tiles = np.stack([slots[owner], first, sizes], axis=1)
-    weights = np.concatenate([chosen for _, chosen in some])
-    tokens = weights // top_k
-    by_token, begins = _order(tokens), _begins(tokens, count)
-    uses = np.stack([by_token, weights[by_token]], axis=1)
-    return Portion(*(np.asarray(a, _i32) for a in (tiles, tokens, begins, uses)))
+        yield some
 
 
 def _order(numbers: Array) -> Array:
@@ -85,9 +101,11 @@ def _order(numbers: Array) -> Array:
     return np.argsort(short, kind="stable")
 
 
-def _begins(numbers: Array, count: int) -> Array:
-    """Where each of the numbers below ``count`` begins in their order, and where the last ends."""
-    return np.concatenate([[0], np.cumsum(np.bincount(numbers, minlength=count))[:count]])
+def _begins(counts: Array) -> Array:
+    """Where each of so many begins, and where the last ends."""
+    begins = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=begins[1:])
+    return begins
 
 
 class Experts:
@@ -113,27 +131,37 @@ class Experts:
     def __call__(
         self,
         x: Rows,
-        ids: Array,
+        meetings: Meetings,
         weights: DeviceArray,
         held: Sequence[tuple[int, int]],
         y: DeviceArray,
     ) -> None:
-        """``y[t] += weight * expert(x[t])`` for the experts in ``held``, pairs of number and slot,
-        in their order.
+        """``y[t] += weight * expert(x[t])`` for the experts in ``held``, pairs of number and slot
+        in ascending order.
 
-        x and y are (T, hidden), ids (T, k) of the host, weights (T, k) float32. Ids that are not
-        in ``held`` are left out.
+        x and y are (T, hidden), weights (T, k) float32, as the ids of ``meetings``. Ids that are
+        not in ``held`` are left out.
         """
+        count = meetings.shape[0]
         check("activations", y, (x.count, self.hidden))
-        if x.inputs != self.hidden or len(ids) != x.count:
-            raise ValueError(f"{len(ids)} ids for activations ({x.count}, {x.inputs}) do not fit")
-        check("the routing weights", weights, ids.shape)
-        for portion in portions(ids, held, self._most):
-            self._add(x, portion, weights, y)
+        if x.inputs != self.hidden or count != x.count:
+            raise ValueError(f"{count} ids for activations ({x.count}, {x.inputs}) do not fit")
+        check("the routing weights", weights, meetings.shape)
+        for portion in portions(meetings.begins, held, self._most):
+            self._add(x, meetings, portion, weights, y)
 
-    def _add(self, x: Rows, portion: Portion, weights: DeviceArray, y: DeviceArray) -> None:
-        device, places = self._device, len(portion.tokens)
-        tiles, tokens, begins, uses = self._uploaded(portion)
+    def _add(
+        self,
+        x: Rows,
+        meetings: Meetings,
+        experts: Sequence[tuple[int, int]],
+        weights: DeviceArray,
+        y: DeviceArray,
+    ) -> None:
+        device = self._device
+        first, end = meetings.begins[experts[0][0]], meetings.begins[experts[-1][0] + 1]
+        places, tokens = end - first, meetings.tokens[first:end]
+        tiles = device.upload(meetings.tiles(experts))
         gate, up = (device.empty((places, self.width), np.float32) for _ in range(2))
         if self._groups[0] == self._groups[1]:
             self._multiply(0, x, tiles, tokens, gate, up)
@@ -143,18 +171,9 @@ class Experts:
         out = device.empty((places, self.hidden), np.float32)
         self._multiply(2, Rows(device, gate, up), tiles, None, out)
         grid = (x.count, -(-self.hidden // 1024), 1)
-        arguments = begins, uses, weights, out, _i32(self.hidden), y
+        some = meetings.uses, _i32(meetings.shape[1]), _i32(first), _i32(places)
+        arguments = *some, weights, out, _i32(self.hidden), y
         device.launch("panel_experts", "combine", grid, 256, *arguments)
-
-    def _uploaded(self, portion: Portion) -> list[DeviceArray]:
-        """Its arrays, in one copy."""
-        arrays = portion.tiles, portion.tokens, portion.begins, portion.uses
-        whole = self._device.upload(np.concatenate([array.reshape(-1) for array in arrays]))
-        parts, start = [], 0
-        for array in arrays:
-            parts.append(whole[start : start + array.size].reshape(array.shape))
-            start += array.size
-        return parts
 
     def _multiply(
         self,

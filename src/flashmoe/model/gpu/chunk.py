@@ -19,7 +19,7 @@ from flashmoe.kernels.cuda.chunk_delta import ChunkDeltaNet
 from flashmoe.kernels.cuda.decode import Placed
 from flashmoe.kernels.cuda.delta import DeltaState
 from flashmoe.kernels.cuda.device import Device, DeviceArray
-from flashmoe.kernels.cuda.panel_experts import Experts, SharedExpert
+from flashmoe.kernels.cuda.panel_experts import Experts, Meetings, SharedExpert
 from flashmoe.kernels.cuda.panels import Products, Rows
 from flashmoe.kernels.cuda.rows import RowsNorm
 from flashmoe.model.gpu.layer import Slots
@@ -121,8 +121,10 @@ class ChunkLayer:
         x: DeviceArray,
     ) -> None:
         """The chosen experts' part is added to ``x``: ``batches`` of (expert, slot)."""
-        for batch in batches:
-            self._experts(normed, ids, weights, batch, x)
+        meetings: Meetings | None = None
+        for batch in batches:  # whose first begins copies, which go on beside the lists
+            meetings = meetings or Meetings(self._device, ids)
+            self._experts(normed, meetings, weights, batch, x)
 
     def _normed(self, x: DeviceArray, norm: RowsNorm) -> DeviceArray:
         y = self._empty(*x.shape)

@@ -36,12 +36,13 @@ class Passing:
     def batches(self) -> Iterator[Batch]:
         """Those that are there, then those that have come meanwhile, and so on.
 
-        A batch is valid for all that the device has been given to compute with it by the time
-        when the next is asked for.
+        A batch is valid for what the device is given to compute with it before the next is asked
+        for; its copies may be under way, and the device waits for them.
 
         Raises:
             ReadError: a record could not be read whole and right.
-            DeviceError: a copy failed.
+            DeviceError: a copy failed, at the latest when asked for more than the last batch: until
+                then what was computed may be worth nothing.
         """
         while batch := self._take():
             yield batch

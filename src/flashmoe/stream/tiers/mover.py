@@ -6,6 +6,7 @@ record in it begins at ``slot * slot_bytes``, and there is no view of it on this
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from flashmoe.quant import Array
@@ -17,14 +18,15 @@ class Mover(Protocol):
     Every ticket is waited for once, unless :meth:`drain` ends it. Copies may end out of order.
     """
 
-    def copy(self, slot: int, record: Array) -> int:
-        """Start copying a record, uint8 (record_bytes,), to the beginning of a slot; the ticket.
+    def copy(self, slots: Sequence[int], memory: Array, starts: Sequence[int], nbytes: int) -> int:
+        """Start copying records to the beginnings of slots; the ticket of all. Each is ``nbytes``
+        of memory, uint8, from one of ``starts`` on, and goes to the slot in the same place.
 
-        The caller keeps the record as it is, and gives nobody the slot, until the copy has ended.
-        It does not wait for what the device computes, but see :meth:`fence`.
+        The caller keeps the records as they are, and gives nobody the slots, until the copy has
+        ended. It does not wait for what the device computes, but see :meth:`fence`.
 
         Raises:
-            DeviceError: it could not be started.
+            DeviceError: one could not be started. Of those before it nobody need know.
         """
 
     def fetch(self, slot: int, record: Array) -> int:
@@ -52,6 +54,10 @@ class Mover(Protocol):
 
         Not while the device waits for the host in the middle of that: both would wait for ever.
         """
+
+    def gate(self, ticket: int) -> None:
+        """What the device is given to compute from now on begins after this copy has ended, well or
+        not: :meth:`wait` tells which, and must not have been called."""
 
     def drain(self) -> None:
         """Wait until no copy is under way, whatever came of them; every ticket has ended then."""

@@ -1,8 +1,8 @@
-"""Who is in VRAM: the slots' policy, the resident table and the copies under way, kept in step.
+"""Who is in VRAM: the slots' policy and the resident table, kept in step.
 
 Owns the rule that joins them: whoever loses a slot is withdrawn from the table at once, before
-anything is copied there; whoever has a slot but no bytes, and no copy under way, loses it when
-nobody holds it any more. Does not own when an expert may lose its slot (``vram``), nor holds.
+anything is copied there; whoever has a slot but no bytes loses it when nobody holds it any more.
+Does not own when an expert may lose its slot (``vram``), nor sweeps.
 
 Invariant: every expert in the table has its slot in the cache; every other one that has a slot is
 pinned by a sweep.
@@ -10,18 +10,11 @@ pinned by a sweep.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Sequence
 
-from flashmoe.errors import DeviceError
 from flashmoe.stream.cache import Cache, Key
-from flashmoe.stream.counters import Counters
-from flashmoe.stream.tiers.copies import Copies
 from flashmoe.stream.tiers.descent import Descent
-from flashmoe.stream.tiers.mover import Mover
 from flashmoe.stream.tiers.table import ABSENT, Table
-
-_log = logging.getLogger(__name__)
 
 
 class Residence:
@@ -35,13 +28,10 @@ class Residence:
         slots: int,
         top_k: int,
         table: Table,
-        mover: Mover,
-        counters: Counters,
         descent: Descent | None,
     ) -> None:
         self.cache = Cache(slots, len(table.rows()), top_k)
         self.table = table
-        self.copies = Copies(mover, table, counters)
         self._owners: list[Key | None] = [None] * slots
         self._descent = descent
 
@@ -105,21 +95,14 @@ class Residence:
         self.table.withdraw(key)
 
     def give_back(self, layer: int, experts: Sequence[int], lacking: Collection[int]) -> None:
-        """Unpin experts, once all copies of those of them that were ``lacking`` have ended; whoever
-        has no bytes then loses its slot."""
-        if lacking:
-            flying = self.copies.flying
-            try:
-                self.copies.finish_all([(layer, e) for e in lacking if (layer, e) in flying])
-            except DeviceError as error:
-                _log.debug("a copy that nobody waits for has failed: %s", error)
+        """Unpin experts; whoever of those that were ``lacking`` has no bytes loses its slot."""
         self.cache.unpin_all(layer, experts)
         for expert in lacking:
             self.dismiss((layer, expert))
 
     def dismiss(self, key: Key) -> None:
-        """An expert leaves its slot if it has no bytes there, and none will come."""
-        if self.table.slot(key) == ABSENT and key not in self.copies.flying:
+        """An expert leaves its slot if it has no bytes there."""
+        if self.table.slot(key) == ABSENT:
             self._drop(key)
 
     def drop(self, layer: int, expert: int) -> None:

@@ -5,34 +5,37 @@ hold is open and sound (``vram``), nor who loses a slot (``residence``).
 
 They go as through RAM (``stream.passage``): in ascending id; what is in VRAM is kept for its turn,
 slots are given in the same order ahead of it, as many as the window lets, and a batch makes room
-when the next is asked for. Then the copies of the one after that begin behind what the device was
-given to compute (``Mover.fence``), beside the arithmetic of the batch that is yielded. Only where
-what is in VRAM would leave no slots for that, the last of it goes at once, and is copied again.
+when the next is asked for. Copies into that room begin behind what the device was given to compute
+(``Mover.fence``), and what it is given next begins behind the copies of that (``Convoys``): the
+host only says what comes after what, and waits for the SSD, for records that could be read over
+while they are copied, and at the end. Only where what is in VRAM would leave no slots for that, the
+last of it goes at once, and is copied again.
 
 Invariant: every expert in ``_places`` is pinned in its slot; the streamer is asked for more only
-once no copy reads what it has yielded before.
+once no copy reads what it has yielded before, but where that is lent. No copy is under way when the
+hold has ended.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from itertools import takewhile
 
 from flashmoe.errors import DeviceError, ReadError
 from flashmoe.quant import Array
 from flashmoe.stream.arrivals import Arrivals
 from flashmoe.stream.arrivals import Batch as Arrived
-from flashmoe.stream.cache import Key
 from flashmoe.stream.counters import Counters
 from flashmoe.stream.passage import window
 from flashmoe.stream.records import is_wide
-from flashmoe.stream.sizes import BATCH_EXPERTS
 from flashmoe.stream.streamer import Streamer
+from flashmoe.stream.tiers.convoys import Convoys
 from flashmoe.stream.tiers.descent import Descent
 from flashmoe.stream.tiers.held import Batch
 from flashmoe.stream.tiers.mover import Mover
 from flashmoe.stream.tiers.residence import Residence
-from flashmoe.stream.tiers.table import ABSENT
+
+_log = logging.getLogger(__name__)
 
 ASIDE = 2
 """Slots that what is in VRAM always leaves, of more than so many: one computes, one is copied."""
@@ -55,15 +58,18 @@ class ChunkHold:
         self._streamer = streamer
         self._mover = mover
         self._window = window(residence.cache.slots, top_k)
-        self._most = min(BATCH_EXPERTS, max(1, residence.cache.slots // 2))
+        # Of a batch so many are copied: half of the window computes, half of it is copied to.
+        self._most = max(1, min(self._window, residence.cache.slots) // 2)
         self._order: list[int] = []  # not yielded yet
         self._yielded: list[int] = []
         self._places: dict[int, int] = {}
         self._begun: set[int] = set()  # given a slot by this hold, until they are given back
         self._absent: list[int] = []  # without a slot
         self._arrived: list[int] = []  # yielded by the streamer, not copied yet
+        self._coming: dict[int, None] = {}  # with a slot, and no copy begun yet; in file order
         self._arrivals: Arrivals | None = None
         self._batches: Iterator[Arrived] = iter(())
+        self._convoys: Convoys  # from the claim on
 
     def claim(
         self, experts: list[int], ids: Array, descent: Descent | None, counters: Counters
@@ -83,6 +89,10 @@ class ChunkHold:
         counters.vram_misses += len(experts) - len(there)
         cache.pin_all(layer, list(there))
         self._order, self._places = list(experts), dict(there)
+        # Where RAM has room for all, nothing there is ever read over: all may stay lent.
+        self._lends = descent is None and self._streamer.slots >= residence.table.size
+        parts = self._mover, residence.table, self._streamer.lending, counters
+        self._convoys = Convoys(layer, *parts, lends=self._lends)
         self._absent = [expert for expert in experts if expert not in there]
         if descent:
             descent.finish((layer, expert) for expert in self._absent)
@@ -98,24 +108,32 @@ class ChunkHold:
         the end.
 
         Raises:
-            ReadError, DeviceError: what was waited for could not be read, or copied.
+            ReadError, DeviceError: what was waited for could not be read, or what was yielded
+                before could not be copied.
         """
-        self._exchange()
         if not self._order:
+            self._land(all_of_them=True)
             return []
-        row = self._residence.table.rows()[self.layer]
-        while row[self._order[0]] == ABSENT:
-            self._bring(self._order[0])
-        self._land()
-        there = list(takewhile(lambda expert: row[expert] != ABSENT, self._order[: self._most]))
+        self._land(passed=not self._lends)  # before anybody descends whose copy may have failed
+        self._exchange()
+        while self._ready and (self._arrived or self._convoys.lasting):
+            self._copy()
+        while (first := self._order[0]) in self._coming or first not in self._places:
+            self._bring(first)
+        there = self._first()
         del self._order[: len(there)]
+        self._convoys.passing(there[-1])
         self._yielded = there
-        if not self._flying():
+        if self._ready and not self._lends:  # beside the arithmetic that is to follow
             self._copy()
         return [(expert, self._places[expert]) for expert in there]
 
     def end(self) -> None:
         """Give everything back, whatever has come of it."""
+        try:
+            self._land(all_of_them=True)
+        except DeviceError as error:
+            _log.debug("a copy that nobody waits for has failed: %s", error)
         self._residence.give_back(self.layer, list(self._places), list(self._begun))
         arrivals, self._arrivals = self._arrivals, None
         if arrivals is not None:
@@ -125,14 +143,24 @@ class ChunkHold:
         """The first of the absent experts have slots."""
         self._places.update(places)
         self._begun.update(places)
+        self._coming.update(dict.fromkeys(places))
         del self._absent[: len(places)]
+
+    def _first(self) -> list[int]:
+        """Those of the order that pass next: all of them are in VRAM, or will be in time."""
+        copied = 0
+        for count, expert in enumerate(self._order):
+            copied += expert in self._begun
+            if copied > self._most or expert in self._coming or expert not in self._places:
+                return self._order[:count]
+        return list(self._order)
 
     def _exchange(self) -> None:
         """Give the batch before back, and slots to as many more."""
         leaving, self._yielded = self._yielded, []
         if not leaving:
             return
-        if self._absent or self._arrived:
+        if self._absent or self._coming:
             self._mover.fence()
         gains = [int(expert in self._begun) for expert in leaving]
         room = self._window - len(self._begun)
@@ -144,36 +172,42 @@ class ChunkHold:
 
     def _bring(self, expert: int) -> None:
         """A step towards having the first expert in VRAM."""
-        key, copies = (self.layer, expert), self._residence.copies
-        if key in copies.flying:
-            copies.finish(key)
-        elif expert not in self._places:
+        if expert not in self._places:
             room = self._window - len(self._begun)
             self._came(self._residence.admit(self.layer, self._absent[:room]))
         else:
             self._copy(expert)
 
-    def _flying(self) -> list[Key]:
-        """The copies that are under way, the oldest first."""
-        return list(self._residence.copies.flying)
+    def _land(self, *, passed: bool = False, all_of_them: bool = False) -> None:
+        """Take the copies that have ended, or wait for some of them, or all."""
+        try:
+            self._convoys.land(passed=passed, all_of_them=all_of_them)
+        except DeviceError:
+            self._mover.fence()  # what the device was given reads there, for nothing
+            for expert in self._convoys.lost:  # but for those that are still to be given back
+                if expert not in self._places and (self.layer, expert) in self._residence.cache:
+                    self._residence.dismiss((self.layer, expert))
+            raise
 
-    def _land(self) -> None:
-        """Take the copies that have ended, in file order."""
-        copies = self._residence.copies
-        for key in self._flying():
-            if not copies.done(key):
-                return
-            copies.finish(key)
+    @property
+    def _ready(self) -> bool:
+        """Whether something in RAM can be copied."""
+        if self._arrived:
+            return any(expert in self._places for expert in self._arrived)
+        first = next(iter(self._coming), None)
+        return first is not None and self._streamer.lending.there((self.layer, first))
 
     def _copy(self, wanted: int | None = None) -> None:
         """Start copies of what the streamer has yielded, or yields next; at least until ``wanted``
         is among that."""
-        layer, residence = self.layer, self._residence
         # Of few experts of a single token those that are still to come may be the first.
         if not self._arrived or (wanted is not None and wanted not in self._arrived):
-            residence.copies.finish_all(self._flying())
+            if not self._convoys.lasting:
+                self._land(all_of_them=True)
             self._arrived += [expert for expert, _ in next(self._batches, ())]
-        for expert in [expert for expert in self._arrived if expert in self._places]:
-            self._arrived.remove(expert)
-            record = self._streamer.lending.record(layer, expert)
-            residence.copies.start((layer, expert), self._places[expert], record)
+        places = {e: self._places[e] for e in self._arrived if e in self._places}
+        self._arrived = [expert for expert in self._arrived if expert not in places]
+        for expert in places:
+            del self._coming[expert]
+        if places:
+            self._convoys.start(places)

@@ -3,8 +3,8 @@
 Owns the table. Does not own who gets a slot (the tier's ``cache``).
 
 Invariant: an expert has an entry only while the slot holds all of its record and is given to
-nobody else, in the order of what the device does: it is put when its copy has ended, and withdrawn
-before its slot is given away.
+nobody else: it is put when its copy has ended, or when all that the device is given from then on
+begins behind that; and withdrawn before its slot is given away.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ import numpy as np
 from flashmoe.errors import DeviceError, ReadError
 from flashmoe.quant import Array
 from flashmoe.store.reader import Store
+from flashmoe.stream.records import distinct
 from flashmoe.stream.streamer import Streamer
 from flashmoe.stream.tiers import offers
 from flashmoe.stream.tiers.descent import Descent
@@ -93,8 +94,7 @@ class Vram:
         self._lending = self._streamer.lending  # another one, if the streamer forgets everything
         self._streamer.picture.above = self.table
         self._descent = Descent(self._mover, self._lending) if self._exclusive else None
-        parts = self._table, self._mover, self.counters, self._descent
-        self._residence = Residence(self.slots, self._top_k, *parts)
+        self._residence = Residence(self.slots, self._top_k, self._table, self._descent)
         self._offers = Offers(self._residence, self._ring, self._top_k)
         self._token: Token | None = None
         self._hold: ChunkHold | None = None
@@ -268,7 +268,7 @@ class Vram:
         """The distinct experts of a routing, in file order, for a sweep."""
         if not 0 <= layer < len(self._table.rows()):
             raise ValueError(f"there is no layer {layer}")
-        experts = sorted(set(ids.ravel().tolist()))
+        experts = distinct(ids)
         if experts and not 0 <= experts[0] <= experts[-1] < self._experts:
             raise ValueError(
                 f"experts {experts} of layer {layer} are not all below {self._experts}"
@@ -293,7 +293,7 @@ class Vram:
         self._sound = False
         self._mover.drain()
         if self._streamer.sound:
-            self._streamer.lending.unreserve_all()
+            self._streamer.lending.take_all_back()
         self._streamer.recover()
         self._forget()
 

@@ -94,24 +94,27 @@ struct Use {
     int place, weight;
 };
 
-// y[row] += weight * out[place], use after use, those of row t being uses[begins[t]] to
-// uses[begins[t + 1]]. Blocks of a row (x) by 1024 columns (y).
+// y[row] += weight * out[place - first] for those of the row's uses, of which there are top_k, that
+// lie in the `places` places from `first` on, in the order of the uses. Blocks of a row (x) by 1024
+// columns (y).
 KERNEL(256)
-combine(const int* __restrict__ begins, const Use* __restrict__ uses,
+combine(const Use* __restrict__ uses, int top_k, int first, int places,
         const float* __restrict__ weights, const float* __restrict__ out, int columns, float* y) {
     const int row = static_cast<int>(blockIdx.x);
     const int column = static_cast<int>(blockIdx.y * 1024 + threadIdx.x * 4);
-    const int begin = begins[row], end = begins[row + 1];
-    if (column >= columns || begin == end) return;
+    if (column >= columns) return;
     auto* into = reinterpret_cast<float4*>(y + int64_t{row} * columns + column);
-    float4 total = *into;
-    for (int i = begin; i < end; ++i) {
-        const Use use = uses[i];
+    float4 total;
+    bool met = false;  // by most rows no expert of a small batch is
+    for (int i = 0; i < top_k; ++i) {
+        const Use use = uses[int64_t{row} * top_k + i];
+        const int place = use.place - first;
+        if (place < 0 || place >= places) continue;
+        if (!met) total = *into, met = true;
         const float weight = weights[use.weight];
-        const auto v =
-            *reinterpret_cast<const float4*>(out + int64_t{use.place} * columns + column);
+        const auto v = *reinterpret_cast<const float4*>(out + int64_t{place} * columns + column);
         total.x = fmaf(weight, v.x, total.x), total.y = fmaf(weight, v.y, total.y);
         total.z = fmaf(weight, v.z, total.z), total.w = fmaf(weight, v.w, total.w);
     }
-    *into = total;
+    if (met) *into = total;
 }

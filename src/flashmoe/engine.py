@@ -121,6 +121,7 @@ class Engine:
         found = usage.load(self.store.path, identity, self.shape.layers, self.shape.experts.count)
         if found is not None:
             self.streamer.warm(found.shares())
+            self.decoder.warm(found.shares())
 
     @classmethod
     def open(

@@ -114,6 +114,9 @@ class Decoder:
     def empty(self) -> None:
         """Forget every expert that lies nearer than the streamer's; here there is none."""
 
+    def warm(self, shares: Array) -> None:
+        """Expect these to be chosen, (layers, experts), where experts lie nearer than that."""
+
     def close(self) -> None:
         """Before the streamer closes; here nothing depends on it."""
 

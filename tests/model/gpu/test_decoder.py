@@ -10,6 +10,8 @@ from flashmoe.model.gpu.decoder import GpuDecoder
 from flashmoe.model.gpu.opening import planned
 from flashmoe.planning import outlay_of
 from flashmoe.store.reader import Store
+from flashmoe.stream.tiers.vram import Vram
+from flashmoe.stream.usage import Usage
 from tests.kernels.cuda.conftest import device, the_gpu  # noqa: F401
 from tests.kernels.cuda.emulated import EmulatedDevice
 from tests.tolerances import FLOAT32_LOGITS, PROMPT_LOGITS
@@ -221,6 +223,22 @@ def test_an_opening_that_fails_lets_go_of_the_host(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(made, "synchronize", failing)  # as after an error that stays
     opened(on_device(made)).close()
+
+
+def test_what_was_chosen_in_earlier_runs_is_expected_in_vram_too(monkeypatch):
+    counts = np.zeros((8, 32), np.int64)
+    counts[:, 5] = 100
+    profile = Usage(8, 32)
+    monkeypatch.setattr(profile, "shares", lambda: counts / 100)
+    monkeypatch.setattr("flashmoe.engine.usage.load", lambda *_: profile)
+    monkeypatch.setattr("flashmoe.engine.usage.save", lambda *_: None)
+    told = []
+    monkeypatch.setattr(Vram, "warm", lambda _, shares: told.append(shares))
+    budget = Budget(context_tokens=64, vram_bytes=vram_of(20))
+    with Engine.open(
+        "demo", kernels=on_device(EmulatedDevice()), budget=budget, runtime=Runtime(threads=1)
+    ):
+        np.testing.assert_array_equal(told, [counts / 100])
 
 
 def test_no_more_timelines_than_are_planned_in_vram():

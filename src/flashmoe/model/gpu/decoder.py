@@ -77,6 +77,11 @@ class GpuDecoder:
         """Forget every expert in the device's memory."""
         self._vram.empty()
 
+    def warm(self, shares: Array) -> None:
+        """Expect the experts that were chosen most, ``shares`` (layers, experts) of the tokens:
+        they stay in the device's memory once they are there."""
+        self._vram.warm(shares)
+
     def forward(
         self,
         ids: Array,

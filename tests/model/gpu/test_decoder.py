@@ -51,7 +51,7 @@ def test_a_prompt_in_one_piece(device, given):  # noqa: F811
         assert np.abs(other.logits([3]) - after).max() < PROMPT_LOGITS
 
 
-@pytest.mark.parametrize("slots, ram", ((8, None), (9, 6), (100, 40)))
+@pytest.mark.parametrize("slots, ram", ((8, None), (9, 6), (100, 40), (100, None)))
 def test_slots_do_not_show(device, slots, ram):  # noqa: F811
     """Few slots or all, in VRAM and in RAM: the same bits."""
     replies = []
@@ -81,6 +81,33 @@ def test_slots_do_not_show_in_a_prompt(device, ram):  # noqa: F811
             assert not few or engine.counters.vram_misses > engine.decoder.slots
     for some, all_of_them in zip(*found, strict=True):
         np.testing.assert_array_equal(some, all_of_them)
+
+
+@pytest.mark.parametrize(
+    "slots, ram, kernel, hints",
+    ((100, None, "anticipate", True), (100, None, None, False), (256, None, None, True)),
+)
+def test_what_is_in_ram_is_brought_before_it_is_chosen(slots, ram, kernel, hints):
+    """Where some is in VRAM and all in RAM, unless hints are off."""
+    made = EmulatedDevice()
+    budget = Budget(context_tokens=64, sessions=2, vram_bytes=vram_of(slots), slots=ram)
+    runtime = Runtime(profile=False, threads=1, hints=hints)
+    with Engine.open("demo", kernels=on_device(made), budget=budget, runtime=runtime) as engine:
+        session_logits(engine.session(), [5, 6])
+    assert ("anticipate" in made.launches) == (kernel is not None)
+
+
+def test_what_a_layer_is_likely_to_choose_is_foretold():
+    """Where some is on SSD alone; of a model that was trained, most of it is chosen then."""
+    right = []
+    with opened(on_device(EmulatedDevice()), vram_bytes=vram_of(20), slots=40) as engine:
+        session, tokens = engine.session(), engine.decoder._tokens
+        for number in engine.tokenizer.encode(PROMPT):
+            session.logits([number])
+            for layer in range(1, 8):
+                chosen = tokens._mailbox.asked(layer, 4).ids
+                right += np.isin(chosen, tokens._ranked(layer)[:4]).tolist()
+    assert np.mean(right) > 0.5
 
 
 def vram_of(slots):

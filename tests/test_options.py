@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flashmoe.engine import Engine
 from flashmoe.errors import InputError, StoreError
 from flashmoe.generation import Generation
 from flashmoe.options import MAX_THREADS, Budget, Runtime, Sampling
@@ -151,3 +152,24 @@ def test_threads_follow_the_affinity(monkeypatch):
 def test_a_generation_config_of_wrong_types_is_the_store_s_fault(name, value):
     with pytest.raises(StoreError, match=rf"^here is malformed: {name} is .*; it must be"):
         Generation.from_json(json.dumps({name: value}), "here")
+
+
+@pytest.mark.parametrize(
+    "name, value, kind",
+    (
+        ("budget", 512, "Budget"),
+        ("runtime", 3, "Runtime"),
+        ("kernels", None, "str or Kernels"),
+        ("prefix_cache", "cache", "PrefixCache"),
+        ("experts_per_token", "4", "whole number"),
+        ("experts_per_token", True, "whole number"),
+    ),
+)
+def test_an_engine_refuses_what_is_of_another_kind(name, value, kind):
+    with pytest.raises(InputError, match=f"{name} is {value!r}; it must be a {kind}"):
+        Engine.open("demo", **{name: value})
+
+
+def test_a_store_is_a_path():
+    with pytest.raises(InputError, match="the store is None; it must be a path"):
+        Engine.open(None)

@@ -25,7 +25,7 @@ from flashmoe.model.gpu.decoder import GpuDecoder
 from flashmoe.model.observer import Observer
 from flashmoe.model.state import State
 from flashmoe.model.trunk import Trunk
-from flashmoe.options import Budget, PrefixCache, Runtime, Sampling
+from flashmoe.options import Budget, PrefixCache, Runtime, Sampling, or_defaults
 from flashmoe.planning import on_device, outlay_of, plan_store, room_of, with_experts
 from flashmoe.prefix.opening import prefixes_of
 from flashmoe.quant import Array
@@ -149,11 +149,9 @@ class Engine:
             BudgetError, DeviceError: the budget is below the floor; there is no such GPU.
             InputError: an option that does not fit this store.
         """
-        budget, runtime = budget or Budget(), runtime or Runtime()
+        budget, runtime = or_defaults(budget, runtime, prefix_cache)
         store = Store.open(path, runtime.store_dirs)
-        chosen = kernels
-        if isinstance(chosen, str):
-            chosen = kernel_sets.choose(chosen, dtype, runtime.resolved_threads)
+        chosen = kernel_sets.choose(kernels, dtype, runtime.resolved_threads)
         shape = with_experts(store.shape, experts_per_token)
         words = Words(store, grammars=grammars)
         outlay = outlay_of(store, budget, chosen, shape.experts.top_k)

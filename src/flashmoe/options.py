@@ -62,6 +62,19 @@ def _flag(name: str, value: object) -> None:
     _check(isinstance(value, bool), name, value, "True or False")
 
 
+def check_types(**given: tuple[object, type | tuple[type, ...]]) -> None:
+    """Refuse what is of another kind than its name takes.
+
+    Raises:
+        InputError: names it, and the kind.
+    """
+    for name, (value, kinds) in given.items():
+        if not isinstance(value, kinds):
+            wanted = kinds if isinstance(kinds, tuple) else (kinds,)
+            kind = " or ".join(one.__name__ for one in wanted if one is not type(None))
+            raise InputError(f"{name} is {value!r}; it must be a {kind}")
+
+
 @dataclass(frozen=True)
 class Budget:
     """Memory that the engine may use, and the timelines it is planned for.
@@ -225,3 +238,18 @@ class Sampling:
         _check(strings, "stop", self.stop, "a tuple of non-empty strings")
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, "from 0 to 100", 0, 100)
+
+
+def or_defaults(
+    budget: Budget | None, runtime: Runtime | None, prefix_cache: PrefixCache | None
+) -> tuple[Budget, Runtime]:
+    """Those given, or the defaults in their place.
+
+    Raises:
+        InputError: one is of another kind.
+    """
+    budget = Budget() if budget is None else budget
+    runtime = Runtime() if runtime is None else runtime
+    check_types(budget=(budget, Budget), runtime=(runtime, Runtime))
+    check_types(prefix_cache=(prefix_cache, (PrefixCache, type(None))))
+    return budget, runtime

@@ -121,7 +121,11 @@ def with_experts(shape: ModelShape, wanted: int | None) -> ModelShape:
     Raises:
         InputError: there is no router, or not so many experts.
     """
-    if wanted is None or wanted == shape.experts.top_k:
+    if wanted is None:
+        return shape
+    if isinstance(wanted, bool) or not isinstance(wanted, int):
+        raise InputError(f"experts_per_token is {wanted!r}; it must be a whole number")
+    if wanted == shape.experts.top_k:
         return shape
     if shape.experts.router != "softmax":
         raise InputError("a dense model has no router: leave --experts-per-token out")

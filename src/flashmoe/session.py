@@ -19,7 +19,7 @@ import numpy as np
 from flashmoe import snapshot as snapshots
 from flashmoe.errors import CancelledError, InputError
 from flashmoe.model.decoder import Between
-from flashmoe.options import Sampling
+from flashmoe.options import Sampling, check_types
 from flashmoe.prefix.trail import Trail
 from flashmoe.progress import Journey, OnProgress
 from flashmoe.quant import Array
@@ -155,7 +155,8 @@ class Session:
             ReadError, CancelledError: from the iterator; as for :meth:`logits`.
             InputError: from the iterator, where a grammar turns out to be too complex.
         """
-        sampling = sampling or self._engine.sampling()
+        sampling = self._engine.sampling() if sampling is None else sampling
+        check_types(sampling=(sampling, Sampling))
         if not len(ids) and not self._ids:
             raise InputError("there is nothing to go on from: the prompt is empty")
         words = self._engine.detokenizer(sampling.stop)

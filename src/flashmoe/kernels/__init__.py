@@ -12,14 +12,14 @@ from flashmoe.errors import InputError
 from flashmoe.kernels import reference
 from flashmoe.kernels.cuda.device import Device
 from flashmoe.kernels.table import Kernels
-from flashmoe.options import Runtime
+from flashmoe.options import Runtime, check_types
 
 DTYPES = ("float32", "float64")
 NAMES = ("auto", "cpu", "reference", "cuda")
 
 
-def choose(name: str, dtype: str, threads: int | None = None) -> Kernels:
-    """The table called ``name`` for activations of ``dtype``.
+def choose(name: str | Kernels, dtype: str, threads: int | None = None) -> Kernels:
+    """The table called ``name`` for activations of ``dtype``; a table stands for itself.
 
     ``auto`` is the fastest set that computes in this dtype. ``threads`` None is the default of
     :class:`flashmoe.options.Runtime`.
@@ -28,6 +28,9 @@ def choose(name: str, dtype: str, threads: int | None = None) -> Kernels:
         InputError: an unknown name or dtype, a pair that does not exist, or absurd ``threads``.
         DeviceError: the GPU asked for is not there.
     """
+    if isinstance(name, Kernels):
+        return name
+    check_types(kernels=(name, (str, Kernels)))
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not known; choose one of {DTYPES}")
     name, _, number = checked(name).partition(":")
@@ -53,7 +56,9 @@ def checked(name: str) -> str:
         InputError: none does.
     """
     kind, colon, number = name.partition(":")
-    if kind not in NAMES or (colon and (kind != "cuda" or not number.isdecimal())):
+    if kind not in NAMES or (
+        colon and (kind != "cuda" or not (number.isascii() and number.isdecimal()))
+    ):
         raise InputError(
             f"kernels {name!r} are not known; choose one of {', '.join(NAMES)}, or cuda:1 for the "
             "second GPU"

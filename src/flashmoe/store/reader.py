@@ -18,7 +18,7 @@ import xxhash
 
 from flashmoe import quant
 from flashmoe.arena import arena
-from flashmoe.errors import ReadError, StoreError
+from flashmoe.errors import InputError, ReadError, StoreError
 from flashmoe.quant import Array, Matrix
 from flashmoe.shape import ModelShape
 from flashmoe.store.layout import (
@@ -45,6 +45,8 @@ def locate(name: str | Path) -> Path:
 
     A directory called ``demo`` in the working directory is reached as ``./demo``.
     """
+    if not isinstance(name, str | Path):
+        raise InputError(f"the store is {name!r}; it must be a path, or 'demo'")
     if str(name) == "demo":
         return Path(__file__).parents[1] / "demo"
     return Path(name)

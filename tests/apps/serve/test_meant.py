@@ -71,3 +71,9 @@ def test_a_long_name_takes_no_time():
     began = time.perf_counter()
     assert meant("parameter" * 100_000, known) is None
     assert time.perf_counter() - began < 0.5
+
+
+def test_what_takes_one_value_alone_was_not_meant():
+    read, body = MESSAGES
+    with pytest.raises(BadRequest, match="seed is not a known parameter$"):
+        read({"model": "m", **body, "seed": 3})

@@ -249,7 +249,7 @@ class Gpu:
             ) as error:
                 raise DeviceError(
                     f"{source}.cu cannot be compiled for {self.name} ({error}): NVIDIA's run-time "
-                    "compiler comes with flash-moe[cuda], or with the CUDA toolkit"
+                    "compiler comes with 'cupy-cuda13x[ctk]', or with the CUDA toolkit"
                 ) from error
         self._kernels[source, kernel] = function
         return function
@@ -350,7 +350,8 @@ def _cupy() -> Any:
         import cupy
     except ModuleNotFoundError as error:
         raise DeviceError(
-            "the GPU's kernels need CuPy: pip install 'flash-moe[cuda]', or run with --kernels cpu"
+            "the GPU's kernels need CuPy: pip install 'cupy-cuda13x[ctk]>=14,<15' (cupy-cuda12x for a "
+            "driver of CUDA 12), or run with --kernels cpu"
         ) from error
     except ImportError as error:
         raise DeviceError(f"CuPy is installed and cannot be loaded: {error}") from error

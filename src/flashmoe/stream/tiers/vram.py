@@ -90,7 +90,7 @@ class Vram:
         self.generation += 1
         self._table.clear()
         self._records.fill(ABSENT)
-        self._known = -1  # free slots in RAM when the records there were told
+        self._known = -1  # changes in RAM by the time when the records there were told
         self._lending = self._streamer.lending  # another one, if the streamer forgets everything
         self._streamer.picture.above = self.table
         self._descent = Descent(self._mover, self._lending) if self._exclusive else None
@@ -223,8 +223,8 @@ class Vram:
         if not self.lasting:
             self._records.fill(ABSENT)
             self._known = -1
-        elif streamer.free_slots != self._known:
-            self._known = streamer.free_slots
+        elif streamer.lending.changes != self._known:
+            self._known = streamer.lending.changes
             for layer, row in enumerate(self._records):
                 row[:] = streamer.lending.places(layer, self._experts)
 

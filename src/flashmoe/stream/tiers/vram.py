@@ -128,7 +128,8 @@ class Vram:
     @property
     def whole(self) -> bool:
         """Whether every expert of the model is in VRAM: from then on none ever leaves."""
-        return self.slots >= self._table.size and self._table.filled == self._table.size
+        filled = self._sound and self._table.filled == self._table.size  # else it may miscount
+        return filled and self.slots >= self._table.size
 
     def passed(self, layer: int, ids: Array) -> None:
         """Count a routing, ids (k,), that nobody held because all are there."""

@@ -78,6 +78,11 @@ class Lending:
         """The number of the slot of an expert that a hold has yielded; as valid as ``spans``."""
         return self._cache.slot((layer, expert))
 
+    @property
+    def changes(self) -> int:
+        """As long as this is the same, so is what :meth:`places` tells."""
+        return self._slots.changes
+
     def places(self, layer: int, experts: int) -> list[int]:
         """The slot of each of a layer's experts, or -1 where it is not in memory whole."""
         states = self._slots.state

@@ -65,9 +65,13 @@ class Slots:
         self._arena: Array | None = np.frombuffer(memory, np.uint8)
         self._frozen: Array | None = np.frombuffer(memory.toreadonly(), np.uint8)
         self._states = [State.FREE] * count
+        self.changes = 0
+        """Rises whenever a slot begins to be loaded, has been, or becomes free: as long as it
+        does not, what is in memory whole is where it was, until :meth:`clear`."""
         self._experts: list[tuple[RecordLayout, Expert] | None] = [None] * count
         self._discarded = set[int]()
-        self._kept = False
+        self.kept = False
+        """Whether memory goes back to the system all at once or not at all (:meth:`keep`)."""
         self._backed = threading.Lock()  # so that what is discarded is not backed again
 
     @property
@@ -87,7 +91,7 @@ class Slots:
     def keep(self) -> Array:
         """The arena, none of whose memory goes back to the system from now on before all of it
         does: a device copies from it."""
-        self._kept = True
+        self.kept = True
         return self.arena
 
     def view(self, slot: int, nbytes: int) -> Array:
@@ -130,6 +134,8 @@ class Slots:
         before = self._states[slot]
         if (before, state) not in _LEGAL:
             raise RuntimeError(f"slot {slot} cannot go from {before.value} to {state.value}")
+        if before is not State.HELD and state is not State.HELD:
+            self.changes += 1
         self._states[slot] = state
 
     def move_all(self, slots: Iterable[int], *states: State) -> None:
@@ -139,6 +145,8 @@ class Slots:
             for state in states:
                 if (current[slot], state) not in _LEGAL:
                     self.move(slot, state)  # says what is wrong
+                if current[slot] is State.LOADING:
+                    self.changes += 1
                 current[slot] = state
 
     def load(self, slots: Iterable[int]) -> None:
@@ -153,7 +161,7 @@ class Slots:
         """Give the memory of a free slot back to the system until it is written again."""
         if self._states[slot] != State.FREE:
             raise RuntimeError(f"slot {slot} is {self._states[slot].value}: it is in use")
-        if self._memory is not None and not self._kept:
+        if self._memory is not None and not self.kept:
             with self._backed:
                 self._discarded.add(slot)
                 discard(self._memory, slot * self.slot_bytes, self.slot_bytes)

@@ -263,9 +263,9 @@ class Streamer:
 
     def shrink(self, count: int) -> int:
         """Give the memory of ``count`` experts back, and that of every free slot; how many slots.
-        Of those in use or that make a hold last, none. Ends a warm-up. Not after a failed pass.
-        """
-        if not self._open:
+        Of those in use or that make a hold last, none; nor of any that a device reads, since their
+        memory would stay. Ends a warm-up. Not after a failed pass."""
+        if not self._open or self._slots.kept:
             return 0
         sound, self._sound = self._sound, False
         self._backing.stop()

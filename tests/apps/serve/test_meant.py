@@ -75,5 +75,5 @@ def test_a_long_name_takes_no_time():
 
 def test_what_takes_one_value_alone_was_not_meant():
     read, body = MESSAGES
-    with pytest.raises(BadRequest, match="seed is not a known parameter$"):
+    with pytest.raises(BadRequest, match=r"seed is not a known parameter$"):
         read({"model": "m", **body, "seed": 3})

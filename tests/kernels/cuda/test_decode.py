@@ -76,7 +76,7 @@ MIXED = [Affine(4, 32), Plain("BF16"), Affine(2, 32), Affine(8, 32), Affine(4, 3
 
 
 @pytest.mark.parametrize("forms", (*([form] * 3 for form in FORMS), MIXED), ids=str)
-@pytest.mark.parametrize("columns, few", ((256, 0), (2176, 0), (2176, 1000)))
+@pytest.mark.parametrize("columns, few", ((256, 0), (2176, 0), (2176, 1000), (6144, 0)))
 def test_project_normed(device, monkeypatch, forms, columns, few):
     """That of the norm as a launch of its own gives it; whatever the number of blocks."""
     rng = np.random.default_rng(9)

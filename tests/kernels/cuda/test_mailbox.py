@@ -198,6 +198,23 @@ def test_a_pass_that_fails_is_given_up_and_has_ended(device, router, offered):
     assert (asked.sources == 7).all()
 
 
+def test_a_pass_that_nobody_gave_up_ends_when_another_begins(device, router):
+    router.table[:] = -1
+    router.launch()
+    step = router.mailbox.step
+    time.sleep(0.01)
+    assert device.busy()
+    try:
+        router.mailbox.begin(0, 0)
+        until = time.monotonic() + 10
+        while device.busy() and time.monotonic() < until:
+            time.sleep(0.001)
+        assert not device.busy()
+    finally:
+        router.mailbox._answered[:] = -step  # else it would wait for ever
+        device.synchronize()
+
+
 @pytest.mark.parametrize("most", (1, 2, 4))
 def test_what_is_anticipated_has_come_when_the_router_chooses_it(device, router, most):
     guess = np.full(EXPERTS, -9, np.float32)

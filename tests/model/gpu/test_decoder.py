@@ -268,6 +268,16 @@ def test_what_was_chosen_in_earlier_runs_is_expected_in_vram_too(monkeypatch):
         np.testing.assert_array_equal(told, [counts / 100])
 
 
+def test_where_the_device_cannot_read_ram_all_comes_again_once_it_is_forgotten(monkeypatch):
+    made = EmulatedDevice()
+    monkeypatch.setattr(made, "pin", failing)
+    with opened(on_device(made)) as engine:
+        ids = engine.tokenizer.encode(PROMPT)
+        wanted = session_logits(engine.session(), ids[:4])
+        engine.empty_cache()
+        np.testing.assert_array_equal(session_logits(engine.session(), ids[:4]), wanted)
+
+
 def test_no_more_timelines_than_are_planned_in_vram():
     with opened(on_device(EmulatedDevice()), sessions=1) as engine:
         first = engine.session()

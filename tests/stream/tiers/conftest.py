@@ -40,6 +40,7 @@ class Rig:
         self.reader = ScriptedReader(self.dice)
         with patch("flashmoe.stream.streamer.DirectReader", lambda threads: self.reader):
             self.streamer = Streamer(tiny.store, ram, runtime)
+        self.streamer.lending.keep()
         sizes = [tiny.store.layout(layer).record_bytes for layer in range(LAYERS)]
         self.device = ScriptedDevice(vram, max(sizes), self.dice)
         self.ring, self.records = offers.memory(), np.zeros((LAYERS, EXPERTS), np.int32)

@@ -47,3 +47,29 @@ def test_an_interrupt_anywhere(tiny: TinyStore, opcodes: bool, step: int, least:
     while interrupted(tiny, at, opcodes=opcodes):
         at += step
     assert at > least
+
+
+def test_what_an_interrupt_has_left_is_never_taken_for_the_whole_model(tiny: TinyStore) -> None:
+    """The device is given a copy of the table then, and nobody looks again."""
+    at, whole = 0, False
+    while True:
+        with rigged(tiny, LAYERS * EXPERTS, LAYERS * EXPERTS) as rig:
+            for layer in range(LAYERS):
+                use_sweep(rig, layer, np.arange(EXPERTS)[None, :-1].repeat(2, 0))
+            for layer in range(LAYERS - 1):
+                use_token(rig, layer, 0, EXPERTS - 1)
+
+            def fill_and_forget(rig: Rig = rig) -> None:
+                use_token(rig, LAYERS - 1, 0, EXPERTS - 1)
+                assert rig.tier.whole
+                rig.tier.empty()
+
+            came = Interrupt(at, opcodes=False).during(fill_and_forget)
+            assert not rig.tier.whole or (rig.tier.tables() >= 0).all()
+            whole = whole or rig.tier.whole
+            rig.device.finish()
+            rig.device.running = None
+        if came is None:
+            break
+        at += 1
+    assert whole and at > 100

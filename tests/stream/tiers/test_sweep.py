@@ -25,8 +25,6 @@ def chunk(*experts: int) -> Array:
 def pass_some(rig: Rig, layer: int) -> None:
     """A routing at random, to its end or not."""
     ids = rig.some(rig.dice.choice([1, 3, 9]))
-    if rig.dice.random() < 0.5:
-        rig.tier.expect((layer + 1) % LAYERS, 9, lambda: rig.some(3))
     if rig.dice.random() < 0.6:
         use_sweep(rig, layer, ids)
         return

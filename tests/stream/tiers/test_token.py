@@ -45,9 +45,9 @@ def test_no_schedule_mixes_up_the_bytes(
                 use_sweep(rig, rig.dice.randrange(LAYERS), rig.some(3))
                 rig.device.finish()
             if rig.dice.random() < 0.1 and not failing:
-                rig.streamer.shrink(1)
+                rig.streamer.resize(ram - rig.dice.randrange(3))
             if rig.dice.random() < 0.1 and not failing:
-                rig.streamer.grow(1)
+                rig.streamer.resize(ram)
         rig.check_idle()
 
 
@@ -101,10 +101,10 @@ def test_once_ram_has_become_smaller_it_is_asked_again(tiny: TinyStore) -> None:
     with rigged(tiny, 2 * TOP_K, ALL) as rig:
         all_in_ram(rig)
         assert (rig.records >= 0).all()
-        rig.streamer.shrink(1)
+        rig.streamer.resize(ALL - 1)
         assert follow(rig, {0: [0, 1]}).answers
         assert (rig.records == -1).all()
-        rig.streamer.grow(1)
+        rig.streamer.resize(ALL)
         follow(rig, {0: [0, 1]})
         assert (rig.records >= 0).sum() == len(rig.streamer._cache)
 
@@ -255,3 +255,41 @@ def test_what_was_chosen_before_a_start_is_kept_longer(tiny: TinyStore) -> None:
                 use_token(rig, 0, *pair)
             left.append(use_token(rig, 0, 0, 1))
     assert left == [False, True]
+
+
+def test_a_record_that_has_moved_in_ram_is_not_read_where_it_was(tiny: TinyStore) -> None:
+    """A budget took slots and gave them back while chunks passed: as many are free as before."""
+    with rigged(tiny, 2 * TOP_K, ALL) as rig:
+        all_in_ram(rig)
+        follow(rig, {0: [0, 1]})
+        before, lending = rig.records.copy(), rig.streamer.lending
+        rig.streamer.resize(ALL - 6)
+        rig.streamer.resize(ALL)
+        places = np.array([lending.places(layer, EXPERTS) for layer in range(LAYERS)])
+        gone = np.argwhere(places < 0)
+        assert len(gone) == 6
+        for layer, expert in gone[::-1].tolist():
+            use_sweep(rig, layer, np.array([[expert]]))
+            rig.device.finish()
+        assert rig.streamer.free_slots == 0
+        for layer in range(LAYERS):
+            for first in range(0, EXPERTS, TOP_K):
+                follow(rig, {layer: [first, first + 1]})
+        assert (rig.records != before).any()
+
+
+@pytest.mark.parametrize("layer", range(LAYERS - 1))
+@pytest.mark.parametrize("first", range(0, EXPERTS, TOP_K))
+def test_memory_that_becomes_short_in_a_token_takes_no_record_from_the_device(
+    tiny: TinyStore, layer: int, first: int
+) -> None:
+    """It looks by itself where they are, after a read for a layer before."""
+    with rigged(tiny, 2 * TOP_K, ALL) as rig:
+        for known in range(LAYERS - 1):
+            for expert in range(0, EXPERTS, TOP_K):
+                use_token(rig, known, expert, expert + 1)
+        use_token(rig, LAYERS - 1, 0, 1)
+        relief = rig.streamer._relief
+        with patch.object(relief, "note", lambda cache, nbytes: cache.shrink(8)):
+            follow(rig, {LAYERS - 1: [2, 3], layer: [first, first + 1]})
+        rig.check_idle()

@@ -90,7 +90,7 @@ class Device(Protocol):
         ...
 
     def mover(self, arena: DeviceArray, slot_bytes: int) -> Any:
-        """Copies of records into slots of an arena, beside the launches (``copies.Mover``)."""
+        """Copies of records into slots of an arena, beside the launches (``tiers.mover``)."""
         ...
 
     def pin(self, array: Array) -> None:

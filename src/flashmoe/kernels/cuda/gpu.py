@@ -29,6 +29,10 @@ OLDEST = (8, 0)
 HOST_REGISTER_MAPPED = 2
 """cudaHostRegisterMapped, for which CuPy has no name."""
 
+SURE_BYTES = 48 << 10
+"""Shared memory of any launch, with what its kernel has of its own; one that wants more must be
+allowed to, once."""
+
 RATE_BYTES, RATE_ROUNDS = 256 << 20, 7
 """Copied to measure a rate, several times what any cache holds, and how often."""
 
@@ -70,6 +74,7 @@ class Gpu:
             raise DeviceError(f"{self.name} cannot be used: {error}") from error
         self._own = threading.local()  # the stream of a thread that records a graph
         self._kernels: dict[tuple[str, str], Any] = {}
+        self._allowed: dict[tuple[str, str], int] = {}  # bytes of shared memory
         self._modules: dict[str, Any] = {}
         self._compiling = threading.Lock()
 
@@ -225,8 +230,10 @@ class Gpu:
         function = self._kernels.get((source, kernel)) or self._compiled(source, kernel)
         given = tuple(map(_given, arguments))
         with self.here():
-            if shared_bytes > function.max_dynamic_shared_size_bytes:
-                function.max_dynamic_shared_size_bytes = shared_bytes
+            if shared_bytes > self._allowed.get((source, kernel), 0):
+                if shared_bytes + function.shared_size_bytes > SURE_BYTES:
+                    function.max_dynamic_shared_size_bytes = shared_bytes
+                self._allowed[source, kernel] = shared_bytes
             function(grid, (threads, 1, 1), given, shared_mem=shared_bytes)
 
     def _compiled(self, source: str, kernel: str) -> Any:
@@ -350,8 +357,8 @@ def _cupy() -> Any:
         import cupy
     except ModuleNotFoundError as error:
         raise DeviceError(
-            "the GPU's kernels need CuPy: pip install 'cupy-cuda13x[ctk]>=14,<15' (cupy-cuda12x for a "
-            "driver of CUDA 12), or run with --kernels cpu"
+            "the GPU's kernels need CuPy: pip install 'cupy-cuda13x[ctk]>=14,<15' (cupy-cuda12x "
+            "for a driver of CUDA 12), or run with --kernels cpu"
         ) from error
     except ImportError as error:
         raise DeviceError(f"CuPy is installed and cannot be loaded: {error}") from error

@@ -91,7 +91,9 @@ class Mailbox:
 
     def begin(self, token: int, position: int, taken: int = 0) -> None:
         """Number another pass, before which ``taken`` slots of all those offered were taken. The
-        one before has ended."""
+        one before has ended; or, where two interrupts in a row have kept anybody from giving it up,
+        ends now, since this one is to come behind it."""
+        self.give_up()
         step = self.step + 1 if self.step < LAST else 1
         self.given[:3] = token, position, step
         self.given[3:].view(np.uint32)[:] = taken, self.offers[0]

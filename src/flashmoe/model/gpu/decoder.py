@@ -43,6 +43,7 @@ class GpuDecoder:
         """Ends what goes on between device and streamer, before that closes."""
         self.observer = observer
         self._device, self._vram = device, tier.vram
+        self._follows = tier.slots.ram is not None  # else a token finds what it wants in VRAM
         weights = Weights(trunk, device)
         embedding = weights.matrix(EMBEDDING, shape.vocabulary, shape.hidden)
         self._head = Head(device, shape, weights, embedding)
@@ -101,6 +102,8 @@ class GpuDecoder:
             return hidden
         if between is not None:
             between(1, 0)
+        if not self._follows and not self._vram.whole:
+            self.fill()  # all was forgotten
         hidden = self._tokens(int(ids[0]), state)
         self._latest = state.last
         return hidden

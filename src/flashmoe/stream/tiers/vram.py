@@ -90,7 +90,7 @@ class Vram:
         self.generation += 1
         self._table.clear()
         self._records.fill(ABSENT)
-        self._known = -1  # free slots in RAM when the records there were told
+        self._known = -1  # changes in RAM by the time when the records there were told
         self._lending = self._streamer.lending  # another one, if the streamer forgets everything
         self._streamer.picture.above = self.table
         self._descent = Descent(self._mover, self._lending) if self._exclusive else None
@@ -111,13 +111,6 @@ class Vram:
         self._passing().foreseen = True
         self._streamer.foresee(layer, partial(self._missing, layer, rank))
 
-    def expect(
-        self, layer: int, tokens: int, early: Callable[[], Array], *, at_once: bool = False
-    ) -> None:
-        """As ``Streamer.expect``: what is expected and in VRAM already is not read."""
-        elsewhere = partial(self._present, layer)
-        self._streamer.expect(layer, tokens, early, elsewhere, at_once=at_once)
-
     def warm(self, shares: Array) -> None:
         """Expect the experts that were chosen most: ``shares`` (layers, experts) of the tokens
         before chose each one."""
@@ -128,7 +121,8 @@ class Vram:
     @property
     def whole(self) -> bool:
         """Whether every expert of the model is in VRAM: from then on none ever leaves."""
-        return self.slots >= self._table.size and self._table.filled == self._table.size
+        filled = self._sound and self._table.filled == self._table.size  # else it may miscount
+        return filled and self.slots >= self._table.size
 
     def passed(self, layer: int, ids: Array) -> None:
         """Count a routing, ids (k,), that nobody held because all are there."""
@@ -223,8 +217,8 @@ class Vram:
         if not self.lasting:
             self._records.fill(ABSENT)
             self._known = -1
-        elif streamer.free_slots != self._known:
-            self._known = streamer.free_slots
+        elif streamer.lending.changes != self._known:
+            self._known = streamer.lending.changes
             for layer, row in enumerate(self._records):
                 row[:] = streamer.lending.places(layer, self._experts)
 
@@ -302,10 +296,6 @@ class Vram:
         ranked = rank()
         missing: Array = ranked[self._table.rows()[layer, ranked] == ABSENT]
         return missing
-
-    def _present(self, layer: int) -> frozenset[int]:
-        """The experts of a layer that are in VRAM."""
-        return frozenset(np.flatnonzero(self._table.rows()[layer] != ABSENT).tolist())
 
     def _take(self, hold: ChunkHold) -> Batch:
         """The next experts of a sweep that are there, at least one; none at its end."""

@@ -51,7 +51,8 @@ struct Offers {
 //
 // A slot is offered only after the table has forgotten who was in it. So the table must be read
 // after `offered`: what it tells of slots on offer by then is nothing. The number known since the
-// layer before mostly does, and spares a way to the host and back.
+// layer before mostly does, and spares a way to the host and back. It is one number for all lanes:
+// where they do not read at once, each might find another.
 // `early`, where there is any, has slots already, and is brought there beside all this.
 DEVICE void find(const int* table, const int* records, const Offers* offers, const Letter* letter,
                  const Early* early, int* input, bool mine, int number, int& slot, int& source) {
@@ -62,7 +63,7 @@ DEVICE void find(const int* table, const int* records, const Offers* offers, con
     while (true) {
         slot = mine ? static_cast<const volatile int*>(table)[number] : 0;
         const int next = ring->slots[(taken + static_cast<unsigned>(lane)) % kOffers];
-        const unsigned latest = ring->offered;
+        const unsigned latest = shuffle(static_cast<unsigned>(ring->offered), 0);
         source =
             mine && records != nullptr ? static_cast<const volatile int*>(records)[number] : -1;
         if (early != nullptr && mine)

@@ -330,8 +330,7 @@ class Record:
         return given
 
     def _unknown(self, name: str, path: str) -> BadRequest:
-        of_use = {key: kind for key, kind in self.fields.items() if not isinstance(kind, Only)}
-        taken = [key for key, kind in of_use.items() if not isinstance(kind, Refused)]
+        taken = [key for key, kind in self.fields.items() if not isinstance(kind, Refused | Only)]
         near = meant(name, taken)
         asked = "" if near is None else f"; did you mean {near}?"
         return BadRequest(f"{path} is not a known parameter{asked}", path, "unknown_parameter")

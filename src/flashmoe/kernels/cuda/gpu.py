@@ -72,6 +72,7 @@ class Gpu:
                 self._recorder, self._side = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise DeviceError(f"{self.name} cannot be used: {error}") from error
+        self._joints: list[Any] = []  # events between the streams of a capture
         self._own = threading.local()  # the stream of a thread that records a graph
         self._kernels: dict[tuple[str, str], Any] = {}
         self._allowed: dict[tuple[str, str], int] = {}  # bytes of shared memory
@@ -273,6 +274,7 @@ class Gpu:
                     work()
                 finally:
                     graph = self._recorder.end_capture()
+                    self._joints.clear()
         finally:
             del self._own.stream
         return Graph(self, graph)
@@ -294,6 +296,7 @@ class Gpu:
         with self.here():
             event = other.record(self._cupy.cuda.Event(disable_timing=True))
             stream.wait_event(event)
+        self._joints.append(event)  # which lives as long as the capture
 
     def memory_rate(self) -> float:
         """Bytes a second that a copy within its memory reads and writes, the median of a few."""

@@ -1,5 +1,7 @@
 """The demo on a GPU, real or imitated, against the processor's own kernels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -291,3 +293,9 @@ def test_what_the_kernels_do_not_take_is_refused_before_anything_is_loaded():
         Engine.open(
             "demo", kernels=on_device(EmulatedDevice()), runtime=PLAIN, experts_per_token=32
         )
+    store = Store.open("demo")
+    table, budget = on_device(EmulatedDevice()), Budget(context_tokens=64)
+    sizes = outlay_of(store, budget, table, 4)
+    wide = replace(store.shape, hidden=16384)
+    with pytest.raises(InputError, match="a hidden size of 16384; at most 12288"):
+        planned(store, wide, sizes, table.device, None)

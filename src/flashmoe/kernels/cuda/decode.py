@@ -40,6 +40,8 @@ MOST_EXPERTS, MOST_CHOSEN = 1024, 31
 
 BRINGING_BLOCKS = 32
 """Of 256 threads with eight chunks of 16 bytes under way each: several times what a bus holds."""
+MOST_INPUTS = 12288
+"""Of a norm: a block holds 8 bytes of each in shared memory, of which GeForce cards have 99 KiB."""
 MOST_EARLY = 4
 """kMostEarly of source/experts.cu."""
 INPUTS = 5

@@ -12,7 +12,13 @@ import numpy as np
 
 from flashmoe.errors import BudgetError, DeviceError, InputError
 from flashmoe.kernels.cuda.attention import MOST_QUERIES, WIDTHS
-from flashmoe.kernels.cuda.decode import MOST_CHOSEN, MOST_EXPERTS, Placed, Places
+from flashmoe.kernels.cuda.decode import (
+    MOST_CHOSEN,
+    MOST_EXPERTS,
+    MOST_INPUTS,
+    Placed,
+    Places,
+)
 from flashmoe.kernels.cuda.descriptors import CHUNK
 from flashmoe.kernels.cuda.device import Device
 from flashmoe.kernels.cuda.mailbox import Mailbox
@@ -182,6 +188,8 @@ def _check(shape: ModelShape) -> None:
     elif attention is not None and attention.heads > MOST_QUERIES * attention.kv_heads:
         group = attention.heads // attention.kv_heads
         wrong = f"{group} query heads a kv head; at most {MOST_QUERIES}"
+    elif shape.hidden > MOST_INPUTS:
+        wrong = f"a hidden size of {shape.hidden}; at most {MOST_INPUTS}"
     elif shape.hidden % CHUNK or experts.intermediate % CHUNK:
         wrong = f"widths {shape.hidden} and {experts.intermediate}; both in multiples of {CHUNK}"
     if wrong:

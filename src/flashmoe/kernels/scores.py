@@ -7,6 +7,8 @@ Invariant: the same bits on every machine and with any number of threads.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,7 @@ from flashmoe import _native
 
 Numbers = NDArray[np.float64]
 Places = NDArray[np.int64]
+Slices = NDArray[np.uint16]
 
 BLOCK: int = _native.DRAW_BLOCK
 """Scores whose weights are summed together."""
@@ -45,6 +48,7 @@ class Room:
         self.masses: Numbers = np.empty(0)
         self.places: Places = np.empty(_SMALL, np.int64)
         self.values: Numbers = np.empty(_SMALL)
+        self.slices: Slices = np.empty(0, np.uint16)
 
     def fit(self, blocks: int) -> None:
         """Make peaks and masses (blocks,)."""
@@ -67,6 +71,7 @@ class Scores:
         threads: int,
     ) -> None:
         self.size = logits.size
+        self._logits, self._changed = logits, changed
         self._row = _native.Scores(logits, *changed)
         self._room, self._threads = room, threads
         self._plain = logits.dtype == np.float32 and not changed[0].size
@@ -83,6 +88,16 @@ class Scores:
         """Up to ``count`` scores from ``begin`` on."""
         found = np.empty(min(count, self.size - begin))
         self._row.widen(begin, found)
+        return found
+
+    def at(self, places: Places) -> Numbers:
+        """The scores at ``places`` (n,)."""
+        found = self._logits[places].astype(np.float64)
+        where, values = self._changed
+        if where.size:
+            nearest = np.minimum(where.searchsorted(places), where.size - 1)
+            there = where[nearest] == places
+            found[there] = values[nearest[there]]
         return found
 
     def masses(self, temperature: float) -> Numbers:
@@ -120,23 +135,61 @@ class Scores:
             room.places, room.values = np.empty(found, np.int64), np.empty(found)
 
     def top(self, rank: int) -> tuple[Places, Numbers]:
-        """The scores not below the ``rank``-th highest peak of a block, or the lowest, in falling
-        order, equal ones by place: as many as ``rank`` at the least, if there are so many blocks.
+        """The scores not below the ``rank``-th highest peak of a block, or the lowest, by place: as
+        many as ``rank`` at the least, if there are so many blocks.
         """
-        peaks = self._room.peaks
-        rank = min(rank, peaks.size)
-        return falling(*self.above(float(np.partition(peaks, -rank)[-rank])))
+        return self.above(self._peak_of(min(rank, self._room.peaks.size)))
+
+    def _peak_of(self, rank: int) -> float:
+        return float(np.partition(self._room.peaks, -rank)[-rank])
 
     def highest(self, count: int) -> tuple[Places, Numbers]:
         """The ``count`` highest scores, or all, in falling order, equal ones by place."""
-        places, values = self.top(count)
-        if places.size < min(count, self.size):
-            places, values = self.above(-np.inf)
-            if count < self.size:
-                kept = values >= np.partition(values, -count)[-count]
-                places, values = places[kept], values[kept]
-            places, values = falling(places, values)
-        return places[:count], values[:count]
+        return self._highest(min(count, self.size), ordered=True)
+
+    def last_of(self, count: int) -> tuple[int, float]:
+        """The place of the last of the ``count`` highest, at most all, and its score."""
+        places, values = self._highest(count, ordered=False)
+        return int(places[-1]), float(values[-1])
+
+    def _highest(self, count: int, ordered: bool) -> tuple[Places, Numbers]:
+        peaks = self._room.peaks
+        least = self._peak_of(count) if count <= peaks.size else -math.inf
+        places, values = np.empty(count, np.int64), np.empty(count)
+        self._row.highest(peaks, least, ordered, places, values)
+        return places, values
+
+    def kept_sums(self, temperature: float, least: float, min_p: float) -> Numbers:
+        """The sum of the weights not below ``min_p``, one by one by place, at the end of each
+        block; no score below ``least`` weighs as much."""
+        room = self._room
+        scale = self.peak, factor(temperature)
+        self._row.kept_sums(room.peaks, least, *scale, min_p, room.masses)
+        return room.masses
+
+    def depth(self, most: float) -> float:
+        """How far the lowest score is below the peak, or ``most`` or more where it is further."""
+        return self.peak - self._row.lowest(self.peak - most)
+
+    def slices(
+        self, temperature: float, steps: float, last: tuple[int, float], min_p: float, count: int
+    ) -> tuple[Slices, Numbers, float]:
+        """Of the falling order: the slice of each score, the sums of the weights of each of
+        ``count`` slices, and of all, each one by one by place.
+
+        Slice (score - peak) / temperature * steps rounded down, or the last; none, and a number
+        beyond the last, for what comes after ``last``, a place and a score, in the falling order,
+        for what weighs less than ``min_p``, which only the sum of all has, and what weighs nothing.
+        """
+        room = self._room
+        if room.slices.size != self.size:
+            room.slices = np.empty(self.size, np.uint16)
+        sums, (place, least) = np.empty(count), last
+        total = self._row.slices(
+            self.peak, factor(temperature), temperature, steps, least, place, min_p,
+            room.slices, sums,
+        )  # fmt: skip
+        return room.slices, sums, total
 
 
 def falling(places: Places, values: Numbers) -> tuple[Places, Numbers]:

@@ -172,6 +172,17 @@ double slices(const ScoresHandle& row, double peak, double factor, double temper
     return flashmoe::slices(set, row.scores, by, y.size(), into_numbers, into);
 }
 
+std::size_t members(const ScoresHandle& row, const Slices& numbers, std::uint16_t slice,
+                    const Places& places, const Numbers& values) {
+    require(numbers.size() == row.scores.count, "every score needs a slice");
+    require(places.size() == values.size(), "places and values must be as many");
+    const std::uint16_t* of_scores = aligned(numbers.data());
+    std::int64_t* into_places = aligned(places.data());
+    double* into_values = aligned(values.data());
+    const Work working(row.scores.count);
+    return flashmoe::members(row.scores, of_scores, slice, places.size(), into_places, into_values);
+}
+
 void weights(const ConstNumbers& x, double peak, double factor, const Numbers& y,
              const std::string& set_name) {
     const InstructionSet& set = set_of(set_name);
@@ -206,7 +217,9 @@ void bind_draw(nb::module_& module) {
              "min_p"_a, "y"_a.noconvert(), "instruction_set"_a = "")
         .def("slices", &slices, "peak"_a, "factor"_a, "temperature"_a, "steps"_a, "least"_a,
              "last"_a, "min_p"_a, "numbers"_a.noconvert(), "y"_a.noconvert(),
-             "instruction_set"_a = "");
+             "instruction_set"_a = "")
+        .def("members", &members, "numbers"_a.noconvert(), "slice"_a, "places"_a.noconvert(),
+             "values"_a.noconvert());
     module.def("weights", &weights, "x"_a.noconvert(), "peak"_a, "factor"_a, "y"_a.noconvert(),
                "instruction_set"_a = "");
 }

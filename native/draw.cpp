@@ -228,4 +228,24 @@ double slices(const InstructionSet& set, const Scores& scores, const Slicing& by
     return total;
 }
 
+std::size_t members(const Scores& scores, const std::uint16_t* numbers, std::uint16_t slice,
+                    std::size_t room, std::int64_t* places, double* values) {
+    std::size_t found = 0;
+    double block[kDrawBlock];
+    for (std::size_t begin = 0; begin < scores.count; begin += kDrawBlock) {
+        const std::size_t end = std::min(begin + kDrawBlock, scores.count);
+        const std::uint16_t* all = numbers + end;
+        const std::uint16_t* next = std::find(numbers + begin, all, slice);
+        if (next == all) continue;
+        widen(scores, begin, end, block);
+        for (; next != all; next = std::find(next + 1, all, slice), ++found) {
+            if (found >= room) continue;
+            const auto place = static_cast<std::size_t>(next - numbers);
+            places[found] = static_cast<std::int64_t>(place);
+            values[found] = block[place - begin];
+        }
+    }
+    return found;
+}
+
 }  // namespace flashmoe

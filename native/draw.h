@@ -118,4 +118,9 @@ constexpr std::uint16_t kNoSlice = 0xFFFF;  // of a score left out
 double slices(const InstructionSet& set, const Scores& scores, const Slicing& by,
               std::size_t slices, std::uint16_t* numbers, double* y);
 
+// Up to `room` of the scores of a slice, by rising place; how many there are. What does not fit is
+// counted and not written.
+std::size_t members(const Scores& scores, const std::uint16_t* numbers, std::uint16_t slice,
+                    std::size_t room, std::int64_t* places, double* values);
+
 }  // namespace flashmoe

@@ -513,6 +513,15 @@ class Scores:
         below ``least``, equal to it beyond place ``last``, or weighs nothing or less than
         ``min_p``. Returns such a sum over all slices, with what weighs less than ``min_p``."""
 
+    def members(
+        self,
+        numbers: npt.NDArray[np.uint16],
+        slice: int,
+        places: npt.NDArray[np.int64],
+        values: npt.NDArray[np.float64],
+    ) -> int:
+        """Write places and scores of a slice, as ``above``."""
+
 def weights(
     x: npt.NDArray[np.float64],
     peak: float,

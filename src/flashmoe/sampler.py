@@ -345,9 +345,7 @@ def _from_slices(
     temperature = options.temperature
     span = min(max(scores.depth((_SPAN + 1) * temperature) / temperature, _TINY_SPAN), _SPAN)
     last = scores.last_of(top_k) if top_k else (scores.size, -math.inf)
-    slices, sums_of, summed = scores.slices(
-        temperature, -_SLICES / span, last, options.min_p, _SLICES
-    )
+    sums_of, summed = scores.slices(temperature, -_SLICES / span, last, options.min_p, _SLICES)
     mass = options.top_p * (summed if total is None else total)
     cumulative = np.cumsum(sums_of)
     last_slice = int(np.searchsorted(cumulative, cumulative[-1]))  # beyond it all weights are 0
@@ -355,8 +353,7 @@ def _from_slices(
     @lru_cache(1)  # top-p and the draw often end in the same slice
     def within(number: int) -> tuple[Ids, Numbers]:
         """The ids of one slice in falling order, and the cumulative weights at them."""
-        ids = np.flatnonzero(slices == number)
-        values = scores.at(ids)
+        ids, values = scores.members(number)
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf
             depths = scores.peak - values
             depths /= temperature

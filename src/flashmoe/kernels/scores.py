@@ -8,6 +8,7 @@ Invariant: the same bits on every machine and with any number of threads.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,6 @@ class Scores:
         threads: int,
     ) -> None:
         self.size = logits.size
-        self._logits, self._changed = logits, changed
         self._row = _native.Scores(logits, *changed)
         self._room, self._threads = room, threads
         self._plain = logits.dtype == np.float32 and not changed[0].size
@@ -88,16 +88,6 @@ class Scores:
         """Up to ``count`` scores from ``begin`` on."""
         found = np.empty(min(count, self.size - begin))
         self._row.widen(begin, found)
-        return found
-
-    def at(self, places: Places) -> Numbers:
-        """The scores at ``places`` (n,)."""
-        found = self._logits[places].astype(np.float64)
-        where, values = self._changed
-        if where.size:
-            nearest = np.minimum(where.searchsorted(places), where.size - 1)
-            there = where[nearest] == places
-            found[there] = values[nearest[there]]
         return found
 
     def masses(self, temperature: float) -> Numbers:
@@ -127,9 +117,13 @@ class Scores:
 
     def above(self, least: float) -> tuple[Places, Numbers]:
         """The places of the scores not below ``least``, rising, and those scores."""
+        row, peaks = self._row, self._room.peaks
+        return self._found(lambda places, values: row.above(peaks, least, places, values))
+
+    def _found(self, write: Callable[[Places, Numbers], int]) -> tuple[Places, Numbers]:
         room = self._room
         while True:
-            found = self._row.above(room.peaks, least, room.places, room.values)
+            found = write(room.places, room.values)
             if found <= room.places.size:
                 return room.places[:found], room.values[:found]
             room.places, room.values = np.empty(found, np.int64), np.empty(found)
@@ -173,13 +167,13 @@ class Scores:
 
     def slices(
         self, temperature: float, steps: float, last: tuple[int, float], min_p: float, count: int
-    ) -> tuple[Slices, Numbers, float]:
-        """Of the falling order: the slice of each score, the sums of the weights of each of
-        ``count`` slices, and of all, each one by one by place.
+    ) -> tuple[Numbers, float]:
+        """Cut the falling order into ``count`` slices: the sums of the weights of each, and of all,
+        one by one by place.
 
-        Slice (score - peak) / temperature * steps rounded down, or the last; none, and a number
-        beyond the last, for what comes after ``last``, a place and a score, in the falling order,
-        for what weighs less than ``min_p``, which only the sum of all has, and what weighs nothing.
+        A score is in slice (score - peak) / temperature * steps rounded down, or in the last. In
+        none is what comes after ``last``, a place and a score, in the falling order, what weighs
+        less than ``min_p``, which only the sum of all has, and what weighs nothing.
         """
         room = self._room
         if room.slices.size != self.size:
@@ -189,7 +183,13 @@ class Scores:
             self.peak, factor(temperature), temperature, steps, least, place, min_p,
             room.slices, sums,
         )  # fmt: skip
-        return room.slices, sums, total
+        return sums, total
+
+    def members(self, slice_: int) -> tuple[Places, Numbers]:
+        """The places of the scores of a slice that :meth:`slices` cut last, rising, and those
+        scores."""
+        row, slices = self._row, self._room.slices
+        return self._found(lambda places, values: row.members(slices, slice_, places, values))
 
 
 def falling(places: Places, values: Numbers) -> tuple[Places, Numbers]:

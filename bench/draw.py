@@ -3,9 +3,9 @@
     .venv/bin/python bench/draw.py [--words 248044] [--turns 60] [--threads 2] [--save]
 
 Every case draws once a turn, all cases in turns, from float32 logits that are written anew before,
-as a pass does. `argmax` is numpy's alone. Peaked logits are normal
-ones of deviation 3 with eight high peaks, as models give them; wide ones lack the peaks, and flat
-ones have deviation 0.3. Medians in milliseconds of the wall's clock, with the lowest.
+as a pass does. `argmax` is numpy's alone. Peaked logits are normal ones of deviation 3 with eight
+high peaks, as models give them; wide ones lack the peaks, flat ones have deviation 0.3, and equal
+ones none. Medians in milliseconds of the wall's clock, with the lowest.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     "temperature 1": {},
     "min-p 0.05": {"min_p": 0.05},
     "top-k 20": {"top_k": 20},
+    "top-k 5,000": {"top_k": 5000},
     "top-p 0.95": {"top_p": 0.95},
     "usual filters": {"top_k": 20, "top_p": 0.95, "min_p": 0.05, "presence_penalty": 1.5},
     "repetition penalty": {"repetition_penalty": 1.1},
@@ -69,6 +70,7 @@ def shapes(words: int) -> dict[str, np.ndarray]:
         "peaked": peaked,
         "wide": wide,
         "flat": (random.standard_normal(words) * 0.3).astype(np.float32),
+        "equal": np.ones(words, np.float32),
     }
 
 

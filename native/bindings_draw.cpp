@@ -15,6 +15,7 @@ using Row = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Numbers = Array<double, nb::ndim<1>>;
 using ConstNumbers = Array<const double, nb::ndim<1>>;
 using Places = Array<std::int64_t, nb::ndim<1>>;
+using Slices = Array<std::uint16_t, nb::ndim<1>>;
 using ConstPlaces = Array<const std::int64_t, nb::ndim<1>>;
 
 constexpr std::size_t kWorthReleasing = 1 << 14;  // scores; less is over in some microseconds
@@ -129,6 +130,59 @@ std::size_t above(const ScoresHandle& row, const Numbers& peaks, double least, c
     return flashmoe::above(row.scores, highest, least, places.size(), into_places, into_values);
 }
 
+std::size_t highest(const ScoresHandle& row, const Numbers& peaks, double least, bool ordered,
+                    const Places& places, const Numbers& values) {
+    const double* of_blocks = row.blocks_of(peaks);
+    require(
+        places.size() == values.size() && places.size() > 0 && places.size() <= row.scores.count,
+        "places and values must be as many, from 1 to all");
+    std::int64_t* into_places = aligned(places.data());
+    double* into_values = aligned(values.data());
+    const Work working(row.scores.count);
+    return flashmoe::highest(row.scores, of_blocks, least, places.size(), ordered, into_places,
+                             into_values);
+}
+
+double lowest(const ScoresHandle& row, double enough) {
+    const Work working(row.scores.count);
+    return flashmoe::lowest(row.scores, enough);
+}
+
+void kept_sums(const ScoresHandle& row, const Numbers& peaks, double least, double peak,
+               double factor, double min_p, const Numbers& y, const std::string& set_name) {
+    const InstructionSet& set = set_of(set_name);
+    const Scale scale = scale_of(peak, factor);
+    const double* of_blocks = row.blocks_of(peaks);
+    double* into = row.blocks_of(y);
+    const Work working(row.scores.count);
+    flashmoe::kept_sums(set, row.scores, of_blocks, least, scale, min_p, into);
+}
+
+double slices(const ScoresHandle& row, double peak, double factor, double temperature, double steps,
+              double least, std::int64_t last, double min_p, const Slices& numbers,
+              const Numbers& y, const std::string& set_name) {
+    const InstructionSet& set = set_of(set_name);
+    require(temperature > 0 && steps < 0, "temperature must be above 0, and steps below");
+    require(numbers.size() == row.scores.count, "every score needs a slice");
+    require(y.size() > 0 && y.size() < flashmoe::kNoSlice, "there are no slices, or too many");
+    const flashmoe::Slicing by{scale_of(peak, factor), temperature, steps, least, last, min_p};
+    std::uint16_t* into_numbers = aligned(numbers.data());
+    double* into = aligned(y.data());
+    const Work working(row.scores.count);
+    return flashmoe::slices(set, row.scores, by, y.size(), into_numbers, into);
+}
+
+std::size_t members(const ScoresHandle& row, const Slices& numbers, std::uint16_t slice,
+                    const Places& places, const Numbers& values) {
+    require(numbers.size() == row.scores.count, "every score needs a slice");
+    require(places.size() == values.size(), "places and values must be as many");
+    const std::uint16_t* of_scores = aligned(numbers.data());
+    std::int64_t* into_places = aligned(places.data());
+    double* into_values = aligned(values.data());
+    const Work working(row.scores.count);
+    return flashmoe::members(row.scores, of_scores, slice, places.size(), into_places, into_values);
+}
+
 void weights(const ConstNumbers& x, double peak, double factor, const Numbers& y,
              const std::string& set_name) {
     const InstructionSet& set = set_of(set_name);
@@ -155,6 +209,16 @@ void bind_draw(nb::module_& module) {
              "instruction_set"_a = "")
         .def("widen", &widen, "begin"_a, "y"_a.noconvert())
         .def("above", &above, "peaks"_a.noconvert(), "least"_a, "places"_a.noconvert(),
+             "values"_a.noconvert())
+        .def("highest", &highest, "peaks"_a.noconvert(), "least"_a, "ordered"_a,
+             "places"_a.noconvert(), "values"_a.noconvert())
+        .def("lowest", &lowest, "enough"_a)
+        .def("kept_sums", &kept_sums, "peaks"_a.noconvert(), "least"_a, "peak"_a, "factor"_a,
+             "min_p"_a, "y"_a.noconvert(), "instruction_set"_a = "")
+        .def("slices", &slices, "peak"_a, "factor"_a, "temperature"_a, "steps"_a, "least"_a,
+             "last"_a, "min_p"_a, "numbers"_a.noconvert(), "y"_a.noconvert(),
+             "instruction_set"_a = "")
+        .def("members", &members, "numbers"_a.noconvert(), "slice"_a, "places"_a.noconvert(),
              "values"_a.noconvert());
     module.def("weights", &weights, "x"_a.noconvert(), "peak"_a, "factor"_a, "y"_a.noconvert(),
                "instruction_set"_a = "");

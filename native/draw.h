@@ -86,4 +86,41 @@ void widen(const Scores& scores, std::size_t begin, std::size_t end, double* y);
 std::size_t above(const Scores& scores, const double* peaks, double least, std::size_t room,
                   std::int64_t* places, double* values);
 
+// The `count` highest scores, equal ones by lowest place, or all that are not below `least`, which
+// may be any number that so many are not below; how many were found. In falling order, or the
+// lowest of them last and the others in none, if not `ordered`.
+std::size_t highest(const Scores& scores, const double* peaks, double least, std::size_t count,
+                    bool ordered, std::int64_t* places, double* values);
+
+// The lowest score of all, or of some, if that is below `enough`.
+double lowest(const Scores& scores, double enough);
+
+// The sum of the weights not below `min_p`, one by one by place, at the end of each block, y
+// (blocks). No score below `least` weighs as much.
+void kept_sums(const InstructionSet& set, const Scores& scores, const double* peaks, double least,
+               const Scale& scale, double min_p, double* y);
+
+// Slices of the falling order: a score is in number (x - peak) / temperature * steps, rounded
+// down, or in the last. Left out is what is below `least`, equal to it beyond place `last`, weighs
+// less than min_p, or nothing.
+struct Slicing {
+    Scale scale;
+    double temperature, steps;  // steps: below 0
+    double least;
+    std::int64_t last;
+    double min_p;
+};
+
+constexpr std::uint16_t kNoSlice = 0xFFFF;  // of a score left out
+
+// The slice of each score, numbers (count), and the sum of the weights of each, one by one by
+// place, y (slices). Returns such a sum over all slices, with what weighs less than min_p.
+double slices(const InstructionSet& set, const Scores& scores, const Slicing& by,
+              std::size_t slices, std::uint16_t* numbers, double* y);
+
+// Up to `room` of the scores of a slice, by rising place; how many there are. What does not fit is
+// counted and not written.
+std::size_t members(const Scores& scores, const std::uint16_t* numbers, std::uint16_t slice,
+                    std::size_t room, std::int64_t* places, double* values);
+
 }  // namespace flashmoe

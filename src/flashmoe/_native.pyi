@@ -467,6 +467,61 @@ class Scores:
         """Write places and values of the scores not below ``least``; returns how many there are,
         which may be more than there was room for."""
 
+    def highest(
+        self,
+        peaks: npt.NDArray[np.float64],
+        least: float,
+        ordered: bool,
+        places: npt.NDArray[np.int64],
+        values: npt.NDArray[np.float64],
+    ) -> int:
+        """Write as many of the highest scores as there is room for, equal ones by lowest place, in
+        falling order, or the lowest of them last and the others in none. ``least`` is any number
+        that so many are not below. Returns how many were found."""
+
+    def lowest(self, enough: float) -> float:
+        """The lowest score of all, or of some, if that is below ``enough``."""
+
+    def kept_sums(
+        self,
+        peaks: npt.NDArray[np.float64],
+        least: float,
+        peak: float,
+        factor: float,
+        min_p: float,
+        y: npt.NDArray[np.float64],
+        instruction_set: str = "",
+    ) -> None:
+        """Write the sum of the weights not below ``min_p``, one by one by place, at the end of each
+        block; no score below ``least`` weighs as much."""
+
+    def slices(
+        self,
+        peak: float,
+        factor: float,
+        temperature: float,
+        steps: float,
+        least: float,
+        last: int,
+        min_p: float,
+        numbers: npt.NDArray[np.uint16],
+        y: npt.NDArray[np.float64],
+        instruction_set: str = "",
+    ) -> float:
+        """Write the slice of each score, (score - peak) / temperature * steps rounded down, or the
+        last, and the sum of the weights of each, one by one by place. In none, 65,535, is what is
+        below ``least``, equal to it beyond place ``last``, or weighs nothing or less than
+        ``min_p``. Returns such a sum over all slices, with what weighs less than ``min_p``."""
+
+    def members(
+        self,
+        numbers: npt.NDArray[np.uint16],
+        slice: int,
+        places: npt.NDArray[np.int64],
+        values: npt.NDArray[np.float64],
+    ) -> int:
+        """Write places and scores of a slice, as ``above``."""
+
 def weights(
     x: npt.NDArray[np.float64],
     peak: float,

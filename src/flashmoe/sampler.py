@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe.errors import InputError, StoreError
-from flashmoe.kernels.scores import BLOCK, GUESS, Room, Scores
+from flashmoe.kernels.scores import BLOCK, GUESS, Room, Scores, falling
 from flashmoe.options import Sampling
 
 Numbers = NDArray[np.float64]  # scores or weights
@@ -35,6 +35,9 @@ _WINDOW = 4096
 _RANKS = (32, 1 << 40)
 """A nucleus is looked for among the scores not below so high a peak of a block; at last the lowest
 peak, which some thousands of a large vocabulary reach. It is rarely wider."""
+
+_NEARLY = 1 - 1e-9
+"""Sums in another order than the prescribed one are nearer to it."""
 
 _SLICES = 1024
 _SPAN = 16.0
@@ -238,17 +241,23 @@ def _drawn(scores: Scores, options: Sampling, share: float) -> int:
         weights = scores.weights(values, temperature)
         return int(ids[_of_falling(weights, None, options, share)])
     if top_k:
-        return _from_slices(scores, top_k, options, share)
+        return _from_slices(scores, top_k, None, options, share)
     if options.top_p == 1:
         return _by_id(scores, options, share)
     total = _total(scores.masses(temperature))
     if options.top_p * total < _WINDOW:  # no weight is above 1, so that more take more words
         for rank in _RANKS:
             ids, values = scores.top(rank)
+            everything = ids.size == scores.size
+            enough = options.top_p * total
+            # Sorting takes the longest: not before a sum by id says that it may do.
+            if not everything and scores.weights(values, temperature).sum() < enough * _NEARLY:
+                continue
+            ids, values = falling(ids, values)
             weights = scores.weights(values, temperature)
-            if ids.size == scores.size or _total(weights) >= options.top_p * total:
+            if everything or _total(weights) >= enough:
                 return int(ids[_of_falling(weights, total, options, share)])
-    return _from_slices(scores, 0, options, share)
+    return _from_slices(scores, 0, total, options, share)
 
 
 def _of_falling(weights: Numbers, total: float | None, options: Sampling, share: float) -> int:
@@ -269,27 +278,28 @@ def _by_id(scores: Scores, options: Sampling, share: float) -> int:
     if min_p:
         # A little lower than it need be, for rounding; what counts is the weight.
         depth = max(-math.log(min_p) * (1 + 1e-9), 1e-9) * temperature
-        ids, values = scores.above(scores.peak - depth)
-        weights = scores.weights(values, temperature)
-        kept = weights >= min_p
-        return int(ids[kept][_place(np.cumsum(weights[kept]), share)])
+        cumulative = scores.kept_sums(temperature, scores.peak - depth, min_p)
+        return _exact_place(scores, cumulative, options, share)
     guessed = scores.guesses(temperature)
     if guessed is not None:
-        place = _sure_place(scores, np.cumsum(guessed), temperature, share)
+        place = _sure_place(scores, np.cumsum(guessed), options, share)
         if place is not None:
             return place
-    cumulative = np.cumsum(scores.masses(temperature))
-    block, within = _within(scores, cumulative, temperature, share)
-    place = _place_of(within, share * cumulative[-1])
-    return block * BLOCK + place
+    return _exact_place(scores, np.cumsum(scores.masses(temperature)), options, share)
+
+
+def _exact_place(scores: Scores, cumulative: Numbers, options: Sampling, share: float) -> int:
+    block, within = _within(scores, cumulative, options, share)
+    return block * BLOCK + _place_of(within, share * cumulative[-1])
 
 
 def _within(
-    scores: Scores, cumulative: Numbers, temperature: float, share: float
+    scores: Scores, cumulative: Numbers, options: Sampling, share: float
 ) -> tuple[int, Numbers]:
     """The block of the draw by the sums up to the end of each, and the sums up to its scores."""
     block = _place(cumulative, share)
-    weights = scores.weights(scores.some(block * BLOCK), temperature)
+    weights = scores.weights(scores.some(block * BLOCK), options.temperature)
+    weights[weights < options.min_p] = 0
     return block, np.cumsum(np.append(cumulative[block - 1] if block else 0.0, weights))
 
 
@@ -301,16 +311,14 @@ def _place_of(within: Numbers, point: float) -> int:
     return int(within.searchsorted(within[-1])) - 1  # but for rounding it would lie in this block
 
 
-def _sure_place(
-    scores: Scores, cumulative: Numbers, temperature: float, share: float
-) -> int | None:
+def _sure_place(scores: Scores, cumulative: Numbers, options: Sampling, share: float) -> int | None:
     """What exact sums would draw, from guessed ones; None where those cannot tell.
 
     The point of the draw and the sums up to it are each within a guess's doubt, so that they are
     in the order of the exact ones where they are further apart than twice that.
     """
     doubt, point = 2.5 * GUESS * cumulative[-1], share * cumulative[-1]
-    block, within = _within(scores, cumulative, temperature, share)
+    block, within = _within(scores, cumulative, options, share)
     place = int(within[1:].searchsorted(point, side="right"))
     if place == within.size - 1 or within[place + 1] - point <= doubt:
         return None
@@ -326,53 +334,42 @@ def _place(cumulative: Numbers, share: float) -> int:
     return int(cumulative.searchsorted(cumulative[-1]))  # where rounding meets the end
 
 
-def _among_highest(scores: Numbers, count: int) -> NDArray[np.bool_]:
-    """Whether each score is one of the ``count`` highest; of equal ones the lowest ids are."""
-    threshold = np.partition(scores, -count)[-count]
-    among: NDArray[np.bool_] = scores >= threshold
-    surplus = np.count_nonzero(among) - count
-    if surplus:
-        among[np.flatnonzero(scores == threshold)[-surplus:]] = False
-    return among
-
-
-def _from_slices(scores: Scores, top_k: int, options: Sampling, share: float) -> int:
+def _from_slices(
+    scores: Scores, top_k: int, total: float | None, options: Sampling, share: float
+) -> int:
     """:func:`_drawn` where much of the vocabulary can be drawn.
 
     The falling order is cut into slices of equal width in the scaled scores. Their sums tell
     which one a cumulative weight is reached in.
     """
-    scaled = scores.some(0, scores.size)
-    weights = scores.weights(scaled, options.temperature)
-    if top_k:
-        weights *= _among_highest(scaled, top_k)
-    with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf
-        scaled -= scores.peak
-        scaled /= options.temperature
-    mass = options.top_p * (
-        _total(weights) if top_k else _total(scores.masses(options.temperature))
-    )
-    if options.min_p:
-        weights *= weights >= options.min_p
-    span = min(max(-float(scaled.min()), _TINY_SPAN), _SPAN)
-    depths = scaled * (-_SLICES / span)
-    slices = np.minimum(depths, _SLICES - 1, out=depths).astype(np.intp)
-    cumulative = np.cumsum(np.bincount(slices, weights, _SLICES))
-    last = int(np.searchsorted(cumulative, cumulative[-1]))  # beyond it all weights are 0
+    temperature = options.temperature
+    span = min(max(scores.depth((_SPAN + 1) * temperature) / temperature, _TINY_SPAN), _SPAN)
+    last = scores.last_of(top_k) if top_k else (scores.size, -math.inf)
+    sums_of, summed = scores.slices(temperature, -_SLICES / span, last, options.min_p, _SLICES)
+    mass = options.top_p * (summed if total is None else total)
+    cumulative = np.cumsum(sums_of)
+    last_slice = int(np.searchsorted(cumulative, cumulative[-1]))  # beyond it all weights are 0
 
     @lru_cache(1)  # top-p and the draw often end in the same slice
     def within(number: int) -> tuple[Ids, Numbers]:
         """The ids of one slice in falling order, and the cumulative weights at them."""
-        ids = np.flatnonzero((slices == number) & (weights > 0))
-        ids = ids[np.argsort(-scaled[ids], kind="stable")]
-        before = cumulative[number - 1] if number else 0.0
-        return ids, before + np.cumsum(weights[ids])
+        ids, values = scores.members(number)
+        with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf
+            depths = scores.peak - values
+            depths /= temperature
+        if (depths[1:] < depths[:-1]).any():  # not so where many are equal
+            order = np.argsort(depths, kind="stable")
+            ids, values = ids[order], values[order]
+        sums = scores.weights(values, temperature)
+        np.cumsum(sums, out=sums)
+        sums += cumulative[number - 1] if number else 0.0
+        return ids, sums
 
     if options.top_p < 1:
-        _, sums = within(min(int(np.searchsorted(cumulative, mass, side="left")), last))
+        _, sums = within(min(int(np.searchsorted(cumulative, mass, side="left")), last_slice))
         edge = sums[min(int(np.searchsorted(sums, mass, side="left")), sums.size - 1)]
     else:
         edge = cumulative[-1]
     point = share * float(edge)
-    ids, sums = within(min(int(np.searchsorted(cumulative, point, side="right")), last))
+    ids, sums = within(min(int(np.searchsorted(cumulative, point, side="right")), last_slice))
     return int(ids[min(int(np.searchsorted(sums, point, side="right")), ids.size - 1)])

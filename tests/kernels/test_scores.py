@@ -144,7 +144,91 @@ def test_the_highest_are_the_first_of_a_stable_order(rows, count, changed):
     assert ids.tolist() == wanted.tolist()
     assert found.tolist() == values[wanted].tolist()
     assert scores.best() == wanted[0]
+    last = wanted[-1]
+    assert scores.last_of(min(count, values.size)) == (last, values[last])
     assert scores.some(3, 9).tolist() == values[3:12].tolist() if values.size > 3 else True
+
+
+@pytest.mark.parametrize("levels", (None, 1))
+@pytest.mark.parametrize("count", (20, 700, 2500, 9000))
+def test_the_highest_of_many_are_found_whatever_is_thrown_away_between(levels, count):
+    logits = np.sort(logits_of(20_001))  # rising: each throws out what was best before
+    if levels:
+        logits = np.round(logits * levels)
+    for row in (logits, logits[::-1].copy(), logits_of(20_001)):
+        scores = Scores(row, NOTHING, Room(), 1)
+        wanted = np.argsort(-row, kind="stable")[:count]
+        assert scores.highest(count)[0].tolist() == wanted.tolist()
+        assert scores.last_of(count) == (wanted[-1], row[wanted[-1]])
+
+
+@pytest.mark.parametrize("most", (0.0, 1.0, 17.0, 1e9))
+def test_the_depth_is_that_of_the_lowest_or_more_than_enough(most):
+    for count in (1, 511, 513, 5000):
+        logits = logits_of(count)
+        found = Scores(logits, NOTHING, Room(), 1).depth(most)
+        exact = float(logits.max()) - float(logits.min())
+        assert found == exact if exact <= most else most < found <= exact
+
+
+@every_set
+@sizes
+@pytest.mark.parametrize("min_p", (0.01, 0.3, 1.0))
+def test_sums_of_what_min_p_keeps_are_those_of_numpy(kind, count, min_p):
+    logits = logits_of(count, 1.0)
+    row, peaks, y = _native.Scores(logits, *NOTHING), blocks_of(logits), blocks_of(logits)
+    row.peaks(peaks, 1, kind)
+    weights = weights_by_numpy(logits, logits.max(), factor(0.8))
+    least = logits[weights >= min_p].min()
+    row.kept_sums(peaks, least, logits.max(), factor(0.8), min_p, y, kind)
+    sums = np.cumsum(np.where(weights >= min_p, weights, 0.0))
+    ends = np.minimum(np.arange(1, y.size + 1) * BLOCK, count) - 1
+    np.testing.assert_array_equal(y, sums[ends])
+
+
+@every_set
+@sizes
+@pytest.mark.parametrize("min_p", (0.0, 0.3))
+@pytest.mark.parametrize("spread", (0.0, 1.0, 2000.0))
+def test_slices_and_their_sums_are_those_of_numpy(kind, count, min_p, spread):
+    logits = np.round(logits_of(count, spread))  # many equal to the last
+    peak, middle = float(logits.max()), count // 2
+    weights = weights_by_numpy(logits, peak, factor(0.8))
+    wanted = np.minimum((logits.astype(np.float64) - peak) / 0.8 * -9.5, 39.0).astype(np.uint16)
+    for least, last in ((-np.inf, count), (float(np.sort(logits)[middle]), middle)):
+        beyond = (logits == least) & (np.arange(count) > last)
+        taken = np.where((logits < least) | beyond, 0.0, weights)
+        kept = (taken > 0) & (taken >= min_p)
+        numbers, y = np.empty(count, np.uint16), np.empty(40)
+        total = _native.Scores(logits, *NOTHING).slices(
+            peak, factor(0.8), 0.8, -9.5, least, last, min_p, numbers, y, kind
+        )
+        np.testing.assert_array_equal(numbers, np.where(kept, wanted, 0xFFFF))
+        np.testing.assert_array_equal(y, np.bincount(wanted[kept], taken[kept], 40))
+        assert total == np.cumsum(taken)[-1]
+
+
+@given(
+    rows=st.lists(st.integers(-3, 3), min_size=1, max_size=1500),
+    temperature=st.sampled_from([0.5, 2.0]),
+    changed=st.booleans(),
+)
+def test_the_members_of_slices_are_all_that_is_not_left_out(rows, temperature, changed):
+    logits = np.array(rows, np.float32)
+    places = np.arange(0, logits.size, 5) if changed else NOTHING[0]
+    values = logits.astype(np.float64)
+    values[places] = 1.5
+    room = Room()
+    room.places, room.values = np.empty(10, np.int64), np.empty(10)
+    scores = Scores(logits, (places, np.full(places.size, 1.5)), room, 1)
+    left = values > 1
+    left[: logits.size // 2] |= (values == 1)[: logits.size // 2]
+    scores.slices(temperature, -temperature, (logits.size // 2 - 1, 1.0), 0.0, 4)
+    for number in range(4):
+        wanted = left & (np.minimum(values.max() - values, 3).astype(int) == number)
+        ids, found = scores.members(number)
+        assert ids.tolist() == np.flatnonzero(wanted).tolist()
+        assert found.tolist() == values[wanted].tolist()
 
 
 def test_more_than_there_was_room_for_is_found(monkeypatch):
@@ -176,5 +260,19 @@ def test_wrong_arguments_are_refused():
     for wrong in (0.0, -1.0, np.inf, np.nan):
         with pytest.raises(ValueError, match="factor"):
             row.masses(0.0, wrong, y, 1)
+    with pytest.raises(ValueError, match="from 1 to all"):
+        row.highest(y, 0.0, True, np.empty(1001, np.int64), np.empty(1001))
+    numbers = np.empty(1000, np.uint16)
+    for temperature, steps in ((0.0, -1.0), (1.0, 0.0), (np.nan, -1.0)):
+        with pytest.raises(ValueError, match="temperature must be above 0, and steps below"):
+            row.slices(0.0, 1.0, temperature, steps, 0.0, 0, 0.0, numbers, y)
+    with pytest.raises(ValueError, match="every score needs a slice"):
+        row.slices(0.0, 1.0, 1.0, -1.0, 0.0, 0, 0.0, numbers[1:], y)
+    with pytest.raises(ValueError, match="every score needs a slice"):
+        row.members(numbers[1:], 0, np.empty(2, np.int64), y)
+    with pytest.raises(ValueError, match="must be as many"):
+        row.members(numbers, 0, np.empty(3, np.int64), y)
+    with pytest.raises(ValueError, match="no slices, or too many"):
+        row.slices(0.0, 1.0, 1.0, -1.0, 0.0, 0, 0.0, numbers, np.empty(65_535))
     with pytest.raises(ValueError, match="guesses are of float32"):
         _native.Scores(logits.astype(np.float64), *NOTHING).guesses(0.0, 1.0, y, 1)

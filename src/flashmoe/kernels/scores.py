@@ -7,6 +7,9 @@ Invariant: the same bits on every machine and with any number of threads.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +17,7 @@ from flashmoe import _native
 
 Numbers = NDArray[np.float64]
 Places = NDArray[np.int64]
+Slices = NDArray[np.uint16]
 
 BLOCK: int = _native.DRAW_BLOCK
 """Scores whose weights are summed together."""
@@ -45,6 +49,7 @@ class Room:
         self.masses: Numbers = np.empty(0)
         self.places: Places = np.empty(_SMALL, np.int64)
         self.values: Numbers = np.empty(_SMALL)
+        self.slices: Slices = np.empty(0, np.uint16)
 
     def fit(self, blocks: int) -> None:
         """Make peaks and masses (blocks,)."""
@@ -112,31 +117,79 @@ class Scores:
 
     def above(self, least: float) -> tuple[Places, Numbers]:
         """The places of the scores not below ``least``, rising, and those scores."""
+        row, peaks = self._row, self._room.peaks
+        return self._found(lambda places, values: row.above(peaks, least, places, values))
+
+    def _found(self, write: Callable[[Places, Numbers], int]) -> tuple[Places, Numbers]:
         room = self._room
         while True:
-            found = self._row.above(room.peaks, least, room.places, room.values)
+            found = write(room.places, room.values)
             if found <= room.places.size:
                 return room.places[:found], room.values[:found]
             room.places, room.values = np.empty(found, np.int64), np.empty(found)
 
     def top(self, rank: int) -> tuple[Places, Numbers]:
-        """The scores not below the ``rank``-th highest peak of a block, or the lowest, in falling
-        order, equal ones by place: as many as ``rank`` at the least, if there are so many blocks.
+        """The scores not below the ``rank``-th highest peak of a block, or the lowest, by place: as
+        many as ``rank`` at the least, if there are so many blocks.
         """
-        peaks = self._room.peaks
-        rank = min(rank, peaks.size)
-        return falling(*self.above(float(np.partition(peaks, -rank)[-rank])))
+        return self.above(self._peak_of(min(rank, self._room.peaks.size)))
+
+    def _peak_of(self, rank: int) -> float:
+        return float(np.partition(self._room.peaks, -rank)[-rank])
 
     def highest(self, count: int) -> tuple[Places, Numbers]:
         """The ``count`` highest scores, or all, in falling order, equal ones by place."""
-        places, values = self.top(count)
-        if places.size < min(count, self.size):
-            places, values = self.above(-np.inf)
-            if count < self.size:
-                kept = values >= np.partition(values, -count)[-count]
-                places, values = places[kept], values[kept]
-            places, values = falling(places, values)
-        return places[:count], values[:count]
+        return self._highest(min(count, self.size), ordered=True)
+
+    def last_of(self, count: int) -> tuple[int, float]:
+        """The place of the last of the ``count`` highest, at most all, and its score."""
+        places, values = self._highest(count, ordered=False)
+        return int(places[-1]), float(values[-1])
+
+    def _highest(self, count: int, ordered: bool) -> tuple[Places, Numbers]:
+        peaks = self._room.peaks
+        least = self._peak_of(count) if count <= peaks.size else -math.inf
+        places, values = np.empty(count, np.int64), np.empty(count)
+        self._row.highest(peaks, least, ordered, places, values)
+        return places, values
+
+    def kept_sums(self, temperature: float, least: float, min_p: float) -> Numbers:
+        """The sum of the weights not below ``min_p``, one by one by place, at the end of each
+        block; no score below ``least`` weighs as much."""
+        room = self._room
+        scale = self.peak, factor(temperature)
+        self._row.kept_sums(room.peaks, least, *scale, min_p, room.masses)
+        return room.masses
+
+    def depth(self, most: float) -> float:
+        """How far the lowest score is below the peak, or ``most`` or more where it is further."""
+        return self.peak - self._row.lowest(self.peak - most)
+
+    def slices(
+        self, temperature: float, steps: float, last: tuple[int, float], min_p: float, count: int
+    ) -> tuple[Numbers, float]:
+        """Cut the falling order into ``count`` slices: the sums of the weights of each, and of all,
+        one by one by place.
+
+        A score is in slice (score - peak) / temperature * steps rounded down, or in the last. In
+        none is what comes after ``last``, a place and a score, in the falling order, what weighs
+        less than ``min_p``, which only the sum of all has, and what weighs nothing.
+        """
+        room = self._room
+        if room.slices.size != self.size:
+            room.slices = np.empty(self.size, np.uint16)
+        sums, (place, least) = np.empty(count), last
+        total = self._row.slices(
+            self.peak, factor(temperature), temperature, steps, least, place, min_p,
+            room.slices, sums,
+        )  # fmt: skip
+        return sums, total
+
+    def members(self, slice_: int) -> tuple[Places, Numbers]:
+        """The places of the scores of a slice that :meth:`slices` cut last, rising, and those
+        scores."""
+        row, slices = self._row, self._room.slices
+        return self._found(lambda places, values: row.members(slices, slice_, places, values))
 
 
 def falling(places: Places, values: Numbers) -> tuple[Places, Numbers]:

@@ -28,10 +28,8 @@ from flashmoe.model.gpu.weights import Weights
 from flashmoe.model.observer import Observer
 from flashmoe.quant import Array
 from flashmoe.shape import ModelShape
+from flashmoe.stream.prefetch import WIDTH
 from flashmoe.stream.tiers.vram import Vram
-
-RANKED = 2
-"""So many times what a token chooses are told as likely (``stream.prefetch.WIDTH``)."""
 
 
 class Way(Enum):
@@ -96,7 +94,7 @@ class Tokens:
         self._hidden: Array = device.pinned((shape.hidden,), np.float32)
         self._ids: Array = device.pinned((layers, top_k), np.int32)
         self._early = decode.early(device)
-        ranked = min(RANKED * top_k, MOST_CHOSEN, shape.experts.count)
+        ranked = min(WIDTH * top_k, MOST_CHOSEN, shape.experts.count)
         self._ranks: Array = device.pinned((layers, ranked), np.int32)
         self._unused = decode.choice(device, device.empty((ranked,), np.int32))
         # The device's own table, for when none of it changes any more, and of which generation.

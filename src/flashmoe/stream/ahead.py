@@ -34,13 +34,11 @@ _CHANCE = 0.9  # that what is expected is wanted: what is likelier than that kee
 
 
 class _Next(NamedTuple):
-    """The layer that comes, the tokens that pass, what a sample of them would choose, and what is
-    in a quicker memory."""
+    """The layer that comes, the tokens that pass, and what a sample of them would choose."""
 
     layer: int
     tokens: int
     early: Callable[[], Array]
-    elsewhere: Callable[[], Collection[int]]
 
 
 class Ahead:
@@ -82,16 +80,10 @@ class Ahead:
         self._guesses.reading(layer, begun.values())
         self._cache.unpin_all(layer, present)
 
-    def expect(
-        self,
-        layer: int,
-        tokens: int,
-        early: Callable[[], Array],
-        elsewhere: Callable[[], Collection[int]] = tuple,
-    ) -> None:
+    def expect(self, layer: int, tokens: int, early: Callable[[], Array]) -> None:
         """A layer is the next that a chunk of so many tokens passes."""
         self.forget()
-        self._next = _Next(layer, tokens, early, elsewhere)
+        self._next = _Next(layer, tokens, early)
 
     def forget(self) -> None:
         """There is nothing to be read ahead now."""
@@ -121,8 +113,6 @@ class Ahead:
         """Find out what is expected and missing."""
         self._next, self._layer = None, coming.layer
         expected = self._policy.choose(coming.layer, coming.tokens, coming.early)
-        if elsewhere := coming.elsewhere():
-            expected = [expert for expert in expected if expert not in elsewhere]
         self._warmup.precede(coming.layer, expected, self._reads.tickets)
         slots = self._cache.slots_of(coming.layer, expected)
         self._absent = [e for e, slot in zip(expected, slots, strict=True) if slot < 0]

@@ -165,23 +165,22 @@ class Streamer:
         layer: int,
         tokens: int,
         early: Callable[[], Array],
-        elsewhere: Callable[[], Collection[int]] = tuple,
         *,
         at_once: bool = False,
     ) -> None:
         """Read ahead what a chunk of so many tokens is expected to want of its next layer.
 
-        ``early`` gives what that layer would choose for a sample of the tokens, (sample, top_k),
-        ``elsewhere`` what is in a quicker memory; they are called while the layer before holds,
-        or not at all. The reads start when that hold has asked for all that it needs, or
-        ``at_once``; those that have not started when ``layer`` itself is hinted or held, and
-        wants others, are dropped. Nothing of it is a use. Does nothing where hints are off.
+        ``early`` gives what that layer would choose for a sample of the tokens, (sample, top_k);
+        it is called while the layer before holds, or not at all. The reads start when that hold has
+        asked for all that it needs, or ``at_once``; those that have not started when ``layer``
+        itself is hinted or held, and wants others, are dropped. Nothing of it is a use. Does
+        nothing where hints are off.
         """
         self._guesses.forget()
         if not self.hints or self._cache.resident(layer) == self._records.count(layer):
             self._ahead.forget()
             return
-        self._ahead.expect(layer, tokens, early, elsewhere)
+        self._ahead.expect(layer, tokens, early)
         if at_once and self._hold is None and self._sound:
             self._sound = False
             self._ahead.pursue(self._note(), AT_ONCE)

@@ -24,7 +24,7 @@ from flashmoe.stream.tiers.table import Table
 
 
 class _Convoy:
-    """Experts with their slots; ``ends`` at the last of them."""
+    """Experts with their slots, copied under one ticket, and those whose records are lent."""
 
     def __init__(self, ticket: int, places: dict[int, int], lent: list[int]) -> None:
         self.ticket, self.places, self.lent = ticket, places, lent

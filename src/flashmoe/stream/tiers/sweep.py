@@ -69,12 +69,20 @@ class ChunkHold:
         self._coming: dict[int, None] = {}  # with a slot, and no copy begun yet; in file order
         self._arrivals: Arrivals | None = None
         self._batches: Iterator[Arrived] = iter(())
+        self._lends = False
         self._convoys: Convoys  # from the claim on
 
     def claim(
-        self, experts: list[int], ids: Array, descent: Descent | None, counters: Counters
+        self,
+        experts: list[int],
+        ids: Array,
+        descent: Descent | None,
+        counters: Counters,
+        *,
+        lends: bool,
     ) -> None:
-        """Pin what is in VRAM, and ask the streamer for the rest."""
+        """Pin what is in VRAM, and ask the streamer for the rest. ``lends`` says that nothing in
+        RAM is ever read over: all that is copied may stay lent."""
         layer, residence, cache = self.layer, self._residence, self._residence.cache
         self._mover.fence()  # the device may still compute with the batch of another layer
         wide = is_wide(ids)
@@ -89,10 +97,9 @@ class ChunkHold:
         counters.vram_misses += len(experts) - len(there)
         cache.pin_all(layer, list(there))
         self._order, self._places = list(experts), dict(there)
-        # Where RAM has room for all, nothing there is ever read over: all may stay lent.
-        self._lends = descent is None and self._streamer.slots >= residence.table.size
+        self._lends = lends
         parts = self._mover, residence.table, self._streamer.lending, counters
-        self._convoys = Convoys(layer, *parts, lends=self._lends)
+        self._convoys = Convoys(layer, *parts, lends=lends)
         self._absent = [expert for expert in experts if expert not in there]
         if descent:
             descent.finish((layer, expert) for expert in self._absent)

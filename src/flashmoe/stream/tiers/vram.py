@@ -140,8 +140,6 @@ class Vram:
             raise ValueError(f"{self.slots} slots are too few for twice {self._top_k} experts")
         self._restored()
         self._sound = False
-        if self._token is not None:  # an interrupt has ended it
-            self._token.abandon()
         self._land()
         self._offers.fill()
         self._tell_records()
@@ -232,7 +230,7 @@ class Vram:
         self._sound = False
         parts = self._residence, self._streamer, self._mover
         hold = self._hold = ChunkHold(*parts, layer, self._top_k)
-        hold.claim(experts, ids, self._descent, self.counters)
+        hold.claim(experts, ids, self._descent, self.counters, lends=self.lasting)
         self._sound = True
         return Passing(partial(self._take, hold), partial(self._end, hold))
 
@@ -251,12 +249,13 @@ class Vram:
         self._reset()
 
     def _restored(self) -> None:
-        """In good order; what an interrupt has left is forgotten."""
+        """In good order; what an interrupt has left is forgotten, a token left so is abandoned."""
         streamer = self._streamer
         if not self._sound or not streamer.sound or streamer.lending is not self._lending:
             self._reset()
         if self._hold is not None:  # never left
             self._reset()
+        self.abandon()
 
     def _opening(self, layer: int, ids: Array) -> list[int]:
         """The distinct experts of a routing, in file order, for a sweep."""
@@ -269,9 +268,6 @@ class Vram:
             )
         self._restored()
         self._sound = False
-        if self._token is not None:
-            self._token.abandon()
-            self._token = None
         self._land(all_of_them=True)
         self._offers.withdraw()
         self._sound = True

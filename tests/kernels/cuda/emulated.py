@@ -23,8 +23,10 @@ class EmulatedDevice:
     """Arrays are numpy's; launches take effect at once."""
 
     name = "emulated"
+    shared_bytes = 99 << 10
 
-    def __init__(self) -> None:
+    def __init__(self, processors=3) -> None:
+        self.processors = processors
         self.free_bytes = 1 << 33
         self.launches: list[str] = []
         self._recorded: list | None = None
@@ -45,7 +47,7 @@ class EmulatedDevice:
         return np.zeros(shape, dtype)
 
     def upload(self, array):
-        copied = np.empty(array.nbytes + 64, np.uint8)
+        copied = np.empty(array.nbytes + 128, np.uint8)
         start = -copied.ctypes.data % 64  # as a GPU's allocations are
         copied[start : start + array.nbytes] = (
             np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -136,7 +138,8 @@ class EmulatedDevice:
     def address(self, array):
         return array.ctypes.data
 
-    def launch(self, source, kernel, grid, threads, *arguments, shared_bytes=0):
+    def launch(self, source, kernel, grid, threads, *arguments, shared_bytes=0, early=False):
+        assert shared_bytes <= self.shared_bytes
         values = [_value(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(each) for each in values))
         function = getattr(library(source), f"launch_{kernel}")

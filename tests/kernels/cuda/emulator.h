@@ -171,7 +171,6 @@ inline uint4 load_host(const void* from) {
     if (reinterpret_cast<uintptr_t>(from) % 16) std::abort();
     return *static_cast<const uint4*>(from);
 }
-inline void fetch_ahead(const void*, int64_t) {}  // of which no result shows anything
 inline uint32_t load_number(const uint32_t* from) { return *from; }
 inline uint32_t load_number(const uint16_t* from) { return *from; }
 inline uint4 load_written(const void* from) { return load_once(from); }
@@ -203,6 +202,48 @@ void copies_awaited() {
     }
     copies.erase(copies.begin(), copies.begin() + static_cast<std::ptrdiff_t>(done));
 }
+// The same: they come when the warp waits for them, and only as many as it has said.
+struct Arrival {
+    std::vector<emulator::Copy> coming;
+    int bytes, ended;
+};
+inline void arrivals_ready(Arrival* arrivals, int count) {
+    if (threadIdx.x % 32 == 0)
+        for (int i = 0; i < count; ++i)
+            arrivals[i].coming.clear(), arrivals[i].bytes = 0, arrivals[i].ended = 0;
+    warp_barrier();
+}
+inline void bulk_copy(void* shared, const void* global, int bytes, Arrival& arrival) {
+    if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16 ||
+        bytes % 16)
+        std::abort();
+    if (threadIdx.x % 32) return;
+    arrival.coming.push_back({shared, global, static_cast<unsigned>(bytes)});
+    arrival.bytes += bytes;
+}
+inline void bulk_end(Arrival& arrival, int bytes) {
+    if (threadIdx.x % 32) return;
+    if (bytes != arrival.bytes) std::abort();  // it would never be over, or too early
+    ++arrival.ended;
+}
+inline void bulk_none() {}
+inline void bulk_await(Arrival& arrival, int turn, int) {
+    warp_barrier();
+    if (threadIdx.x % 32 == 0) {
+        if (arrival.ended != turn + 1) std::abort();  // nobody would come, or somebody else
+        for (const auto [to, from, bytes] : arrival.coming) std::memcpy(to, from, bytes);
+        arrival.coming.clear();
+        arrival.bytes = 0;
+    }
+    warp_barrier();
+}
+template <class T>
+T load_shared(const void* from) {
+    if (reinterpret_cast<uintptr_t>(from) % sizeof(T)) std::abort();
+    return *static_cast<const T*>(from);
+}
+inline void let_next_begin() {}
+inline void await_before() {}
 template <class T>
 T* afresh(T* address) {
     return address;

@@ -5,7 +5,7 @@ import pytest
 
 from flashmoe.errors import InputError
 from flashmoe.kernels import reference
-from flashmoe.kernels.cuda import decode
+from flashmoe.kernels.cuda import decode, rings
 from flashmoe.kernels.cuda.descriptors import resident
 from flashmoe.quant import AFFINE_BITS, Affine, Expert, Plain, dequantize
 from flashmoe.store.layout import RecordLayout
@@ -75,16 +75,23 @@ def test_norm(device, columns):
 MIXED = [Affine(4, 32), Plain("BF16"), Affine(2, 32), Affine(8, 32), Affine(4, 32), Plain("F32")]
 
 
+GEOMETRIES = [(2, 8, 99), (4, 16, 2), (2, 16, 1)]
+"""Rows a warp, warps of a block, blocks: with fewer each comes to several matrices."""
+
+
 @pytest.mark.parametrize("forms", (*([form] * 3 for form in FORMS), MIXED), ids=str)
-@pytest.mark.parametrize("columns, few", ((256, 0), (2176, 0), (2176, 1000), (6144, 0)))
-def test_project_normed(device, monkeypatch, forms, columns, few):
-    """That of the norm as a launch of its own gives it; whatever the number of blocks."""
+@pytest.mark.parametrize("columns, room", ((256, 1 << 16), (2176, 1 << 16), (6144, 40000)))
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_project_normed(device, monkeypatch, forms, columns, room, geometry):
+    """That of the norm as a launch of its own gives it; whatever the number of blocks, and how much
+    of a row is under way."""
+    monkeypatch.setattr(rings.Rings, "_geometry", lambda self, processors: geometry)
+    monkeypatch.setattr(rings, "RING_BYTES", room)
     rng = np.random.default_rng(9)
     sizes = (69, 1, 32, 5, 40, 3)[: len(forms)]
     matrices = [stored(rng, form, rows, columns) for form, rows in zip(forms, sizes, strict=True)]
     x, weight = (rng.standard_normal(columns).astype(np.float32) for _ in range(2))
     placed = [resident(device, m) for m in matrices]
-    monkeypatch.setattr(decode, "FEW_ROWS", few)
     projection = decode.NormedProjection(device, placed, device.upload(weight), 1e-6)
     y, normed = device.empty((sum(sizes),), np.float32), decode.vector(device, columns)
     projection(device.upload(x), y, normed)
@@ -96,10 +103,6 @@ def test_project_normed(device, monkeypatch, forms, columns, few):
     other = device.empty((sum(sizes),), np.float32)
     decode.Projection(device, placed)(again, other)
     np.testing.assert_array_equal(device.download(other), y)
-    for most in (1, 2):  # each of which comes to several matrices
-        monkeypatch.setattr(decode, "MOST_NORMS", most)
-        projection(device.upload(x), other)
-        np.testing.assert_array_equal(device.download(other), y)
 
 
 def test_fixed_points_keep_float32s_own_precision(device):

@@ -13,26 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashmoe.errors import InputError
-from flashmoe.kernels.cuda.descriptors import (
-    CHUNK,
-    EXPERTS,
-    MATRICES,
-    MOST_MATRICES,
-    Resident,
-    described,
-)
+from flashmoe.kernels.cuda.descriptors import CHUNK, EXPERTS, Resident, described
 from flashmoe.kernels.cuda.device import Device, DeviceArray, check
+from flashmoe.kernels.cuda.rings import Rings
 from flashmoe.quant import Format
 
-BLOCK_ROWS = 8
-"""Rows a block of ``project`` multiplies: kWarps * kRows of source/decode.cu."""
-NORM_THREADS, NORM_WARPS = 256, 8
-"""Of a block of ``project_normed_*``: kNormThreads of source/normed.cuh."""
-FEW_ROWS = 32 * 132
-"""Up to so many, each warp has one, so that all of an H100 takes part; four of more."""
-MOST_NORMS = 3 * 132
-"""Blocks of ``project_normed_*``, each of which makes the norm: as many as an H100 has room for at
-once. On a smaller GPU some come later."""
 DOWN_ROWS, DOWN_WARPS = 8, 10
 """kDownRows and kDownWarps of source/experts.cu."""
 MOST_EXPERTS, MOST_CHOSEN = 1024, 31
@@ -40,8 +25,9 @@ MOST_EXPERTS, MOST_CHOSEN = 1024, 31
 
 BRINGING_BLOCKS = 32
 """Of 256 threads with eight chunks of 16 bytes under way each: several times what a bus holds."""
-MOST_INPUTS = 12288
-"""Of a norm: a block holds 8 bytes of each in shared memory, of which GeForce cards have 99 KiB."""
+MOST_INPUTS = 8192
+"""Of a norm: a block holds 8 bytes of each in shared memory, of which GeForce cards have 99 KiB,
+and its weights beside them."""
 MOST_EARLY = 4
 """kMostEarly of source/experts.cu."""
 INPUTS = 5
@@ -77,8 +63,8 @@ class Projection:
     """Products of the same vector with several matrices, one after the other in the result."""
 
     def __init__(self, device: Device, matrices: Sequence[Resident]) -> None:
-        self._device, self._matrices = device, _Matrices(matrices, BLOCK_ROWS)
-        self.inputs, self.outputs = self._matrices.inputs, self._matrices.outputs
+        self._device, self._rings = device, Rings(device, matrices, 4)
+        self.inputs, self.outputs = self._rings.inputs, self._rings.outputs
 
     def __call__(self, x: Vector, y: DeviceArray, residual: DeviceArray | None = None) -> None:
         """``y = matrices @ x``, plus ``residual`` where there is one, which may be y itself."""
@@ -86,9 +72,7 @@ class Projection:
         check("results", y, (self.outputs,))
         if residual is not None:
             check("the residual", residual, (self.outputs,))
-        grid, table = (self._matrices.parts, 1, 1), self._matrices.table
-        arguments = table, x.floats, x.fixed, residual, y
-        self._device.launch("decode", "project", grid, 128, *arguments)
+        self._rings.launch("project", x.floats, x.fixed, residual, y)
 
 
 class NormedProjection:
@@ -97,11 +81,8 @@ class NormedProjection:
     def __init__(
         self, device: Device, matrices: Sequence[Resident], weight: DeviceArray, eps: float
     ) -> None:
-        few = sum(weights.shape[0] for weights in matrices) <= FEW_ROWS
-        rows = 1 if few else 4
-        self._kernel = f"project_normed_{rows}"
-        self._device, self._matrices = device, _Matrices(matrices, NORM_WARPS * rows)
-        self.inputs, self.outputs = self._matrices.inputs, self._matrices.outputs
+        self._device, self._rings = device, Rings(device, matrices, 8)
+        self.inputs, self.outputs = self._rings.inputs, self._rings.outputs
         check("a norm's weights", weight, (self.inputs,))
         self._weight, self._eps = weight, _f32(eps)
 
@@ -112,36 +93,7 @@ class NormedProjection:
         if normed is not None:
             check("the norm", normed.floats, (self.inputs,))
         written = (normed.floats, normed.fixed) if normed is not None else (None, None)
-        parts, table = self._matrices.parts, self._matrices.table
-        arguments = table, _i32(parts), x, self._weight, self._eps, *written, y
-        self._device.launch(
-            "decode",
-            self._kernel,
-            (min(parts, MOST_NORMS), 1, 1),
-            NORM_THREADS,
-            *arguments,
-            shared_bytes=8 * self.inputs,
-        )
-
-
-class _Matrices:
-    """Several of as many inputs as one kernel takes them; `parts` times `rows` of them at once."""
-
-    def __init__(self, matrices: Sequence[Resident], rows: int) -> None:
-        columns = {weights.shape[1] for weights in matrices}
-        if len(columns) != 1:
-            raise InputError(f"matrices of {sorted(columns)} inputs do not share a vector")
-        if len(matrices) > MOST_MATRICES:
-            raise ValueError(f"{len(matrices)} matrices at once; {MOST_MATRICES} are possible")
-        (self.inputs,) = columns
-        self.outputs = sum(weights.shape[0] for weights in matrices)
-        self._kept = tuple(matrices)  # whose memory must live
-        self.parts, made = 0, np.zeros((), MATRICES)
-        for number, weights in enumerate(matrices):
-            made["all"][number] = weights.described(self.parts)
-            self.parts += -(-weights.shape[0] // rows)
-        made["count"] = len(matrices)
-        self.table = made[()]
+        self._rings.launch("project_normed", x, self._weight, self._eps, *written, y)
 
 
 class Embedding:
@@ -260,7 +212,9 @@ def route(
         guessed = None if post.early is None else post.early.whole
         told = post.records, post.offers, post.inputs, post.letter, guessed
     made = into.ids, into.weights, into.slots, into.sources
-    device.launch("experts", "route", (1, 1, 1), 32, logits, *numbers, table, *told, *made)
+    device.launch(
+        "experts", "route", (1, 1, 1), 32, logits, *numbers, table, *told, *made, early=True
+    )
 
 
 def anticipate(
@@ -281,7 +235,9 @@ def anticipate(
         raise ValueError("what is anticipated must be found in RAM, and kept")
     numbers = (_i32(n) for n in (len(table), reach, most, spare))
     told = post.records, post.offers, post.inputs, post.letter, post.early.whole
-    device.launch("experts", "anticipate", (1, 1, 1), 32, logits, *numbers, table, *told)
+    device.launch(
+        "experts", "anticipate", (1, 1, 1), 32, logits, *numbers, table, *told, early=True
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,6 +270,7 @@ def bring(
         _i32(len(chosen.slots)),
         post.inputs,
         post.letter,
+        early=True,
     )
 
 
@@ -380,9 +337,9 @@ class FeedForward:
         width, stride = _i32(h.shape[1]), _i32(fixed.shape[1])
         grid = (self._widest // CHUNK, top_k + bool(self._shared), 1)
         inward = self._table, chosen.slots, _i32(top_k), x.floats, x.fixed, h, fixed, width, stride
-        self._device.launch("experts", "experts_up", grid, 256, *inward)
+        self._device.launch("experts", "experts_up", grid, 256, *inward, early=True)
         grid = (-(-self.hidden // DOWN_ROWS), 1, 1)
         outward = self._table, chosen.slots, chosen.weights, _i32(top_k), shared_logit, h, fixed
         arguments = *outward, width, stride, residual, y
         threads = 32 * min(top_k + bool(self._shared), DOWN_WARPS)
-        self._device.launch("experts", "experts_down", grid, threads, *arguments)
+        self._device.launch("experts", "experts_down", grid, threads, *arguments, early=True)

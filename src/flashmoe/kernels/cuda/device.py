@@ -45,6 +45,16 @@ class Device(Protocol):
         """As its maker calls it."""
         ...
 
+    @property
+    def processors(self) -> int:
+        """Multiprocessors."""
+        ...
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory that a block can have, at most."""
+        ...
+
     def memory(self) -> tuple[int, int]:
         """Bytes that are free for anyone, and bytes in all."""
         ...
@@ -149,8 +159,11 @@ class Device(Protocol):
         threads: int,
         *arguments: Argument,
         shared_bytes: int = 0,
+        early: bool = False,
     ) -> None:
-        """Run a kernel of ``source``.cu: ``grid`` blocks of ``threads``.
+        """Run a kernel of ``source``.cu: ``grid`` blocks of ``threads``. ``early``: in a graph its
+        blocks may begin while the kernel before it ends, for which it waits itself
+        (``await_before``).
 
         Raises:
             DeviceError: the GPU reports an error, of this or an earlier launch.

@@ -19,12 +19,16 @@ from typing import Any
 import numpy as np
 
 from flashmoe.errors import BudgetError, DeviceError
+from flashmoe.kernels.cuda.dependent import Dependent
 from flashmoe.kernels.cuda.device import Argument, DeviceArray
 from flashmoe.kernels.cuda.mover import Mover
 from flashmoe.quant import Array
 
 OLDEST = (8, 0)
 """Compute capability that the kernels' instructions want: Ampere (GeForce 30) and later."""
+
+EARLY = (9, 0)
+"""Compute capability from which on a kernel can begin while another ends: Hopper."""
 
 HOST_REGISTER_MAPPED = 2
 """cudaHostRegisterMapped, for which CuPy has no name."""
@@ -66,6 +70,7 @@ class Gpu:
                 f"{_dotted(OLDEST)}: run with --kernels cpu"
             )
         self.processors = int(found["multiProcessorCount"])
+        self.shared_bytes = int(found["sharedMemPerBlockOptin"])
         try:
             with self._device:
                 self._stream = cupy.cuda.Stream(non_blocking=True)
@@ -73,6 +78,8 @@ class Gpu:
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise DeviceError(f"{self.name} cannot be used: {error}") from error
         self._joints: list[Any] = []  # events between the streams of a capture
+        self._behind: set[int] = set()  # those of its streams whose latest is a kernel
+        self._dependent = Dependent() if self.capability >= EARLY else None
         self._own = threading.local()  # the stream of a thread that records a graph
         self._kernels: dict[tuple[str, str], Any] = {}
         self._allowed: dict[tuple[str, str], int] = {}  # bytes of shared memory
@@ -222,8 +229,10 @@ class Gpu:
         threads: int,
         *arguments: Argument,
         shared_bytes: int = 0,
+        early: bool = False,
     ) -> None:
-        """Run a kernel of ``source``.cu: ``grid`` blocks of ``threads``.
+        """Run a kernel of ``source``.cu: ``grid`` blocks of ``threads``. In a graph, where it is
+        ``early``, its blocks may begin while the kernel before it ends.
 
         Raises:
             DeviceError: the GPU reports an error, of this or an earlier launch.
@@ -235,7 +244,13 @@ class Gpu:
                 if shared_bytes + function.shared_size_bytes > SURE_BYTES:
                     function.max_dynamic_shared_size_bytes = shared_bytes
                 self._allowed[source, kernel] = shared_bytes
-            function(grid, (threads, 1, 1), given, shared_mem=shared_bytes)
+            stream = self._current.ptr
+            if early and self._dependent is not None and stream in self._behind:
+                self._dependent(function.kernel.ptr, grid, threads, shared_bytes, stream, arguments)
+            else:
+                function(grid, (threads, 1, 1), given, shared_mem=shared_bytes)
+            if stream != self._stream.ptr:
+                self._behind.add(stream)
 
     def _compiled(self, source: str, kernel: str) -> Any:
         cupy, where = self._cupy, Path(str(resources.files(__package__))) / "source"
@@ -275,6 +290,7 @@ class Gpu:
                 finally:
                     graph = self._recorder.end_capture()
                     self._joints.clear()
+                    self._behind.clear()
         finally:
             del self._own.stream
         return Graph(self, graph)
@@ -296,6 +312,7 @@ class Gpu:
         with self.here():
             event = other.record(self._cupy.cuda.Event(disable_timing=True))
             stream.wait_event(event)
+        self._behind.discard(stream.ptr)
         self._joints.append(event)  # which lives as long as the capture
 
     def memory_rate(self) -> float:

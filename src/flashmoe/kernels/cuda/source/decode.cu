@@ -4,9 +4,7 @@
 // says. Plain weights want columns in multiples of 32 too.
 
 #include "normed.cuh"
-
-constexpr int kRows = 2;   // rows a warp of project() multiplies at once
-constexpr int kWarps = 4;  // warps of its blocks
+#include "ring.cuh"
 
 // x = row `given[0]` of the embedding, and the step's own numbers taken over: `given` is the host's
 // memory, `input` (token, position, step, slots taken and offered) the device's. Blocks of 256
@@ -44,110 +42,87 @@ KERNEL(128) fix_vector(const float* __restrict__ x, int columns, uint8_t* __rest
     fix(x[32 * chunk + static_cast<int>(threadIdx.x) % 32], chunk, Fixed{fixed, columns});
 }
 
-// Which matrix of several has block `block`, whose blocks begin at `first`; `before` is how many
-// rows come before its own.
-DEVICE int matrix_at(const Matrices& given, int block, int& before) {
-    int which = 0;
-    before = 0;
-    while (which + 1 < given.count && block >= given.all[which + 1].first)
-        before += given.all[which++].rows;
-    return which;
-}
-
-// `count` rows of a matrix from `row` on, as far as there are, times x; to y + row, with `residual`
-// added where there is one. By a warp.
-template <int count, class X>
-DEVICE void multiply(const Matrix& m, const X& x, int row, const float* residual, float* y) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    int rows[count];
-#pragma unroll
-    for (int r = 0; r < count; ++r) rows[r] = min(row + r, m.rows - 1);
-    float sums[count];
-    row_products(m, x, rows, sums);
-    float mine = sums[0];
-#pragma unroll
-    for (int r = 1; r < count; ++r) mine = lane == r ? sums[r] : mine;
-    if (lane < count && row + lane < m.rows)
-        y[row + lane] = residual == nullptr ? mine : residual[row + lane] + mine;
-}
-
-// The products of the same x with several matrices, one after the other in y; `first` of each is
-// its first block. A block multiplies kWarps * kRows rows of one matrix. `residual`, where there is
-// one, is added.
-KERNEL(128)
-project(GIVEN Matrices given, const float* __restrict__ x, const uint8_t* __restrict__ fixed,
-        const float* residual, float* y) {
-    int before;
-    const Matrix m = given.all[matrix_at(given, static_cast<int>(blockIdx.x), before)];
-    const int warp = static_cast<int>(threadIdx.x) / 32;
-    const int row = ((static_cast<int>(blockIdx.x) - m.first) * kWarps + warp) * kRows;
-    if (row >= m.rows) return;
-    const Activations in{x, Fixed{const_cast<uint8_t*>(fixed), m.columns}};
-    multiply<kRows>(m, in, row, residual == nullptr ? nullptr : residual + before, y + before);
-}
-
-// Rows row to row + most of a matrix on their way, by a warp.
-DEVICE void fetch_rows(const Matrix& m, int row, int most) {
-    const int64_t count = min(most, m.rows - row);
-    if (count <= 0) return;
-    if (m.bits == 0) {
-        const int64_t bytes = int64_t{m.columns} * (m.type == kF32 ? 4 : 2);
-        fetch_ahead(m.weight + row * bytes, count * bytes);
-        return;
-    }
-    const int64_t codes = int64_t{m.columns} / 32 * 4 * m.bits;
-    const int64_t numbers = int64_t{m.columns} / m.group * (m.type == kF32 ? 4 : 2);
-    fetch_ahead(m.weight + row * codes, count * codes);
-    fetch_ahead(m.scales + row * numbers, count * numbers);
-    fetch_ahead(m.biases + row * numbers, count * numbers);
+// The products of the same x with several matrices, one after the other in y, by `count` rows of
+// each warp at once. `residual`, where there is one, is added. The block's shared memory: 4 bytes
+// an input for x, then the rings.
+template <int count>
+DEVICE void project(const Matrices& given, const Staging& how, int parts, const float* x,
+                    const uint8_t* fixed, const float* residual, float* y, unsigned char* memory) {
+    __shared__ Arrival arrivals[kMostWarps][kMostStages];
+    const int columns = given.all[0].columns;
+    RingProducts<count> products(given, parts, how, memory + 4 * columns, arrivals);
+    products.begin();
+    let_next_begin();
+    await_before();
+    const Activations in{x, Fixed{const_cast<uint8_t*>(fixed), columns}};
+    const Ready ready{memory, columns / 32};
+    int layout = -1;
+    products.run(residual, y, [&](int bits, int) {
+        if (layout != layout_of(bits)) {
+            block_barrier();  // nobody reads any more what lay there in another way
+            layout = layout_of(bits);
+            ready.take_over(in, layout);
+        }
+        return ready;
+    });
 }
 
 // The same of the norm of x, which each block makes for itself while its first weights are on their
-// way, and the first one also leaves as floats and fixed where those are given. A part is `count`
-// rows of each warp; `first` counts parts, and a block takes every so many-th of them: no more
-// blocks than there is room for at once need make a norm. `memory` as Normed wants it.
+// way, and the first one also leaves as floats and fixed where those are given. 8 bytes an input.
 template <int count>
-DEVICE void project_normed(const Matrices& given, int parts, const float* x, const float* weight,
-                           float eps, float* floats, uint8_t* fixed, float* y,
+DEVICE void project_normed(const Matrices& given, const Staging& how, int parts, const float* x,
+                           const float* weight, float eps, float* floats, uint8_t* fixed, float* y,
                            unsigned char* memory) {
-    constexpr int kPart = kNormThreads / 32 * count;
+    __shared__ Arrival arrivals[kMostWarps][kMostStages];
     __shared__ float room[32];
-    const int warp = static_cast<int>(threadIdx.x) / 32;
-    const Normed normed{memory, given.all[0].columns / 32};
-    float factor = 0.0F;
+    const int columns = given.all[0].columns;
+    RingProducts<count> products(given, parts, how, memory + 8 * columns, arrivals);
+    products.begin();
+    let_next_begin();
+    await_before();
+    const Ready ready{memory, columns / 32};
+    auto* weighted = reinterpret_cast<float4*>(memory + 4 * columns);
+    const float factor = weigh(x, weight, eps, columns / 4, weighted, room);
     int layout = -1;
-    for (int part = static_cast<int>(blockIdx.x); part < parts;
-         part += static_cast<int>(gridDim.x)) {
-        int before;
-        const Matrix m = given.all[matrix_at(given, part, before)];
-        const int row = (part - m.first) * kPart + warp * count;
-        if (layout < 0) {
-            fetch_rows(m, row, count);
-            factor = weigh(x, weight, eps, normed, room);
-        }
-        if (layout != layout_of(m.bits)) {
-            block_barrier();  // nobody reads any more what lay there in another way
+    products.run(nullptr, y, [&](int bits, int part) {
+        if (layout != layout_of(bits)) {
+            block_barrier();
+            layout = layout_of(bits);
             const bool writes = part == 0;
-            lay_out(factor, m.bits, normed, {writes ? floats : nullptr, writes ? fixed : nullptr});
-            layout = layout_of(m.bits);
+            lay_out(weighted, factor, layout, ready,
+                    {writes ? floats : nullptr, writes ? fixed : nullptr});
         }
-        fetch_rows(m, row + static_cast<int>(gridDim.x) * kPart, count);
-        if (row < m.rows) multiply<count>(m, normed, row, nullptr, y + before);
-    }
+        return ready;
+    });
 }
 
-KERNEL_TOGETHER(kNormThreads, 3)
-project_normed_4(GIVEN Matrices given, int parts, const float* __restrict__ x,
-                 const float* __restrict__ weight, float eps, float* __restrict__ floats,
-                 uint8_t* __restrict__ fixed, float* __restrict__ y) {
+// Two blocks fit a processor, where their shared memory does.
+KERNEL_TOGETHER(32 * kMostWarps, 2)
+project_2(GIVEN Matrices given, GIVEN Staging how, int parts, const float* x, const uint8_t* fixed,
+          const float* residual, float* y) {
     DYNAMIC_SHARED(memory);
-    project_normed<4>(given, parts, x, weight, eps, floats, fixed, y, memory);
+    project<2>(given, how, parts, x, fixed, residual, y, memory);
 }
 
-KERNEL_TOGETHER(kNormThreads, 3)
-project_normed_1(GIVEN Matrices given, int parts, const float* __restrict__ x,
-                 const float* __restrict__ weight, float eps, float* __restrict__ floats,
-                 uint8_t* __restrict__ fixed, float* __restrict__ y) {
+KERNEL_TOGETHER(32 * kMostWarps, 2)
+project_4(GIVEN Matrices given, GIVEN Staging how, int parts, const float* x, const uint8_t* fixed,
+          const float* residual, float* y) {
     DYNAMIC_SHARED(memory);
-    project_normed<1>(given, parts, x, weight, eps, floats, fixed, y, memory);
+    project<4>(given, how, parts, x, fixed, residual, y, memory);
+}
+
+KERNEL_TOGETHER(32 * kMostWarps, 2)
+project_normed_2(GIVEN Matrices given, GIVEN Staging how, int parts, const float* x,
+                 const float* __restrict__ weight, float eps, float* floats, uint8_t* fixed,
+                 float* y) {
+    DYNAMIC_SHARED(memory);
+    project_normed<2>(given, how, parts, x, weight, eps, floats, fixed, y, memory);
+}
+
+KERNEL_TOGETHER(32 * kMostWarps, 2)
+project_normed_4(GIVEN Matrices given, GIVEN Staging how, int parts, const float* x,
+                 const float* __restrict__ weight, float eps, float* floats, uint8_t* fixed,
+                 float* y) {
+    DYNAMIC_SHARED(memory);
+    project_normed<4>(given, how, parts, x, weight, eps, floats, fixed, y, memory);
 }

@@ -135,26 +135,48 @@ DEVICE void load_chunk(Fixed x, int chunk, FixedChunk& out) {
     out.sum = x.sums()[chunk];
 }
 
+// Where weights are: in global memory, read once and by one warp, or in shared memory.
+struct Global {
+    static constexpr bool kFar = true;
+    DEVICE static uint4 load_16(const void* from) { return load_once(from); }
+    DEVICE static uint2 load_8(const void* from) { return load_once_8(from); }
+    DEVICE static uint32_t load_4(const void* from) { return load_once_4(from); }
+    template <class T>
+    DEVICE static uint32_t load_number(const T* from) {
+        return ::load_number(from);
+    }
+};
+struct Shared {
+    static constexpr bool kFar = false;
+    DEVICE static uint4 load_16(const void* from) { return load_shared<uint4>(from); }
+    DEVICE static uint2 load_8(const void* from) { return load_shared<uint2>(from); }
+    DEVICE static uint32_t load_4(const void* from) { return load_shared<uint32_t>(from); }
+    template <class T>
+    DEVICE static uint32_t load_number(const T* from) {
+        return load_shared<T>(from);
+    }
+};
+
 // The `bits` words of 32 codes. Rows begin at multiples of 4 bytes only, unless their length says
 // otherwise: a chunk of 4 or 8 bits begins at 16 bytes, one of 2 bits at 8.
-template <int bits>
+template <int bits, class Memory = Global>
 DEVICE void load_codes(const uint8_t* codes, uint32_t chunk, uint32_t (&words)[bits]) {
     const uint8_t* from = codes + uint64_t{chunk} * (4 * bits);
     if constexpr (bits % 4 == 0) {
 #pragma unroll
         for (int i = 0; i < bits; i += 4) {
-            const uint4 v = load_once(from + 4 * i);
+            const uint4 v = Memory::load_16(from + 4 * i);
             words[i] = v.x, words[i + 1] = v.y, words[i + 2] = v.z, words[i + 3] = v.w;
         }
     } else if constexpr (bits % 2 == 0) {
 #pragma unroll
         for (int i = 0; i < bits; i += 2) {
-            const uint2 v = load_once_8(from + 4 * i);
+            const uint2 v = Memory::load_8(from + 4 * i);
             words[i] = v.x, words[i + 1] = v.y;
         }
     } else {
 #pragma unroll
-        for (int i = 0; i < bits; ++i) words[i] = load_once_4(from + 4 * i);
+        for (int i = 0; i < bits; ++i) words[i] = Memory::load_4(from + 4 * i);
     }
 }
 

@@ -173,26 +173,102 @@ DEVICE void copy_async_8(void* shared, const void* global) {
     const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(global) : "memory");
 }
-// A warp has bytes of global memory brought to the second cache; nothing waits for them. The 16
-// bytes around each end come along.
-DEVICE void fetch_ahead(const void* from, int64_t bytes) {
-    const auto start = reinterpret_cast<uint64_t>(from), first = start & ~uint64_t{15};
-    const auto end = (start + static_cast<uint64_t>(bytes) + 15) & ~uint64_t{15};
-    const uint32_t lane = threadIdx.x % 32;
-#if __CUDA_ARCH__ >= 900
-    if (lane == 0)
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(first),
-                     "r"(static_cast<uint32_t>(end - first)));
-#else
-    for (uint64_t line = first + 128 * lane; line < end; line += 32 * 128)
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
-#endif
-}
 DEVICE void copies_committed() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `pending` groups are under way.
 template <int pending>
 DEVICE void copies_awaited() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+// What an Arrival in shared memory is waited for: bytes that a warp has asked for. On Hopper and
+// later one thread's word moves as many as one likes; before, every lane brings its 16.
+#if __CUDA_ARCH__ >= 900
+struct Arrival {
+    uint64_t state;
+};
+DEVICE uint32_t shared_address(const void* shared) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+// By a warp, before anything else is done with them: nothing is under way.
+DEVICE void arrivals_ready(Arrival* arrivals, int count) {
+    if (threadIdx.x % 32 == 0) {
+#pragma unroll 1
+        for (int i = 0; i < count; ++i)
+            asm volatile(
+                "mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(arrivals + i))
+                : "memory");
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    }
+    __syncwarp();
+}
+// By a warp: `bytes`, a multiple of 16 as both addresses are, are on their way.
+DEVICE void bulk_copy(void* shared, const void* global, int bytes, Arrival& arrival) {
+    if (threadIdx.x % 32 == 0)
+        asm volatile(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+            "[%3];" ::"r"(shared_address(shared)),
+            "l"(global), "r"(bytes), "r"(shared_address(&arrival))
+            : "memory");
+}
+// No more come for this arrival than these, in all, until it is waited for.
+DEVICE void bulk_end(Arrival& arrival, int bytes) {
+    if (threadIdx.x % 32 == 0)
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                         shared_address(&arrival)),
+                     "r"(bytes)
+                     : "memory");
+}
+// An arrival that is not wanted any more, where ends are counted.
+DEVICE void bulk_none() {}
+// By a warp: waits for the end that is the `turn`th of this arrival, from 0 on; at most `later`
+// ends were told since.
+DEVICE void bulk_await(Arrival& arrival, int turn, int later) {
+    uint32_t come = 0;
+    while (!come)
+        asm volatile(
+            "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+            "selp.u32 %0, 1, 0, p;\n}"
+            : "=r"(come)
+            : "r"(shared_address(&arrival)), "r"(turn & 1)
+            : "memory");
+}
+#else
+struct Arrival {};
+DEVICE void arrivals_ready(Arrival*, int) {}
+DEVICE void bulk_copy(void* shared, const void* global, int bytes, Arrival&) {
+    for (int i = 16 * (threadIdx.x % 32); i < bytes; i += 512)
+        copy_async(static_cast<char*>(shared) + i, static_cast<const char*>(global) + i);
+}
+DEVICE void bulk_end(Arrival&, int) { copies_committed(); }
+DEVICE void bulk_none() { copies_committed(); }
+DEVICE void bulk_await(Arrival&, int, int later) {
+    switch (later) {
+        case 0: copies_awaited<0>(); break;
+        case 1: copies_awaited<1>(); break;
+        case 2: copies_awaited<2>(); break;
+        default: copies_awaited<3>();
+    }
+    __syncwarp();
+}
+#endif
+// What lies in shared memory.
+template <class T>
+DEVICE T load_shared(const void* from) {
+    __builtin_assume(__isShared(from));
+    return *static_cast<const T*>(from);
+}
+// A kernel that was launched so (Device.launch) begins while the one before it ends. Each kernel
+// says when the next one may, and before it has waited for the one before it touches nothing that
+// any kernel writes.
+DEVICE void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+DEVICE void await_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 // The same address or number, of which the compiler knows nothing: what lies there, or follows from
 // it, is found again and need not wait in registers.

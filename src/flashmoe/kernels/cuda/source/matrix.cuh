@@ -102,7 +102,7 @@ struct Places {
 };
 
 // A chunk of `count` rows, before anything is done with it: so that loads of several are under way.
-template <int bits, int count>
+template <int bits, int count, class Memory>
 struct Codes {
     uint32_t words[count][bits];
     uint32_t scales[count], biases[count];  // as they are stored
@@ -110,7 +110,7 @@ struct Codes {
     template <int known>
     DEVICE void load(const Matrix& m, const Places<count>& at) {
 #pragma unroll
-        for (int r = 0; r < count; ++r) load_codes<bits>(m.weight, at.chunk[r], words[r]);
+        for (int r = 0; r < count; ++r) load_codes<bits, Memory>(m.weight, at.chunk[r], words[r]);
         // One branch for all of them, and no use of any: else each would be waited for in turn.
         if (known == kAny && m.type == kF32) {
             load_numbers<uint32_t>(m, at);
@@ -124,8 +124,8 @@ struct Codes {
 #pragma unroll
         for (int r = 0; r < count; ++r) {
             const uint32_t number = at.chunk[r] >> spread;
-            scales[r] = load_number(reinterpret_cast<const T*>(m.scales) + number);
-            biases[r] = load_number(reinterpret_cast<const T*>(m.biases) + number);
+            scales[r] = Memory::load_number(reinterpret_cast<const T*>(m.scales) + number);
+            biases[r] = Memory::load_number(reinterpret_cast<const T*>(m.biases) + number);
         }
     }
     template <int known>
@@ -142,17 +142,18 @@ struct Codes {
 
 // Chunks first, first + step, ... of weights of so many bits, several at once where `count` is
 // small.
-template <int bits, int known, class X, int count>
+template <int bits, int known, class Memory, class X, int count>
 DEVICE void affine_chunks(const Matrix& m, const X& x, int first, int step,
                           const int (&rows)[count], float (&sums)[count]) {
     // As many loads at once as there are registers for. (One row is of a small matrix, which seldom
     // has more than 2,048 columns, two chunks a lane.)
-    constexpr int kAhead = (bits == 4 ? 2 : 1) * (count == 2 || (count == 1 && bits != 4) ? 2 : 1);
+    constexpr int kFew = (bits == 4 ? 2 : 1) * (count == 2 || (count == 1 && bits != 4) ? 2 : 1);
+    constexpr int kAhead = Memory::kFar ? kFew : 1;
     const int chunks = m.columns / 32;
     Places<count> at(m, first, rows);
 #pragma unroll kAhead
     for (int c = first; c < chunks; c += step) {
-        Codes<bits, count> codes;
+        Codes<bits, count, Memory> codes;
         codes.template load<known>(m, at);
         at.advance(step);
         FixedChunk v;
@@ -161,7 +162,7 @@ DEVICE void affine_chunks(const Matrix& m, const X& x, int first, int step,
     }
 }
 
-template <class X, int count>
+template <class Memory, class X, int count>
 DEVICE void plain_chunk(const Matrix& m, const X& x, int chunk, const int (&rows)[count],
                         float (&sums)[count]) {
     for (int i = 32 * chunk; i < 32 * chunk + 32; i += 8) {
@@ -173,9 +174,10 @@ DEVICE void plain_chunk(const Matrix& m, const X& x, int chunk, const int (&rows
             if (m.type == kF32) {
                 const float* w = reinterpret_cast<const float*>(m.weight) + at;
 #pragma unroll
-                for (int k = 0; k < 8; ++k) sums[r] = fmaf(w[k], v[k], sums[r]);
+                for (int k = 0; k < 8; ++k)
+                    sums[r] = fmaf(__uint_as_float(Memory::load_4(w + k)), v[k], sums[r]);
             } else {
-                const uint4 w = load_once(reinterpret_cast<const uint16_t*>(m.weight) + at);
+                const uint4 w = Memory::load_16(reinterpret_cast<const uint16_t*>(m.weight) + at);
                 const uint32_t words[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
                 for (int k = 0; k < 8; ++k) {
@@ -189,20 +191,21 @@ DEVICE void plain_chunk(const Matrix& m, const X& x, int chunk, const int (&rows
 }
 
 // Adds chunks first, first + step, ... of several rows to the lane's own sums.
-template <class X, int count>
+template <class Memory = Global, class X, int count>
 DEVICE void add_chunks(const Matrix& m, const X& x, int first, int step, const int (&rows)[count],
                        float (&sums)[count]) {
+    using In = Memory;
     switch (m.bits) {
-        case 2: return affine_chunks<2, kAny>(m, x, first, step, rows, sums);
-        case 3: return affine_chunks<3, kAny>(m, x, first, step, rows, sums);
+        case 2: return affine_chunks<2, kAny, In>(m, x, first, step, rows, sums);
+        case 3: return affine_chunks<3, kAny, In>(m, x, first, step, rows, sums);
         case 4:  // the most usual by far
-            if (m.type == kBF16) return affine_chunks<4, kBF16>(m, x, first, step, rows, sums);
-            return affine_chunks<4, kAny>(m, x, first, step, rows, sums);
-        case 5: return affine_chunks<5, kAny>(m, x, first, step, rows, sums);
-        case 6: return affine_chunks<6, kAny>(m, x, first, step, rows, sums);
-        case 8: return affine_chunks<8, kAny>(m, x, first, step, rows, sums);
+            if (m.type == kBF16) return affine_chunks<4, kBF16, In>(m, x, first, step, rows, sums);
+            return affine_chunks<4, kAny, In>(m, x, first, step, rows, sums);
+        case 5: return affine_chunks<5, kAny, In>(m, x, first, step, rows, sums);
+        case 6: return affine_chunks<6, kAny, In>(m, x, first, step, rows, sums);
+        case 8: return affine_chunks<8, kAny, In>(m, x, first, step, rows, sums);
         default:
-            for (int c = first; c < m.columns / 32; c += step) plain_chunk(m, x, c, rows, sums);
+            for (int c = first; c < m.columns / 32; c += step) plain_chunk<In>(m, x, c, rows, sums);
     }
 }
 
@@ -224,7 +227,7 @@ DEVICE void affine_pair(const Matrix& a, const Matrix& b, const Activations& x,
     Places<count> at(a, lane, rows);  // and of b, whose shape is the same
 #pragma unroll 1  // two would take twice the registers, and halve the blocks at work
     for (int c = lane; c < a.columns / 32; c += 32) {
-        Codes<bits, count> first, second;
+        Codes<bits, count, Global> first, second;
         first.template load<known>(a, at);
         second.template load<known>(b, at);
         at.advance(32);

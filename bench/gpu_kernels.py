@@ -29,6 +29,7 @@ from flashmoe import Budget, Engine
 from flashmoe.kernels import on_device
 from flashmoe.kernels.cuda import decode
 from flashmoe.kernels.cuda.descriptors import Resident
+from flashmoe.kernels.cuda.feed_forward import FeedForward
 from flashmoe.kernels.cuda.gpu import Gpu, Graph
 from flashmoe.quant import Affine, Format, parts
 
@@ -230,7 +231,7 @@ class Bench:
         for start in range(0, len(arena), len(block)):
             span = arena[start : start + len(block)]
             span[...] = block[: len(span)]
-        part = decode.FeedForward(self.gpu, self.gpu.address(arena), slot_bytes, record, ())
+        part = FeedForward(self.gpu, self.gpu.address(arena), slot_bytes, record, ())
         room, x = part.room(layer.top_k), self.vector(layer.hidden)
         y = self.gpu.zeros((layer.hidden,), np.float32)
         order = self._rng.permutation(slots).astype(np.int32)

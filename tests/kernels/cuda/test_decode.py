@@ -7,6 +7,7 @@ from flashmoe.errors import InputError
 from flashmoe.kernels import reference
 from flashmoe.kernels.cuda import decode, rings
 from flashmoe.kernels.cuda.descriptors import resident
+from flashmoe.kernels.cuda.feed_forward import FeedForward
 from flashmoe.quant import AFFINE_BITS, Affine, Expert, Plain, dequantize
 from flashmoe.store.layout import RecordLayout
 from tests.kernels.test_cpu import RELATIVE, stored
@@ -177,8 +178,14 @@ def test_many_experts(device):
     check_experts(device, "4 bits", 64, 64, count=20, top_k=18)
 
 
-def check_experts(device, network, width, shared_width, count, top_k):
-    rng, hidden = np.random.default_rng(8), 192
+@pytest.mark.parametrize("network", ("4 bits", "plain"))
+def test_experts_of_which_a_block_holds_no_whole_rows(device, monkeypatch, network):
+    monkeypatch.setattr(device, "shared_bytes", 36 << 10)
+    check_experts(device, network, 2048, 512, count=3, top_k=2, hidden=1024)
+
+
+def check_experts(device, network, width, shared_width, count, top_k, hidden=192):
+    rng = np.random.default_rng(8)
     forms, shared_forms = NETWORKS[network]
     layout = RecordLayout(*forms, hidden, width)
     shapes = [shape for _, shape, _ in layout.matrices]
@@ -193,7 +200,7 @@ def check_experts(device, network, width, shared_width, count, top_k):
         (form, shape, tuple(field.offset for field in fields))
         for form, shape, fields in layout.matrices
     ]
-    part = decode.FeedForward(
+    part = FeedForward(
         device,
         device.address(arena),
         layout.record_bytes,

@@ -1,4 +1,4 @@
-"""One token's launches: embedding, norms and products, router and experts (source/decode.cu,
+"""One token's launches: embedding, norms and products, router and what it brings (source/decode.cu,
 experts.cu).
 
 Owns the checks and the launch geometry, and knows nothing of layers. Vectors are float32 arrays
@@ -13,13 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashmoe.errors import InputError
-from flashmoe.kernels.cuda.descriptors import CHUNK, EXPERTS, Resident, described
+from flashmoe.kernels.cuda.descriptors import Resident
 from flashmoe.kernels.cuda.device import Device, DeviceArray, check
 from flashmoe.kernels.cuda.rings import Rings
-from flashmoe.quant import Format
 
-DOWN_ROWS, DOWN_WARPS = 8, 10
-"""kDownRows and kDownWarps of source/experts.cu."""
 MOST_EXPERTS, MOST_CHOSEN = 1024, 31
 """Of a layer, and of a token with the shared one beside: a warp's registers and lanes."""
 
@@ -272,74 +269,3 @@ def bring(
         post.letter,
         early=True,
     )
-
-
-Placed = tuple[Format, tuple[int, int], tuple[int, ...]]
-"""Format and shape of an expert's matrix, and where its arrays begin in the record."""
-
-
-class FeedForward:
-    """The experts of a layer, in slots of an arena, and the shared one.
-
-    ``record`` describes gate, up and down of every expert; ``shared`` are those of the shared
-    one, or none.
-    """
-
-    def __init__(
-        self,
-        device: Device,
-        arena: int,
-        slot_bytes: int,
-        record: Sequence[Placed],
-        shared: Sequence[Resident],
-    ) -> None:
-        self._device, self._shared = device, tuple(shared)
-        (self.width, self.hidden) = record[0][1]
-        widths = [self.width, *(weights.shape[0] for weights in shared[:1])]
-        for width in widths:
-            if width % CHUNK:
-                raise InputError(
-                    f"experts of width {width}: the GPU's kernels want a multiple of {CHUNK}; "
-                    "run this model with --kernels cpu"
-                )
-        made = np.zeros((), EXPERTS)
-        made["arena"], made["slot_bytes"] = arena, slot_bytes
-        for name, placed in zip(("gate", "up", "down"), record, strict=True):
-            made[name] = described(*placed)
-        for name, weights in zip(("gate", "up", "down"), shared, strict=False):
-            made[f"shared_{name}"] = weights.described()
-        self._widest = max(widths)
-        self._table = made[()]
-
-    def room(self, top_k: int) -> tuple[DeviceArray, DeviceArray]:
-        """Memory for what lies between the two halves, for any layer of these widths."""
-        stride = fixed_bytes(self._widest)
-        floats = self._device.empty((top_k + 1, self._widest), np.float32)
-        return floats, self._device.empty((top_k + 1, stride), np.uint8)
-
-    def __call__(
-        self,
-        x: Vector,
-        chosen: Choice,
-        shared_logit: DeviceArray | None,
-        room: tuple[DeviceArray, DeviceArray],
-        residual: DeviceArray,
-        y: DeviceArray,
-    ) -> None:
-        """``y = residual + sum weight * expert(x) + sigmoid(shared_logit) * shared(x)``.
-
-        Every slot in ``chosen`` holds its expert. y may be the residual itself.
-        """
-        check("activations", x.floats, (self.hidden,))
-        check("results", y, (self.hidden,))
-        top_k = len(chosen.ids)
-        h, fixed = room
-        width, stride = _i32(h.shape[1]), _i32(fixed.shape[1])
-        grid = (self._widest // CHUNK, top_k + bool(self._shared), 1)
-        inward = self._table, chosen.slots, _i32(top_k), x.floats, x.fixed, h, fixed, width, stride
-        self._device.launch("experts", "experts_up", grid, 256, *inward, early=True)
-        grid = (-(-self.hidden // DOWN_ROWS), 1, 1)
-        outward = self._table, chosen.slots, chosen.weights, _i32(top_k), shared_logit, h, fixed
-        arguments = *outward, width, stride, residual, y
-        threads = 32 * min(top_k + bool(self._shared), DOWN_WARPS)
-        self._device.launch("experts", "experts_down", grid, threads, *arguments, early=True)

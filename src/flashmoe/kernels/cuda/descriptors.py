@@ -47,6 +47,10 @@ EXPERTS = np.dtype(
 )
 
 
+Placed = tuple[Format, tuple[int, int], tuple[int, ...]]
+"""Format and shape of a matrix, and where its arrays begin: addresses, or places in a record."""
+
+
 def described(form: Format, shape: tuple[int, int], places: Sequence[int], first: int = 0) -> Array:
     """One matrix whose arrays begin at ``places``: addresses, or offsets into a record.
 

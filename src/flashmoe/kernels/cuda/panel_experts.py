@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from flashmoe.kernels.cuda.decode import Placed
-from flashmoe.kernels.cuda.descriptors import EXPERTS, Resident, described
+from flashmoe.kernels.cuda.descriptors import EXPERTS, Placed, Resident, described
 from flashmoe.kernels.cuda.device import Device, DeviceArray, check
 from flashmoe.kernels.cuda.panels import (
     SHARED_BYTES,

@@ -1,44 +1,133 @@
-"""Matrices that share a vector, and how a launch streams them through shared memory
-(source/ring.cuh).
+"""How rows of weights stream through a block's shared memory (source/ring.cuh): how many at once,
+how much of each, how far ahead.
 
-Owns the geometry: how many rows a warp multiplies at once, how many warps a block has, how much of
-a row is under way. Which kernel, and with what besides, is the caller's (``decode``).
+Owns that geometry, and the launches of matrices that share a vector. Which kernel, and with what
+besides, is the caller's (``decode``, ``feed_forward``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from flashmoe.errors import InputError
-from flashmoe.kernels.cuda.descriptors import (
-    CHUNK,
-    MATRICES,
-    MOST_MATRICES,
-    TYPES,
-    Resident,
-)
+from flashmoe.kernels.cuda.descriptors import CHUNK, MATRICES, MOST_MATRICES, Resident
 from flashmoe.kernels.cuda.device import Argument, Device
-from flashmoe.quant import Affine, Array
+from flashmoe.quant import Affine, Array, Format
 
 RING_BYTES = 76 << 10
-"""Of a block's weights under way, where shared memory allows: beside a block of the launch before
-another one has room, so that one begins while the other ends."""
-OWN_BYTES = 2 << 10
-"""What a kernel has of shared memory besides: arrivals, and room for a sum."""
+"""Of a block's weights under way, where that is enough: beside a block of the launch before there
+is room for another one then, so that one begins while the other ends."""
+OWN_BYTES = 3 << 10
+"""What a kernel has of shared memory besides, at most."""
 MOST_STAGES, MOST_WARPS = 4, 16
 """kMostStages and kMostWarps of source/ring.cuh."""
-PIECE = 32
-"""Chunks of a row are taken in multiples of so many, one a lane, or all of them."""
+FEWEST_WARPS = 4
+"""Of a block that takes rows whole, if they can be taken in pieces instead."""
+LANES = 32
+"""Chunks of a row are taken in multiples of so many, one a lane, or all of them; or fewer where
+there is no room for so many."""
 
 STAGING = np.dtype([(name, "<i4") for name in ("chunks", "stages", "bytes", "unused")])
 
 _i32 = np.int32
 
+Laid = tuple[Format, int, tuple[int, ...]]
+"""Of a matrix: format, inputs, and where its arrays begin."""
+
+
+@dataclass(frozen=True, eq=False)
+class Staging:
+    """What a warp has under way: ``table`` () of STAGING, as kernels take it; and how many warps
+    there are to a block at most."""
+
+    table: Array
+    warps: int
+
+    @property
+    def warp_bytes(self) -> int:
+        """Shared memory of each of them."""
+        return int(self.table["stages"]) * int(self.table["bytes"])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows that a warp takes at once of each of some matrices."""
+
+    matrices: Sequence[Laid]
+    rows: int
+    together: int
+
+    @property
+    def chunks(self) -> int:
+        return max(inputs for _, inputs, _ in self.matrices) // CHUNK
+
+    def stage_bytes(self, chunks: int) -> int:
+        """Of so many chunks of each row, of as many matrices as come together."""
+        return self.together * max(
+            _room(self.rows * codes) + 2 * _room(self.rows * numbers)
+            for codes, numbers in (
+                _row_bytes(form, min(inputs, chunks * CHUNK)) for form, inputs, _ in self.matrices
+            )
+        )
+
+    def pieces(self) -> Iterator[int]:
+        """Chunks of a row that can be taken instead of all: each is a copy of its own."""
+        for chunks in (*range(self.chunks // LANES * LANES, 0, -LANES), LANES // 2, LANES // 4):
+            spans = [
+                (*_row_bytes(form, inputs), *_row_bytes(form, chunks * CHUNK), *places)
+                for form, inputs, places in self.matrices
+            ]
+            if chunks < self.chunks and not any(n % 16 for span in spans for n in span):
+                yield chunks
+
+    def ways(self, warps: int, fewest: int, stages: int) -> Iterator[tuple[int, int, int]]:
+        """Chunks, warps and stages at least, the best first."""
+        many = [warps >> n for n in range(warps.bit_length()) if warps >> n >= fewest]
+        yield from ((self.chunks, w, stages) for w in many if w >= min(FEWEST_WARPS, warps))
+        yield from ((chunks, many[0], 2) for chunks in self.pieces())
+        yield from ((chunks, w, 1) for w in many for chunks in (self.chunks, *self.pieces()))
+
+
+def staged(
+    device: Device,
+    matrices: Sequence[Laid],
+    rows: int,
+    warps: int,
+    *,
+    beside_bytes: int = 0,
+    together: int = 1,
+    items: int = 1,
+    fewest: int = 1,
+) -> Staging:
+    """How a block of up to ``warps``, at least ``fewest``, has ``rows`` rows a warp under way,
+    which takes ``items`` times so many in turn; of ``together`` matrices at once. ``beside_bytes``
+    of its shared memory are for something else.
+
+    Raises:
+        InputError: there is no room for so few.
+    """
+    wanted = _Rows(matrices, rows, together)
+    free = device.shared_bytes - beside_bytes - OWN_BYTES
+    for room in (min(RING_BYTES, free), free):
+        for chunks, many, stages in wanted.ways(warps, fewest, min(items, 2)):
+            nbytes = wanted.stage_bytes(chunks)
+            if many * stages * nbytes <= room:
+                steps = items * -(-wanted.chunks // chunks)
+                made = np.zeros((), STAGING)
+                made["chunks"], made["bytes"] = chunks, nbytes
+                made["stages"] = min(room // (many * nbytes), steps, MOST_STAGES)
+                return Staging(made, many)
+    raise InputError(
+        f"matrices of {wanted.chunks * CHUNK} inputs: a row takes more than the {free:,} bytes of "
+        "shared memory that the GPU has for it; run this model with --kernels cpu"
+    )
+
 
 class Rings:
-    """Matrices of as many inputs, and a launch's geometry for them; the block has
+    """Matrices of as many inputs, and a launch's geometry for them; its blocks have
     ``input_bytes`` an input for the vector."""
 
     def __init__(self, device: Device, matrices: Sequence[Resident], input_bytes: int) -> None:
@@ -51,13 +140,19 @@ class Rings:
         self.outputs = sum(weights.shape[0] for weights in matrices)
         self._device, self._kept = device, tuple(matrices)  # whose memory must live
         self._input_bytes = input_bytes * self.inputs
-        free = device.shared_bytes - self._input_bytes - OWN_BYTES
-        self._rows, self._warps, self._grid = self._geometry(device.processors)
-        self._staging = self._staged(min(RING_BYTES, free))
+        self._rows, warps, self._grid = self._geometry(device.processors)
+        self._how = staged(
+            device,
+            [(weights.form, self.inputs, weights.places) for weights in matrices],
+            self._rows,
+            warps,
+            beside_bytes=self._input_bytes,
+            items=-(-self.outputs // (self._rows * warps * self._grid)),
+        )
         self._parts, made = 0, np.zeros((), MATRICES)
         for number, weights in enumerate(matrices):
             made["all"][number] = weights.described(self._parts)
-            self._parts += -(-weights.shape[0] // (self._rows * self._warps))
+            self._parts += -(-weights.shape[0] // (self._rows * self._how.warps))
         made["count"] = len(matrices)
         self._table = made[()]
 
@@ -73,74 +168,28 @@ class Rings:
             return 4, MOST_WARPS, 2 * processors
         return 2, MOST_WARPS, processors
 
-    def _staged(self, room: int) -> Array:
-        """Which part of a row is a stage, and how many there are; whole rows if that can be."""
-        chunks = self.inputs // CHUNK
-        several = self.outputs > self._rows * self._warps * self._grid
-        stages = 2 if several else 1
-        while self._warps > 4 and self._warps * stages * self._bytes(chunks) > room:
-            self._warps //= 2
-        if self._warps * stages * self._bytes(chunks) > room and self._aligned:
-            fitting = (c for c in range(PIECE, chunks, PIECE))
-            stages = 2
-            chunks = max(
-                (c for c in fitting if self._warps * stages * self._bytes(c) <= room),
-                default=min(PIECE, chunks),
-            )
-        while self._warps > 1 and self._warps * self._bytes(chunks) > room:
-            self._warps, stages = self._warps // 2, 1
-        nbytes = self._bytes(chunks)
-        if self._warps * nbytes > room:
-            raise InputError(
-                f"matrices of {self.inputs} inputs: the GPU has {room:,} bytes of shared memory "
-                f"for their rows, of {nbytes:,}; run this model with --kernels cpu"
-            )
-        stages = min(room // (self._warps * nbytes), MOST_STAGES)
-        made = np.zeros((), STAGING)
-        made["chunks"], made["stages"], made["bytes"] = chunks, stages, nbytes
-        return made
-
-    def _bytes(self, chunks: int) -> int:
-        """Of a stage for so many chunks of a row: that of the largest matrix."""
-        return max(self._stage_bytes(weights, chunks) for weights in self._kept)
-
-    def _stage_bytes(self, weights: Resident, chunks: int) -> int:
-        codes, numbers = _row_bytes(weights, chunks)
-        return _room(self._rows * codes) + 2 * _room(self._rows * numbers)
-
-    @property
-    def _aligned(self) -> bool:
-        """Whether rows can be taken piece by piece: each piece is a copy of its own."""
-        chunks = self.inputs // CHUNK
-        return all(
-            not any(nbytes % 16 for nbytes in (*_row_bytes(weights, chunks), *weights.places))
-            for weights in self._kept
-        )
-
     def launch(self, kernel: str, *arguments: Argument) -> None:
         """Run ``kernel``, whose first parameters say what this has found."""
-        ring = self._warps * int(self._staging["stages"]) * int(self._staging["bytes"])
         self._device.launch(
             "decode",
             f"{kernel}_{self._rows}",
             (min(self._parts, self._grid), 1, 1),
-            32 * self._warps,
+            LANES * self._how.warps,
             self._table,
-            self._staging[()],
+            self._how.table[()],
             _i32(self._parts),
             *arguments,
-            shared_bytes=self._input_bytes + ring,
+            shared_bytes=self._input_bytes + self._how.warps * self._how.warp_bytes,
             early=True,
         )
 
 
-def _row_bytes(weights: Resident, chunks: int) -> tuple[int, int]:
-    """Of so many chunks of a row: codes, and scales or biases."""
-    form, inputs = weights.form, chunks * CHUNK
+def _row_bytes(form: Format, inputs: int) -> tuple[int, int]:
+    """Of so many inputs of a row: codes, and scales or biases."""
     if isinstance(form, Affine):
         number = 4 if form.scales == "F32" else 2
         return inputs * form.bits // 8, inputs // form.group * number
-    return inputs * (4 if TYPES[form.dtype] == TYPES["F32"] else 2), 0
+    return inputs * (4 if form.dtype == "F32" else 2), 0
 
 
 def _room(nbytes: int) -> int:

@@ -16,8 +16,8 @@ from flashmoe.kernels.cuda import rows
 from flashmoe.kernels.cuda.attention import KeyValues
 from flashmoe.kernels.cuda.chunk_attention import ChunkAttention
 from flashmoe.kernels.cuda.chunk_delta import ChunkDeltaNet
-from flashmoe.kernels.cuda.decode import Placed
 from flashmoe.kernels.cuda.delta import DeltaState
+from flashmoe.kernels.cuda.descriptors import Placed
 from flashmoe.kernels.cuda.device import Device, DeviceArray
 from flashmoe.kernels.cuda.panel_experts import Experts, Meetings, SharedExpert
 from flashmoe.kernels.cuda.panels import Products, Rows

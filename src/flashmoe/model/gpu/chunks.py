@@ -11,8 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from flashmoe.kernels.cuda.decode import Placed
-from flashmoe.kernels.cuda.descriptors import Resident
+from flashmoe.kernels.cuda.descriptors import Placed, Resident
 from flashmoe.kernels.cuda.device import Device, DeviceArray
 from flashmoe.kernels.cuda.rows import RowsEmbedding
 from flashmoe.model.decoder import Between

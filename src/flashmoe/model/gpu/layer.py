@@ -14,18 +14,17 @@ from flashmoe.kernels.cuda.attention import Attention, KeyValues
 from flashmoe.kernels.cuda.decode import (
     Choice,
     Early,
-    FeedForward,
     Norm,
     NormedProjection,
-    Placed,
     Places,
     Post,
     Projection,
     Vector,
 )
 from flashmoe.kernels.cuda.delta import DeltaNet, DeltaState
-from flashmoe.kernels.cuda.descriptors import Resident
+from flashmoe.kernels.cuda.descriptors import Placed, Resident
 from flashmoe.kernels.cuda.device import Device, DeviceArray
+from flashmoe.kernels.cuda.feed_forward import FeedForward
 from flashmoe.model.gpu.mixing import Mixing
 from flashmoe.model.gpu.weights import Weights
 from flashmoe.shape import ModelShape

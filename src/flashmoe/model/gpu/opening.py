@@ -16,10 +16,9 @@ from flashmoe.kernels.cuda.decode import (
     MOST_CHOSEN,
     MOST_EXPERTS,
     MOST_INPUTS,
-    Placed,
     Places,
 )
-from flashmoe.kernels.cuda.descriptors import CHUNK
+from flashmoe.kernels.cuda.descriptors import CHUNK, Placed
 from flashmoe.kernels.cuda.device import Device
 from flashmoe.kernels.cuda.mailbox import Mailbox
 from flashmoe.kernels.cuda.panel_experts import PLACES

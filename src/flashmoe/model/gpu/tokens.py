@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from flashmoe.kernels.cuda import decode
-from flashmoe.kernels.cuda.decode import MOST_CHOSEN, Choice, Embedding, Placed, Post
-from flashmoe.kernels.cuda.descriptors import Resident
+from flashmoe.kernels.cuda.decode import MOST_CHOSEN, Choice, Embedding, Post
+from flashmoe.kernels.cuda.descriptors import Placed, Resident
 from flashmoe.kernels.cuda.device import Device, DeviceArray, Graph
 from flashmoe.kernels.cuda.mailbox import ASKED, THERE, Asked, Mailbox
 from flashmoe.model.gpu.head import Head

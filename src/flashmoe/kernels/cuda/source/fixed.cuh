@@ -135,31 +135,21 @@ DEVICE void load_chunk(Fixed x, int chunk, FixedChunk& out) {
     out.sum = x.sums()[chunk];
 }
 
-// Where weights are: in global memory, read once and by one warp, or in shared memory.
+// Where codes are: in global memory, where a warp reads them once, or in shared memory.
 struct Global {
-    static constexpr bool kFar = true;
     DEVICE static uint4 load_16(const void* from) { return load_once(from); }
     DEVICE static uint2 load_8(const void* from) { return load_once_8(from); }
     DEVICE static uint32_t load_4(const void* from) { return load_once_4(from); }
-    template <class T>
-    DEVICE static uint32_t load_number(const T* from) {
-        return ::load_number(from);
-    }
 };
 struct Shared {
-    static constexpr bool kFar = false;
     DEVICE static uint4 load_16(const void* from) { return load_shared<uint4>(from); }
     DEVICE static uint2 load_8(const void* from) { return load_shared<uint2>(from); }
     DEVICE static uint32_t load_4(const void* from) { return load_shared<uint32_t>(from); }
-    template <class T>
-    DEVICE static uint32_t load_number(const T* from) {
-        return load_shared<T>(from);
-    }
 };
 
 // The `bits` words of 32 codes. Rows begin at multiples of 4 bytes only, unless their length says
 // otherwise: a chunk of 4 or 8 bits begins at 16 bytes, one of 2 bits at 8.
-template <int bits, class Memory = Global>
+template <class Memory, int bits>
 DEVICE void load_codes(const uint8_t* codes, uint32_t chunk, uint32_t (&words)[bits]) {
     const uint8_t* from = codes + uint64_t{chunk} * (4 * bits);
     if constexpr (bits % 4 == 0) {

@@ -90,7 +90,7 @@ DEVICE float bits_to_float(uint32_t bits, int type) {
 template <int bits>
 DEVICE void take_codes(const uint8_t* row, int chunk, uint32_t (&words)[8]) {
     uint32_t taken[bits];
-    load_codes<bits>(row, chunk, taken);
+    load_codes<Global>(row, chunk, taken);
 #pragma unroll
     for (int i = 0; i < bits; ++i) words[i] = taken[i];
 }

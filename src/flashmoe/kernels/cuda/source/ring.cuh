@@ -73,14 +73,21 @@ DEVICE Matrix lay_cut(const Matrix& m, const Cut& cut, int most, unsigned char*&
     return laid;
 }
 
-// A block's activations from some chunk on.
+// Of `count` rows from `row` on, as far as there are, piece `piece`.
+DEVICE Cut piece_of(const Matrix& m, int row, int count, int piece, const Staging& how) {
+    const int first = piece * how.chunks;
+    return {row, max(min(count, m.rows - row), 0), first, min(how.chunks, m.columns / 32 - first)};
+}
+
+// Activations from some chunk on.
+template <class X>
 struct From {
-    const Ready& x;
+    const X& x;
     int first;
 
     template <int bits>
     DEVICE void load(int chunk, FixedChunk& out) const {
-        x.load<bits>(first + chunk, out);
+        x.template load<bits>(first + chunk, out);
     }
     DEVICE float4 load_floats(int chunk, int eighth) const {
         return x.load_floats(first + chunk, eighth);
@@ -97,61 +104,108 @@ DEVICE int matrix_at(const Matrices& given, int part, int& before) {
     return which;
 }
 
+// A warp's stages, one after the other: what is asked for goes to the next one, in the order in
+// which it is awaited.
+struct Ring {
+    const Staging& how;
+    unsigned char* const memory;
+    Arrival* const arrivals;
+    int asking = 0, here = 0, turn = 0;
+
+    DEVICE Ring(const Staging& staging, unsigned char* rings,
+                Arrival (&all)[kMostWarps][kMostStages])
+        : how(staging),
+          memory(rings + warp() * staging.stages * staging.bytes),
+          arrivals(all[warp()]) {
+        arrivals_ready(arrivals, how.stages);
+    }
+    DEVICE static int warp() { return static_cast<int>(threadIdx.x) / 32; }
+
+    // `lay` lays cuts in a stage, as lay_cut wants it.
+    template <class Lay>
+    DEVICE void ask(Lay lay) {
+        unsigned char* to = memory + asking * how.bytes;
+        int total = 0;
+        lay(to, &arrivals[asking], total);
+        bulk_end(arrivals[asking], total);
+        if (++asking == how.stages) asking = 0;
+    }
+    // The stage that was asked for the longest ago, whose bytes have come.
+    DEVICE unsigned char* await() {
+        bulk_await(arrivals[here], turn, how.stages - 1);
+        return memory + here * how.bytes;
+    }
+    // Nobody reads there any more: one more may be asked for, or bulk_none() said.
+    DEVICE void pass() {
+        warp_barrier();
+        if (++here == how.stages) here = 0, ++turn;
+    }
+};
+
+// A cut's products with x, added to a lane's sums: those of four bits all at once, of any other two
+// rows and then the next, for which there are registers.
+template <class X, int count>
+DEVICE void add_cut(const Matrix& laid, const X& x, int first, int step, const int (&rows)[count],
+                    float (&sums)[count]) {
+    if (laid.bits == 4 && laid.type == kBF16) {
+        affine_chunks<4, kBF16>(laid, x, first, step, rows, sums);
+        return;
+    }
+#pragma unroll 1
+    for (int r = 0; r < count; r += 2) {
+        int two[2] = {rows[0], rows[1]};
+        float of_two[2] = {};
+#pragma unroll
+        for (int k = 2; k < count; ++k)
+            if (k / 2 * 2 == r) two[k % 2] = rows[k];
+        add_chunks(laid, x, first, step, two, of_two);
+#pragma unroll
+        for (int k = 0; k < count; ++k)
+            if (k / 2 * 2 == r) sums[k] += of_two[k % 2];
+    }
+}
+
 // The products of a block with several matrices, one after the other in y. A part is `count` rows
 // of each warp; `first` of a matrix counts parts, and a block takes every so many-th of them.
 template <int count>
 struct RingProducts {
     const Matrices& given;
-    const Staging& how;
-    const int parts;
-    unsigned char* const memory;  // of this warp
-    Arrival* const arrivals;
-    const int pieces;
-    // What is asked for next: of which part, which piece, in which stage.
-    int part, piece = 0, stage = 0;
+    const int parts, pieces;
+    Ring ring;
+    int part, piece = 0;  // what is asked for next
 
-    DEVICE RingProducts(const Matrices& matrices, int all_parts, const Staging& staging,
+    DEVICE RingProducts(const Matrices& matrices, int all_parts, const Staging& how,
                         unsigned char* rings, Arrival (&all)[kMostWarps][kMostStages])
         : given(matrices),
-          how(staging),
           parts(all_parts),
-          memory(rings + warp() * staging.stages * staging.bytes),
-          arrivals(all[warp()]),
-          pieces((matrices.all[0].columns / 32 + staging.chunks - 1) / staging.chunks),
-          part(static_cast<int>(blockIdx.x)) {}
-
-    DEVICE static int warp() { return static_cast<int>(threadIdx.x) / 32; }
+          pieces((matrices.all[0].columns / 32 + how.chunks - 1) / how.chunks),
+          ring(how, rings, all),
+          part(static_cast<int>(blockIdx.x)) {
+        // As much as there is room for, before anything is known of the activations.
+#pragma unroll 1
+        for (int s = 0; s < how.stages; ++s) ask();
+    }
 
     // The cut of a part's piece that is this warp's.
     DEVICE Cut cut(const Matrix& m, int of_part, int of_piece) const {
         const int each = static_cast<int>(blockDim.x) / 32 * count;
-        const int row = (of_part - m.first) * each + warp() * count;
-        const int first = of_piece * how.chunks;
-        return {row, max(min(count, m.rows - row), 0), first,
-                min(how.chunks, m.columns / 32 - first)};
+        const int row = (of_part - m.first) * each + Ring::warp() * count;
+        return piece_of(m, row, count, of_piece, ring.how);
     }
 
-    // Asks for the next piece, to the next stage.
+    // Asks for the next piece.
     DEVICE void ask() {
         if (part >= parts) {
             bulk_none();
             return;
         }
-        int before, bytes = 0;
+        int before;
         const Matrix m = given.all[matrix_at(given, part, before)];
         const Cut wanted = cut(m, part, piece);
-        unsigned char* to = memory + stage * how.bytes;
-        if (wanted.rows) lay_cut(m, wanted, count, to, &arrivals[stage], bytes);
-        bulk_end(arrivals[stage], bytes);
-        if (++stage == how.stages) stage = 0;
+        ring.ask([&](unsigned char*& to, Arrival* arrival, int& total) {
+            if (wanted.rows) lay_cut(m, wanted, count, to, arrival, total);
+        });
         if (++piece == pieces) piece = 0, part += static_cast<int>(gridDim.x);
-    }
-
-    // As much as there is room for, before anything is known of the activations.
-    DEVICE void begin() {
-        arrivals_ready(arrivals, how.stages);
-#pragma unroll 1
-        for (int s = 0; s < how.stages; ++s) ask();
     }
 
     // y, with `residual` added where there is one. `prepare(bits, part)` gives the activations for
@@ -159,7 +213,6 @@ struct RingProducts {
     template <class Prepare>
     DEVICE void run(const float* residual, float* y, Prepare prepare) {
         const int lane = static_cast<int>(threadIdx.x) % 32;
-        int here = 0, turn = 0;
         for (int p = static_cast<int>(blockIdx.x); p < parts; p += static_cast<int>(gridDim.x)) {
             int before;
             const Matrix m = given.all[matrix_at(given, p, before)];
@@ -168,11 +221,16 @@ struct RingProducts {
             Cut mine{};
             for (int k = 0; k < pieces; ++k) {
                 mine = cut(m, p, k);
-                bulk_await(arrivals[here], turn, how.stages - 1);
-                if (mine.rows) add(m, mine, here, x, sums);
-                warp_barrier();
+                unsigned char* at = ring.await();
+                if (mine.rows) {
+                    int none = 0, rows[count];
+                    const Matrix laid = lay_cut(m, mine, count, at, nullptr, none);
+#pragma unroll
+                    for (int r = 0; r < count; ++r) rows[r] = min(r, laid.rows - 1);
+                    add_cut(laid, From<Ready>{x, mine.first}, lane, 32, rows, sums);
+                }
+                ring.pass();
                 ask();
-                if (++here == how.stages) here = 0, ++turn;
             }
 #pragma unroll
             for (int r = 0; r < count; ++r) sums[r] = warp_sum(sums[r]);
@@ -181,32 +239,6 @@ struct RingProducts {
             for (int r = 1; r < count; ++r) out = lane == r ? sums[r] : out;
             const int row = before + mine.row + lane;
             if (lane < mine.rows) y[row] = residual == nullptr ? out : residual[row] + out;
-        }
-    }
-
-    // The products of a stage's cut, lane by lane.
-    DEVICE void add(const Matrix& m, const Cut& mine, int from, const Ready& x,
-                    float (&sums)[count]) const {
-        unsigned char* at = memory + from * how.bytes;
-        int none = 0, rows[count];
-        const Matrix laid = lay_cut(m, mine, count, at, nullptr, none);
-        const From here{x, mine.first};
-        const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-        for (int r = 0; r < count; ++r) rows[r] = min(r, laid.rows - 1);
-        if (m.bits == 4 && m.type == kBF16) {  // the most usual by far
-            affine_chunks<4, kBF16, Shared>(laid, here, lane, 32, rows, sums);
-            return;
-        }
-        // More at once of any other would want more registers than there are.
-#pragma unroll 1
-        for (int r = 0; r < count; r += 2) {
-            const int two[2] = {min(r, laid.rows - 1), min(r + 1, laid.rows - 1)};
-            float of_two[2] = {};
-            add_chunks<Shared>(laid, here, lane, 32, two, of_two);
-#pragma unroll
-            for (int k = 0; k < count; ++k)
-                sums[k] += k - r == 0 ? of_two[0] : k - r == 1 ? of_two[1] : 0.0F;
         }
     }
 };

@@ -179,9 +179,9 @@ def test_many_experts(device):
 
 
 @pytest.mark.parametrize("network", ("4 bits", "plain"))
-def test_experts_of_which_a_block_holds_no_whole_rows(device, monkeypatch, network):
-    monkeypatch.setattr(device, "shared_bytes", 36 << 10)
-    check_experts(device, network, 2048, 512, count=3, top_k=2, hidden=1024)
+@pytest.mark.parametrize("hidden, width", ((4096, 64), (64, 8192)))
+def test_experts_of_which_a_block_holds_no_whole_rows(device, network, hidden, width):
+    check_experts(device, network, width, 64, count=3, top_k=2, hidden=hidden)
 
 
 def check_experts(device, network, width, shared_width, count, top_k, hidden=192):

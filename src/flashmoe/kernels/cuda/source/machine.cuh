@@ -240,11 +240,24 @@ DEVICE void bulk_await(Arrival&, int, int later) {
     __syncwarp();
 }
 #endif
-// What lies in shared memory.
+// 2, 4, 8 or 16 bytes of shared memory. (Compilers do not find out for themselves that an address
+// which is a structure's member leads there.)
 template <class T>
 DEVICE T load_shared(const void* from) {
-    __builtin_assume(__isShared(from));
-    return *static_cast<const T*>(from);
+    const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(from));
+    T v;
+    if constexpr (sizeof(T) == 16) {
+        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                     : "r"(at));
+    } else if constexpr (sizeof(T) == 8) {
+        asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at));
+    } else if constexpr (sizeof(T) == 2) {
+        asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(at));
+    } else {
+        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at));
+    }
+    return v;
 }
 // A kernel that was launched so (Device.launch) begins while the one before it ends. Each kernel
 // says when the next one may, and before it has waited for the one before it touches nothing that

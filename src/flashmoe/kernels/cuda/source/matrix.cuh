@@ -170,7 +170,7 @@ DEVICE void plain_chunk(const Matrix& m, const X& x, int chunk, const int (&rows
                 const float* w = reinterpret_cast<const float*>(m.weight) + at;
 #pragma unroll
                 for (int k = 0; k < 8; ++k)
-                    sums[r] = fmaf(load_shared<float>(w + k), v[k], sums[r]);
+                    sums[r] = fmaf(__uint_as_float(load_shared<uint32_t>(w + k)), v[k], sums[r]);
             } else {
                 const uint4 w =
                     load_shared<uint4>(reinterpret_cast<const uint16_t*>(m.weight) + at);

@@ -123,6 +123,29 @@ def test_nobody_waits_for_copies_but_the_device_until_the_end(tiny: TinyStore) -
         rig.check_idle()
 
 
+def test_where_ram_has_all_it_is_asked_once(tiny: TinyStore) -> None:
+    """And counts them as it would one by one."""
+    with rigged(tiny, 4, ALL) as rig:
+        read_all(rig, 0, 1)
+        before = rig.streamer.counters.snapshot()
+        with patch.object(rig.streamer, "_take", side_effect=AssertionError):
+            for layer in range(2):
+                use_sweep(rig, layer, chunk(*range(EXPERTS)))
+        cost = rig.streamer.counters.since(before)
+        assert (cost.hits, cost.misses) == (2 * EXPERTS, 0)
+        assert rig.streamer.usage.counts()[0, 0] == 2 * TOP_K
+        rig.device.finish()
+        rig.check_idle()
+
+
+def test_a_record_that_ram_lacks_is_read_on_the_way(tiny: TinyStore) -> None:
+    with rigged(tiny, 4, ALL) as rig:
+        with rig.streamer.hold(0, chunk(0, 1, 2, 4, 5, 6, 7)) as experts:
+            list(experts)
+        use_sweep(rig, 0, chunk(*range(EXPERTS)))
+        assert rig.streamer.counters.misses == EXPERTS
+
+
 def test_a_copy_that_fails_fails_the_chunk_and_leaves_the_table(own: TinyStore) -> None:
     """Though what it should have brought was computed with, and given back, by then."""
     with rigged(own, 4, ALL) as rig:

@@ -32,7 +32,8 @@ class _Convoy:
 
 
 class Convoys:
-    """Of one layer, through ``mover``; their records are lent if ``lends``."""
+    """Of one layer, through ``mover``; their records are lent if ``lends``, and need not be if
+    they are ``held``: by a hold that ends behind them."""
 
     def __init__(
         self,
@@ -43,8 +44,9 @@ class Convoys:
         counters: Counters,
         *,
         lends: bool,
+        held: bool = False,
     ) -> None:
-        self._layer, self._lends = layer, lends
+        self._layer, self._lends, self._held = layer, lends and not held, held
         self._mover, self._table, self._lending = mover, table, lending
         self._counters = counters
         self._under_way: deque[_Convoy] = deque()
@@ -57,7 +59,8 @@ class Convoys:
     @property
     def lasting(self) -> bool:
         """Whether nothing that is copied can be read over before it has landed."""
-        return all(len(convoy.lent) == len(convoy.places) for convoy in self._under_way)
+        lent = (len(convoy.lent) == len(convoy.places) for convoy in self._under_way)
+        return self._held or all(lent)
 
     def start(self, places: dict[int, int]) -> None:
         """Copy experts, which the streamer has yielded, to their slots.
@@ -81,8 +84,7 @@ class Convoys:
                 self._enter(convoy)
 
     def _enter(self, convoy: _Convoy) -> None:
-        for expert, slot in convoy.places.items():
-            self._table.put((self._layer, expert), slot)
+        self._table.put_all(self._layer, convoy.places)
 
     def land(self, *, passed: bool = False, all_of_them: bool = False) -> None:
         """Take those that have ended, the oldest first; wait for those that are passed, or for all.

@@ -8,8 +8,9 @@ slots are given in the same order ahead of it, as many as the window lets, and a
 when the next is asked for. Copies into that room begin behind what the device was given to compute
 (``Mover.fence``), and what it is given next begins behind the copies of that (``Convoys``): the
 host only says what comes after what, and waits for the SSD, for records that could be read over
-while they are copied, and at the end. Only where what is in VRAM would leave no slots for that, the
-last of it goes at once, and is copied again.
+while they are copied, and at the end. Where all that VRAM lacks is in RAM and stays there, the
+streamer holds it to the end of the sweep, and is asked for nothing more. Only where what is in VRAM
+would leave no slots for that, the last of it goes at once, and is copied again.
 
 Invariant: every expert in ``_places`` is pinned in its slot; the streamer is asked for more only
 once no copy reads what it has yielded before, but where that is lent. No copy is under way when the
@@ -26,7 +27,7 @@ from flashmoe.quant import Array
 from flashmoe.stream.arrivals import Arrivals
 from flashmoe.stream.arrivals import Batch as Arrived
 from flashmoe.stream.counters import Counters
-from flashmoe.stream.passage import window
+from flashmoe.stream.passage import SHARE, window
 from flashmoe.stream.records import is_wide
 from flashmoe.stream.streamer import Streamer
 from flashmoe.stream.tiers.convoys import Convoys
@@ -39,6 +40,14 @@ _log = logging.getLogger(__name__)
 
 ASIDE = 2
 """Slots that what is in VRAM always leaves, of more than so many: one computes, one is copied."""
+
+TOGETHER = 32
+"""Experts of a convoy at most: the first of a batch are waited for by themselves."""
+
+WINDOW = 128
+"""Slots that copies may take ahead of the arithmetic where RAM holds all of them: no disk is waited
+for, and the fewer batches there are the less the host has to do. One slot in so many at most
+(``passage.SHARE``), since what is copied ahead displaces what may be wanted again."""
 
 
 class ChunkHold:
@@ -70,6 +79,7 @@ class ChunkHold:
         self._arrivals: Arrivals | None = None
         self._batches: Iterator[Arrived] = iter(())
         self._lends = False
+        self._held = False  # in RAM all are, and stay
         self._convoys: Convoys  # from the claim on
 
     def claim(
@@ -106,9 +116,19 @@ class ChunkHold:
         if not self._absent:
             self._streamer.usage.note(layer, ids)
             return
-        self._came(residence.admit(layer, self._absent[: self._window]))
+        if not lends:  # who leaves may descend, before the hold takes all room in RAM
+            self._came(residence.admit(layer, self._absent[: self._window]))
         self._arrivals = self._streamer.hold(layer, ids, frozenset(there))
-        self._batches = self._arrivals.batches()
+        if lends and self._streamer.lending.all_there(layer, self._absent):
+            # Its hold keeps all of them where they are, so that none of its batches is asked for.
+            self._held, self._arrived = True, list(self._absent)
+            self._convoys = Convoys(layer, *parts, lends=True, held=True)
+            self._window = max(self._window, min(WINDOW, residence.cache.slots // SHARE))
+            self._most = max(1, self._window // 2)
+        else:
+            self._batches = self._arrivals.batches()
+        if lends:
+            self._came(residence.admit(layer, self._absent[: self._window]))
 
     def take(self) -> Batch:
         """The batch that begins with the first not yielded, in place of the one before; none at
@@ -175,7 +195,10 @@ class ChunkHold:
         for expert in leaving:
             del self._places[expert]
         self._begun.difference_update(leaving)
-        self._came(self._residence.exchange(self.layer, leaving, gains, wanted, room))
+        if self._held:
+            self._came(self._residence.replace(self.layer, leaving, wanted))
+        else:
+            self._came(self._residence.exchange(self.layer, leaving, gains, wanted, room))
 
     def _bring(self, expert: int) -> None:
         """A step towards having the first expert in VRAM."""
@@ -216,5 +239,6 @@ class ChunkHold:
         self._arrived = [expert for expert in self._arrived if expert not in places]
         for expert in places:
             del self._coming[expert]
-        if places:
-            self._convoys.start(places)
+        copied = list(places.items())
+        for first in range(0, len(copied), TOGETHER):
+            self._convoys.start(dict(copied[first : first + TOGETHER]))

@@ -22,6 +22,9 @@ from flashmoe.stream.lending import Lending
 from flashmoe.stream.tiers.mover import Mover
 from flashmoe.stream.tiers.table import Table
 
+TOGETHER = 32
+"""Experts of a convoy at most: the device can begin with the first while others are copied."""
+
 
 class _Convoy:
     """Experts with their slots, copied under one ticket, and those whose records are lent."""
@@ -32,8 +35,8 @@ class _Convoy:
 
 
 class Convoys:
-    """Of one layer, through ``mover``; their records are lent if ``lends``, and need not be if
-    they are ``held``: by a hold that ends behind them."""
+    """Of one layer, through ``mover``; their records are lent if ``lends``, unless they are
+    ``held``."""
 
     def __init__(
         self,
@@ -44,9 +47,10 @@ class Convoys:
         counters: Counters,
         *,
         lends: bool,
-        held: bool = False,
     ) -> None:
-        self._layer, self._lends, self._held = layer, lends and not held, held
+        self.held = False
+        """Whether a hold that ends behind them keeps all records where they are."""
+        self._layer, self._lends = layer, lends
         self._mover, self._table, self._lending = mover, table, lending
         self._counters = counters
         self._under_way: deque[_Convoy] = deque()
@@ -60,7 +64,7 @@ class Convoys:
     def lasting(self) -> bool:
         """Whether nothing that is copied can be read over before it has landed."""
         lent = (len(convoy.lent) == len(convoy.places) for convoy in self._under_way)
-        return self._held or all(lent)
+        return self.held or all(lent)
 
     def start(self, places: dict[int, int]) -> None:
         """Copy experts, which the streamer has yielded, to their slots.
@@ -71,9 +75,20 @@ class Convoys:
         experts = list(places)
         memory, starts, nbytes = self._lending.spans(self._layer, experts)
         ticket = self._mover.copy(list(places.values()), memory, starts, nbytes)
-        lent = self._lending.lend(self._layer, experts) if self._lends else []
+        lent = self._lending.lend(self._layer, experts) if self._lends and not self.held else []
         self._under_way.append(_Convoy(ticket, places, lent))
         self._counters.copied_bytes += nbytes * len(places)
+
+    def start_all(self, places: dict[int, int]) -> None:
+        """:meth:`start` any number, some together."""
+        copied = list(places.items())
+        for first in range(0, len(copied), TOGETHER):
+            self.start(dict(copied[first : first + TOGETHER]))
+
+    def adopt(self, others: Convoys) -> None:
+        """What others have begun of the same layer goes on here, ahead of all else."""
+        self._under_way.extendleft(reversed(others._under_way))
+        others._under_way.clear()
 
     def passing(self, last: int) -> None:
         """The device is about to be given experts up to ``last``: it waits for their copies."""

@@ -42,6 +42,12 @@ class Residence:
         """
         return self._settle(layer, experts, self.cache.admit_all(layer, experts))
 
+    def expect(self, layer: int, experts: Sequence[int]) -> dict[int, int]:
+        """The same for experts that nobody has asked for yet, and that are almost sure to be: whom
+        they may displace, see ``Cache.admit``."""
+        admitted = self.cache.admit_all(layer, experts, [1.0] * len(experts))
+        return self._settle(layer, experts, admitted)
+
     def land(self, key: Key, slot: int) -> None:
         """An absent expert is in a slot that was reserved."""
         self.cache.place(key, slot)

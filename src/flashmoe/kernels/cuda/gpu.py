@@ -85,8 +85,11 @@ class Gpu:
         cupy = self._cupy
         errors = cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError
         try:
-            with self._device, self._current:
+            if getattr(self._own, "kept", None) is self._current:
                 yield
+            else:
+                with self._device, self._current:
+                    yield
         except cupy.cuda.memory.OutOfMemoryError as error:
             free, total = self.memory()
             raise BudgetError(
@@ -95,6 +98,16 @@ class Gpu:
             ) from error
         except errors as error:
             raise DeviceError(f"{self.name} reports: {error}") from error
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """This GPU and stream for all calls of a block, which need not ask for them one by one."""
+        with self.here():
+            before, self._own.kept = getattr(self._own, "kept", None), self._current
+            try:
+                yield
+            finally:
+                self._own.kept = before
 
     @property
     def _current(self) -> Any:

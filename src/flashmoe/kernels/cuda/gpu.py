@@ -102,12 +102,13 @@ class Gpu:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """This GPU and stream for all calls of a block, which need not ask for them one by one."""
+        self._own.kept = None  # whatever an interrupt has left: who is here asks once more
         with self.here():
-            before, self._own.kept = getattr(self._own, "kept", None), self._current
             try:
+                self._own.kept = self._current
                 yield
             finally:
-                self._own.kept = before
+                self._own.kept = None
 
     @property
     def _current(self) -> Any:

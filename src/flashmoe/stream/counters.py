@@ -29,8 +29,8 @@ class Counters:
     With a tier of VRAM above (``tiers``) all that counts what the tier has asked for, in RAM and
     on disk. Its own holds count each distinct expert once too: a *VRAM hit* was in VRAM when this
     routing first asked; a *VRAM miss* had to be copied there, ``copied_bytes``, failed copies and
-    those of wrong hints included. One that is there because it was hinted is a miss when first
-    asked for. ``copy_wait_ms`` is the time in which the host waited for copies.
+    those for nothing, ahead of a choice, included. One that is there because it was copied ahead is
+    a miss when first asked for. ``copy_wait_ms`` is the time in which the host waited for copies.
     """
 
     hits: int = 0

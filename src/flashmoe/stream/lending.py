@@ -94,6 +94,11 @@ class Lending:
         slots = self._cache.slots_of(key[0], [key[1]])
         return slots[0] >= 0 and self._slots.state(slots[0]) is not State.LOADING
 
+    def all_there(self, layer: int, experts: Sequence[int]) -> bool:
+        """Whether all of these are in memory, and their reads are over."""
+        slots = self._cache.slots_of(layer, experts)
+        return min(slots, default=0) >= 0 and not self._slots.loading(slots)
+
     def take_back_all(self, layer: int, experts: Sequence[int]) -> None:
         """Experts of a layer are lent no longer."""
         self.sound = False

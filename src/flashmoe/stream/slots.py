@@ -18,7 +18,7 @@ is loading for; whoever computes with them holds it. Any other transition is a b
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 import numpy as np
@@ -125,6 +125,10 @@ class Slots:
         """What a slot is doing."""
         return self._states[slot]
 
+    def loading(self, slots: Sequence[int]) -> bool:
+        """Whether any of these slots is LOADING."""
+        return State.LOADING in [self._states[slot] for slot in slots]
+
     def move(self, slot: int, state: State) -> None:
         """Take a slot to its next state.
 
@@ -141,11 +145,15 @@ class Slots:
     def move_all(self, slots: Iterable[int], *states: State) -> None:
         """Take slots to their next state, and on from there."""
         current = self._states
+        seen: tuple[State | None, State | None] = None, None  # the latest that was looked up
         for slot in slots:
             for state in states:
-                if (current[slot], state) not in _LEGAL:
-                    self.move(slot, state)  # says what is wrong
-                if current[slot] is State.LOADING:
+                before = current[slot]
+                if before is not seen[0] or state is not seen[1]:
+                    if (before, state) not in _LEGAL:
+                        self.move(slot, state)  # says what is wrong
+                    seen = before, state
+                if before is State.LOADING:
                     self.changes += 1
                 current[slot] = state
 

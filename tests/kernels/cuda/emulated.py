@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import threading
+from contextlib import nullcontext
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -34,6 +35,9 @@ class EmulatedDevice:
 
     def memory(self):
         return self.free_bytes, 1 << 34
+
+    def kept(self):
+        return nullcontext()
 
     def release(self):
         pass

@@ -70,6 +70,7 @@ class Rig:
 
     def check_idle(self) -> None:
         """Nobody passes: the tables tell of whole experts, and nothing is pinned."""
+        self.tier._give_up_early()
         self.tier._land(all_of_them=True)
         self.tier._offers.withdraw()
         residence = self.tier._residence

@@ -49,6 +49,39 @@ def test_an_interrupt_anywhere(tiny: TinyStore, opcodes: bool, step: int, least:
     assert at > least
 
 
+def use_ahead(rig: Rig) -> None:
+    """Copies ahead of a layer that passes, of one that another layer passes instead of, and of
+    one that a token comes before."""
+    every = np.arange(EXPERTS).repeat(2).reshape(EXPERTS, 2)
+    for layer in (0, 1, 3, 1):
+        use_sweep(rig, layer, every)
+    rig.device.finish()  # what a token brings comes behind that
+    follow(rig, {0: [0, 1], 2: [1, 3]})
+    use_sweep(rig, 2, every)
+
+
+@pytest.mark.parametrize(("opcodes", "step", "least"), [(False, 47, 1500), (True, 809, 9000)])
+def test_an_interrupt_while_the_next_layer_is_copied(
+    tiny: TinyStore, opcodes: bool, step: int, least: int
+) -> None:
+    at = 0
+    while True:
+        with rigged(tiny, 3 * EXPERTS, LAYERS * EXPERTS, at) as rig:
+            for layer in range(LAYERS):
+                with rig.streamer.hold(layer, np.arange(EXPERTS)[None].repeat(2, 0)) as experts:
+                    list(experts)
+            if Interrupt(at, opcodes=opcodes).during(lambda rig=rig: use_ahead(rig)) is None:
+                break
+            rig.device.finish()
+            Interrupt(at * 7 % 61, opcodes=opcodes).during(lambda rig=rig: use_ahead(rig))
+            rig.device.finish()
+            use_ahead(rig)
+            rig.device.finish()
+            rig.check_idle()
+        at += step
+    assert at > least
+
+
 def test_what_an_interrupt_has_left_is_never_taken_for_the_whole_model(tiny: TinyStore) -> None:
     """The device is given a copy of the table then, and nobody looks again."""
     at, whole = 0, False

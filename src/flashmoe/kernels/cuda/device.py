@@ -7,6 +7,7 @@ have another, which runs the same sources on the processor.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -57,6 +58,11 @@ class Device(Protocol):
 
     def memory(self) -> tuple[int, int]:
         """Bytes that are free for anyone, and bytes in all."""
+        ...
+
+    def kept(self) -> AbstractContextManager[None]:
+        """A block whose calls are quicker: the thread does nothing with another device, or by
+        another way with this one, until its end."""
         ...
 
     def release(self) -> None:

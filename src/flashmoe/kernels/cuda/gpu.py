@@ -92,8 +92,11 @@ class Gpu:
         cupy = self._cupy
         errors = cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError
         try:
-            with self._device, self._current:
+            if getattr(self._own, "kept", None) is self._current:
                 yield
+            else:
+                with self._device, self._current:
+                    yield
         except cupy.cuda.memory.OutOfMemoryError as error:
             free, total = self.memory()
             raise BudgetError(
@@ -102,6 +105,17 @@ class Gpu:
             ) from error
         except errors as error:
             raise DeviceError(f"{self.name} reports: {error}") from error
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """This GPU and stream for all calls of a block, which need not ask for them one by one."""
+        self._own.kept = None  # whatever an interrupt has left: who is here asks once more
+        with self.here():
+            try:
+                self._own.kept = self._current
+                yield
+            finally:
+                self._own.kept = None
 
     @property
     def _current(self) -> Any:

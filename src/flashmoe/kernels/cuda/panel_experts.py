@@ -80,10 +80,15 @@ def portions(
 ) -> Iterator[list[tuple[int, int]]]:
     """Those of ``held`` (expert, slot) that are met, in portions whose places follow one another:
     at most ``most``, or those of one expert."""
+    known = len(begins) - 1
+    met = [(n, slot) for n, slot in held if n < known and begins[n] < begins[n + 1]]
+    if met:  # nearly always all of them are one portion
+        places = begins[met[-1][0] + 1] - begins[met[0][0]]
+        if places <= most and places == sum([begins[n + 1] - begins[n] for n, _ in met]):
+            yield met
+            return
     some: list[tuple[int, int]] = []
-    for number, slot in held:
-        if number + 1 >= len(begins) or begins[number] == begins[number + 1]:
-            continue
+    for number, slot in met:
         if some:
             follows = begins[some[-1][0] + 1] == begins[number]
             if not follows or begins[number + 1] - begins[some[0][0]] > most:

@@ -58,9 +58,11 @@ class Chunks:
             for index, layer in enumerate(self._layers):
                 if between is not None:
                     between(count, index)
-                layer.mix(x, state.of_layer(index, state.turn), state.position)
+                with device.kept():
+                    layer.mix(x, state.of_layer(index, state.turn), state.position)
                 observer.ended(index, "mixer")
-                self._feed_forward(index, layer, x)
+                with device.kept():
+                    self._feed_forward(index, layer, x)
                 observer.ended(index, "experts")
         return device.download(x)
 

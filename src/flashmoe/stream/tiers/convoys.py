@@ -22,6 +22,9 @@ from flashmoe.stream.lending import Lending
 from flashmoe.stream.tiers.mover import Mover
 from flashmoe.stream.tiers.table import Table
 
+TOGETHER = 32
+"""Experts of a convoy at most: the device can begin with the first while others are copied."""
+
 
 class _Convoy:
     """Experts with their slots, copied under one ticket, and those whose records are lent."""
@@ -32,7 +35,8 @@ class _Convoy:
 
 
 class Convoys:
-    """Of one layer, through ``mover``; their records are lent if ``lends``."""
+    """Of one layer, through ``mover``; their records are lent if ``lends``, unless they are
+    ``held``."""
 
     def __init__(
         self,
@@ -44,6 +48,8 @@ class Convoys:
         *,
         lends: bool,
     ) -> None:
+        self.held = False
+        """Whether a hold that ends behind them keeps all records where they are."""
         self._layer, self._lends = layer, lends
         self._mover, self._table, self._lending = mover, table, lending
         self._counters = counters
@@ -57,7 +63,8 @@ class Convoys:
     @property
     def lasting(self) -> bool:
         """Whether nothing that is copied can be read over before it has landed."""
-        return all(len(convoy.lent) == len(convoy.places) for convoy in self._under_way)
+        lent = (len(convoy.lent) == len(convoy.places) for convoy in self._under_way)
+        return self.held or all(lent)
 
     def start(self, places: dict[int, int]) -> None:
         """Copy experts, which the streamer has yielded, to their slots.
@@ -68,9 +75,20 @@ class Convoys:
         experts = list(places)
         memory, starts, nbytes = self._lending.spans(self._layer, experts)
         ticket = self._mover.copy(list(places.values()), memory, starts, nbytes)
-        lent = self._lending.lend(self._layer, experts) if self._lends else []
+        lent = self._lending.lend(self._layer, experts) if self._lends and not self.held else []
         self._under_way.append(_Convoy(ticket, places, lent))
         self._counters.copied_bytes += nbytes * len(places)
+
+    def start_all(self, places: dict[int, int]) -> None:
+        """:meth:`start` any number, some together."""
+        copied = list(places.items())
+        for first in range(0, len(copied), TOGETHER):
+            self.start(dict(copied[first : first + TOGETHER]))
+
+    def adopt(self, others: Convoys) -> None:
+        """What others have begun of the same layer goes on here, ahead of all else."""
+        self._under_way.extendleft(reversed(others._under_way))
+        others._under_way.clear()
 
     def passing(self, last: int) -> None:
         """The device is about to be given experts up to ``last``: it waits for their copies."""
@@ -81,8 +99,7 @@ class Convoys:
                 self._enter(convoy)
 
     def _enter(self, convoy: _Convoy) -> None:
-        for expert, slot in convoy.places.items():
-            self._table.put((self._layer, expert), slot)
+        self._table.put_all(self._layer, convoy.places)
 
     def land(self, *, passed: bool = False, all_of_them: bool = False) -> None:
         """Take those that have ended, the oldest first; wait for those that are passed, or for all.

@@ -42,6 +42,12 @@ class Residence:
         """
         return self._settle(layer, experts, self.cache.admit_all(layer, experts))
 
+    def expect(self, layer: int, experts: Sequence[int]) -> dict[int, int]:
+        """The same for experts that nobody has asked for yet, and that are almost sure to be: whom
+        they may displace, see ``Cache.admit``."""
+        admitted = self.cache.admit_all(layer, experts, [1.0] * len(experts))
+        return self._settle(layer, experts, admitted)
+
     def land(self, key: Key, slot: int) -> None:
         """An absent expert is in a slot that was reserved."""
         self.cache.place(key, slot)
@@ -64,14 +70,24 @@ class Residence:
         admitted = self.cache.exchange(layer, leaving, gains, wanted, room)
         return self._settle(layer, wanted, admitted)
 
+    def replace(self, layer: int, leaving: Sequence[int], wanted: Sequence[int]) -> dict[int, int]:
+        """Unpin experts, all of them, and only then :meth:`admit` others: the quicker way, where
+        as many of these leave together every time."""
+        self.cache.unpin_all(layer, leaving)
+        return self.admit(layer, wanted)
+
     def _settle(
         self, layer: int, experts: Sequence[int], admitted: Sequence[tuple[int, int, int]]
     ) -> dict[int, int]:
         """The table follows the cache."""
+        left = [found for found in admitted if found[1] >= 0]
+        if self._descent is not None:
+            for slot, *out in left:
+                self._descent.start((out[0], out[1]), slot)
+        if left:
+            self.table.withdraw_all([out[1] for out in left], [out[2] for out in left])
         places = {}
-        for expert, (slot, out_layer, out_expert) in zip(experts, admitted, strict=False):
-            if out_layer >= 0:
-                self._leave((out_layer, out_expert), slot)
+        for expert, (slot, _, _) in zip(experts, admitted, strict=False):
             self._owners[slot] = (layer, expert)
             places[expert] = slot
         return places

@@ -9,6 +9,8 @@ begins behind that; and withdrawn before its slot is given away.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from flashmoe.quant import Array
@@ -49,6 +51,18 @@ class Table:
         """A slot holds an expert from now on."""
         self.filled += int(self._slots[key] == ABSENT)
         self._slots[key] = slot
+
+    def put_all(self, layer: int, places: Mapping[int, int]) -> None:
+        """Slots hold experts of a layer from now on."""
+        row, experts = self._slots[layer], list(places)
+        self.filled += int(np.count_nonzero(row[experts] == ABSENT))
+        row[experts] = list(places.values())
+
+    def withdraw_all(self, layers: Sequence[int], experts: Sequence[int]) -> None:
+        """:meth:`withdraw` each of distinct experts, of the layers in the same place."""
+        where = list(layers), list(experts)
+        self.filled -= int(np.count_nonzero(self._slots[where] != ABSENT))
+        self._slots[where] = ABSENT
 
     def withdraw(self, key: Key) -> None:
         """An expert is no longer in its slot; or it never was."""

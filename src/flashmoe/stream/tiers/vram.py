@@ -28,9 +28,11 @@ import numpy as np
 from flashmoe.errors import DeviceError, ReadError
 from flashmoe.quant import Array
 from flashmoe.store.reader import Store
-from flashmoe.stream.records import distinct
+from flashmoe.stream.expectation import NEARLY_ALL
+from flashmoe.stream.records import distinct, is_wide
 from flashmoe.stream.streamer import Streamer
 from flashmoe.stream.tiers import offers
+from flashmoe.stream.tiers.advance import Advance
 from flashmoe.stream.tiers.descent import Descent
 from flashmoe.stream.tiers.held import Batch, Passing
 from flashmoe.stream.tiers.mover import Mover
@@ -98,6 +100,7 @@ class Vram:
         self._offers = Offers(self._residence, self._ring, self._top_k)
         self._token: Token | None = None
         self._hold: ChunkHold | None = None
+        self._early: Advance | None = None  # copies for a layer that is still to pass
         self._sound = True
 
     @property
@@ -140,6 +143,7 @@ class Vram:
             raise ValueError(f"{self.slots} slots are too few for twice {self._top_k} experts")
         self._restored()
         self._sound = False
+        self._give_up_early()
         self._land()
         self._offers.fill()
         self._tell_records()
@@ -225,14 +229,33 @@ class Vram:
         them: batch by batch, in ascending order, each once. One slot is enough.
 
         Nothing on the device may run ahead. Leaving the block ends the hold, early if need be.
+        Where nearly all experts of the layer pass, copies for the next one may go on behind it.
         """
         experts = self._opening(layer, ids)
         self._sound = False
         parts = self._residence, self._streamer, self._mover
         hold = self._hold = ChunkHold(*parts, layer, self._top_k)
-        hold.claim(experts, ids, self._descent, self.counters, lends=self.lasting)
+        early = self._early
+        self._early = hold.onward = self._onward(layer, ids, len(experts))
+        hold.claim(experts, ids, self._descent, self.counters, lends=self.lasting, early=early)
         self._sound = True
         return Passing(partial(self._take, hold), partial(self._end, hold))
+
+    def _onward(self, layer: int, ids: Array, experts: int) -> Advance | None:
+        """Copies ahead of the layer behind this one, where these pay."""
+        nearly_all = experts >= NEARLY_ALL * self._experts
+        if not nearly_all or not is_wide(ids) or not self.lasting or not self.hints:
+            return None
+        if layer + 1 == len(self._table.rows()):
+            return None
+        parts = self._residence, self._mover, self._lending, self.counters
+        return Advance(layer + 1, self._experts, *parts)
+
+    def _give_up_early(self) -> None:
+        """What was copied ahead is nobody's; what has come stays."""
+        early, self._early = self._early, None
+        if early is not None:
+            early.give_up()
 
     def table(self, layer: int) -> Array:
         """The slot of each expert of a layer that is in VRAM, else -1: int32 (experts,), read-only
@@ -268,6 +291,8 @@ class Vram:
             )
         self._restored()
         self._sound = False
+        if self._early is not None and self._early.layer != layer:
+            self._give_up_early()
         self._land(all_of_them=True)
         self._offers.withdraw()
         self._sound = True

@@ -31,6 +31,7 @@ class EmulatedDevice:
         self.free_bytes = 1 << 33
         self.launches: list[str] = []
         self._recorded: list | None = None
+        self._beside: list[list] = []
         self._thread: threading.Thread | None = None
 
     def memory(self):
@@ -87,9 +88,10 @@ class EmulatedDevice:
         return array.ctypes.data
 
     def captured(self, work):
-        self._recorded = []
+        self._recorded, self._beside = [], []
         try:
             work()
+            assert not any(self._beside), "something is beside the graph for ever"
             return EmulatedGraph(self, self._recorded)
         finally:
             self._recorded = None
@@ -101,7 +103,14 @@ class EmulatedDevice:
             work()
         finally:
             inside, self._recorded = self._recorded, outside
-        return lambda: outside.extend(inside)
+        self._beside.append(inside)
+
+        def end():
+            for earlier in self._beside[: 1 + next_of(self._beside, inside)]:
+                outside.extend(earlier)
+                earlier.clear()
+
+        return end
 
     def mark(self):
         return self
@@ -154,6 +163,10 @@ class EmulatedDevice:
             function(*numbers, pointers)
 
         self._enqueue(launch)
+
+
+def next_of(lists, one):
+    return next(number for number, each in enumerate(lists) if each is one)
 
 
 class EmulatedGraph:

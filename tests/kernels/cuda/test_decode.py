@@ -53,9 +53,10 @@ def test_lookup_gives_the_very_numbers(device, form):
     table = decode.Embedding(device, resident(device, embedding))
     x = device.empty((384,), np.float32)
     for token in (4, 0):
-        inputs = device.empty((3,), np.int32)
-        table(device.upload(np.array([token, 7, 8], np.int32)), inputs, x)
-        np.testing.assert_array_equal(device.download(inputs), [token, 7, 8])
+        inputs = device.empty((6,), np.int32)
+        given = [token, 7, 8, 9, 10, 11]
+        table(device.upload(np.array(given, np.int32)), inputs, x)
+        np.testing.assert_array_equal(device.download(inputs), given)
         wanted = reference.lookup(np.array([token]), embedding, np.dtype(np.float32))[0]
         np.testing.assert_array_equal(device.download(x), wanted)
 

@@ -54,6 +54,13 @@ class Router:
         self.ids = self.mailbox.asked(LAYER, TOP_K).ids
         self._graph = device.captured(work)
 
+    def begin(self, known):
+        """A pass in which the layer before has seen so many slots on offer."""
+        self.mailbox.begin(0, 0)
+        given = self.mailbox.given.copy()
+        given[5] = known
+        self.device.write(self.mailbox.inputs, given)
+
     def launch(self, taken=0):
         """Another pass, before which so many slots were taken."""
         self.mailbox.begin(0, 0, taken)
@@ -228,8 +235,7 @@ def test_what_is_anticipated_has_come_when_the_router_chooses_it(device, router,
     logits = device.upload(guess)
     decode.anticipate(device, logits, TOP_K, most, 2, router.table, router.post)  # compiled
     graph = device.captured(lambda: router.foreseeing(logits, most))
-    router.mailbox.begin(0, 0)
-    device.write(router.mailbox.inputs, router.mailbox.given.copy())
+    router.begin(known=4)
     graph.launch()
     asked = router.asked()
     device.synchronize()
@@ -247,12 +253,33 @@ def test_nothing_is_anticipated_where_few_slots_are_left(device, router):
     router.table[router.ids] = -1
     router.records[:] = 1
     router.offer(16, 17)
-    router.mailbox.begin(0, 0)
-    device.write(router.mailbox.inputs, router.mailbox.given.copy())
+    router.begin(known=2)
     decode.anticipate(device, router.logits, TOP_K, 2, 2, router.table, router.post)
     device.synchronize()
     assert (device.download(router.early.whole)[:4] == -1).all()
     assert device.download(router.mailbox.inputs)[3] == 0
+
+
+def test_nothing_is_anticipated_in_slots_that_the_layer_before_may_still_read(device, router):
+    """Whoever was in those that were offered since is perhaps among its experts."""
+    router.table[router.ids] = -1
+    router.records[:] = 1
+    router.offer(16, 17, 18, 19)
+    router.begin(known=3)
+    decode.anticipate(device, router.logits, TOP_K, 2, 2, router.table, router.post)
+    device.synchronize()
+    early = device.download(router.early.whole)
+    assert early[4] == 16 and (early[1:4] == -1).all()
+    assert device.download(router.mailbox.inputs)[3] == 1
+
+
+def test_a_choice_says_how_many_slots_were_on_offer_before_it_looked(device, router):
+    router.offer(16, 17, 18)
+    router.launch()
+    router.asked()
+    device.synchronize()
+    router.offer(19)
+    assert device.download(router.mailbox.inputs)[5] == 3
 
 
 def test_what_cannot_be_anticipated_is_refused(device, router):

@@ -299,5 +299,5 @@ def test_what_the_kernels_do_not_take_is_refused_before_anything_is_loaded():
     table, budget = on_device(EmulatedDevice()), Budget(context_tokens=64)
     sizes = outlay_of(store, budget, table, 4)
     wide = replace(store.shape, hidden=16384)
-    with pytest.raises(InputError, match="a hidden size of 16384; at most 12288"):
+    with pytest.raises(InputError, match="a hidden size of 16384; at most 8192"):
         planned(store, wide, sizes, table.device, None)

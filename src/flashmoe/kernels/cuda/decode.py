@@ -27,8 +27,9 @@ MOST_INPUTS = 8192
 and its weights beside them."""
 MOST_EARLY = 4
 """kMostEarly of source/experts.cu."""
-INPUTS = 5
-"""Numbers of a step: token, position, number, slots taken and offered."""
+INPUTS = 6
+"""Numbers of a step: token, position, number, slots taken, offered, and offered when a layer's
+experts were looked up last."""
 
 _i32, _i64, _f32 = np.int32, np.int64, np.float32
 

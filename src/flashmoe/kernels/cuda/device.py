@@ -128,9 +128,9 @@ class Device(Protocol):
         ...
 
     def beside(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What ``work`` launches, inside :meth:`captured`, begins behind all before and goes on
-        beside what is launched next; the call of what comes back ends that: what is launched then
-        begins behind both. One at a time."""
+        """What ``work`` launches, inside :meth:`captured`, begins behind all before, of this kind
+        too, and goes on beside what is launched next, until what comes back is called: what is
+        launched then begins behind both. That has to come, of the last one at the least."""
         ...
 
     def mark(self) -> Mark:

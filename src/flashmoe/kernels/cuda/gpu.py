@@ -310,24 +310,29 @@ class Gpu:
         return Graph(self, graph)
 
     def beside(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What ``work`` launches, inside :meth:`captured`, begins behind all before and goes on
-        beside what is launched next, until what comes back is called."""
+        """What ``work`` launches, inside :meth:`captured`, begins behind all before, of this kind
+        too, and goes on beside what is launched next, until what comes back is called."""
         recorder, side = self._current, self._side
-        self._follow(side, recorder)
+        self._follow(side, self._joint(recorder))
         self._own.stream = side
         try:
             work()
         finally:
             self._own.stream = recorder
-        return partial(self._follow, recorder, side)
+        return partial(self._follow, recorder, self._joint(side))
 
-    def _follow(self, stream: Any, other: Any) -> None:
-        """What a stream is given from now on begins behind all that another has been given."""
+    def _joint(self, stream: Any) -> Any:
+        """The point that a stream of a capture has come to."""
         with self.here():
-            event = other.record(self._cupy.cuda.Event(disable_timing=True))
-            stream.wait_event(event)
-        self._behind.discard(stream.ptr)
+            event = stream.record(self._cupy.cuda.Event(disable_timing=True))
         self._joints.append(event)  # which lives as long as the capture
+        return event
+
+    def _follow(self, stream: Any, joint: Any) -> None:
+        """What a stream is given from now on begins behind that point."""
+        with self.here():
+            stream.wait_event(joint)
+        self._behind.discard(stream.ptr)
 
     def memory_rate(self) -> float:
         """Bytes a second that a copy within its memory reads and writes, the median of a few."""

@@ -96,7 +96,7 @@ class Mailbox:
         self.give_up()
         step = self.step + 1 if self.step < LAST else 1
         self.given[:3] = token, position, step
-        self.given[3:].view(np.uint32)[:] = taken, self.offers[0]
+        self.given[3:].view(np.uint32)[:] = taken, self.offers[0], taken
 
     def asked(self, layer: int, top_k: int) -> Asked:
         """Wait for the layer's letter, of ``top_k`` experts.

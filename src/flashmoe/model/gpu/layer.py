@@ -13,7 +13,6 @@ from flashmoe.kernels.cuda import decode
 from flashmoe.kernels.cuda.attention import Attention, KeyValues
 from flashmoe.kernels.cuda.decode import (
     Choice,
-    Early,
     Norm,
     NormedProjection,
     Places,
@@ -29,10 +28,10 @@ from flashmoe.model.gpu.mixing import Mixing
 from flashmoe.model.gpu.weights import Weights
 from flashmoe.shape import ModelShape
 
-REACH = 2
+REACH = 1
 """One in so many of those that a token chooses, the likeliest, are anticipated."""
-ANTICIPATED = 1
-"""So many of them at most: while a mixer computes, a bus has time for one and no more."""
+ANTICIPATED = 2
+"""So many of them at most, for which a bus has time while experts and the next mixer compute."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,37 +136,39 @@ class Layer:
             self.mixer(projected, state[0], state[1], mixed)
         self.out(mixed, rooms.y, rooms.x)
 
-    def feed_forward(self, rooms: Rooms, table: DeviceArray, post: Post | None) -> None:
-        """From ``rooms.y`` to ``rooms.x``. Without ``post`` every expert has a slot by the
-        ``table``."""
+    def choose(self, rooms: Rooms, table: DeviceArray, post: Post | None) -> DeviceArray | None:
+        """Route ``rooms.y``; the logit of the shared expert's gate, if it has one. Without ``post``
+        every expert has a slot by the ``table``."""
         logits, opening = self._route(rooms)
         renormalize, chosen = self._shape.experts.renormalize, self._chosen
         decode.route(self._device, logits, renormalize, table, chosen, post)
-        if post is not None:
-            self._bring(chosen, post)
-        self.experts(rooms.normed, chosen, opening, rooms.between, rooms.y, rooms.x)
+        return opening
 
-    def anticipate(self, rooms: Rooms, table: DeviceArray, post: Post, early: Early) -> None:
-        """Bring what the layer is likely to choose and has in no slot, by ``rooms.x`` before its
-        mixer; beside that."""
+    def add_experts(self, rooms: Rooms, opening: DeviceArray | None) -> None:
+        """From ``rooms.y`` to ``rooms.x``: those chosen are in their slots."""
+        self.experts(rooms.normed, self._chosen, opening, rooms.between, rooms.y, rooms.x)
+
+    def anticipate(self, rooms: Rooms, table: DeviceArray, post: Post) -> None:
+        """Give slots to what the layer is likely to choose and has in none, by ``rooms.y`` of the
+        one before; it is to be brought there (``post.early``)."""
         top_k = self._shape.experts.top_k
         reach, most = max(top_k // REACH, 1), ANTICIPATED
-        logits = self._early_logits(rooms, rooms.x)
+        logits = self._early_logits(rooms)
         decode.anticipate(self._device, logits, reach, most, top_k, table, post)
-        self._bring(early.chosen, post)
 
     def rank(self, rooms: Rooms, table: DeviceArray, into: Choice) -> None:
         """What the layer is likely to choose, likeliest first, by ``rooms.y`` of the one before."""
-        decode.route(self._device, self._early_logits(rooms, rooms.y), False, table, into)
+        decode.route(self._device, self._early_logits(rooms), False, table, into)
 
-    def _early_logits(self, rooms: Rooms, x: DeviceArray) -> DeviceArray:
+    def _early_logits(self, rooms: Rooms) -> DeviceArray:
         assert isinstance(self.router, NormedProjection)
         both = rooms.early[: self.router.outputs]
-        self.router(x, both)
+        self.router(rooms.y, both)
         return both[: self._shape.experts.count]
 
-    def _bring(self, chosen: Choice, post: Post) -> None:
-        slots = self._slots
+    def bring(self, post: Post, chosen: Choice | None = None) -> None:
+        """Copy to their slots what was chosen and is not there, or of another choice."""
+        slots, chosen = self._slots, self._chosen if chosen is None else chosen
         assert slots.ram is not None
         places = Places(slots.address, slots.slot_bytes)
         decode.bring(self._device, slots.ram, places, self._record_bytes, chosen, post)

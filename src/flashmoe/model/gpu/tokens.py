@@ -192,25 +192,44 @@ class Tokens:
         mailbox, rooms, here = self._mailbox, self._rooms, state.turn
 
         def launch() -> None:
+            come = _nothing
             self._embedding(mailbox.given, mailbox.inputs, rooms.x)
             for index, layer in enumerate(self._layers):
                 table, post = self._found(index, way)
-                end = None
-                if post is not None and post.early is not None:
-                    beside = partial(layer.anticipate, rooms, table, post, post.early)
-                    end = self._device.beside(beside)
                 layer.mix(rooms, state.of_layer(index, here), mailbox.inputs)
-                if end is not None:
-                    end()
                 if way is Way.FORETOLD and index + 1 < len(self._layers):
                     self._rank(index + 1)
-                layer.feed_forward(rooms, table, post)
+                opening = layer.choose(rooms, table, post)
+                come = self._bring(index, way, post, come)
+                layer.add_experts(rooms, opening)
             self._device.fetch(self._hidden, rooms.x)
             if way is Way.WHOLE:
                 self._device.fetch(self._ids, self._chosen)
             self._head.launch(rooms.x)
 
         return launch
+
+    def _bring(
+        self, index: int, way: Way, post: Post | None, come: Callable[[], None]
+    ) -> Callable[[], None]:
+        """What a layer has chosen comes to its slots; and some of what the next one is likely to
+        choose begins to, beside this one's experts and the next mixer, so that the bus does not
+        stand still meanwhile. ``come`` has what is launched next wait for what was brought early
+        for this layer; the same of the next one comes back."""
+        if post is None:
+            return come
+        layer, following = self._layers[index], self._layers[index + 1 : index + 2]
+        if way is not Way.AHEAD or not following:
+            layer.bring(post)
+            come()
+            return _nothing
+        (after,), (table, early) = following, self._found(index + 1, way)
+        assert early is not None and early.early is not None
+        found = self._device.beside(partial(after.anticipate, self._rooms, table, early))
+        layer.bring(post)
+        coming = self._device.beside(partial(after.bring, early, early.early.chosen))
+        found()  # and so ``come``, behind which it began
+        return coming
 
     def _found(self, layer: int, way: Way) -> tuple[DeviceArray, Post | None]:
         """By what the device finds a layer's experts, and by what it tells of them."""
@@ -225,3 +244,7 @@ class Tokens:
         unused = self._unused
         into = Choice(self._ranks[layer], unused.weights, unused.slots, None)
         self._layers[layer].rank(self._rooms, self._tier.vram.table(layer), into)
+
+
+def _nothing() -> None:
+    pass

@@ -7,12 +7,12 @@
 #include "ring.cuh"
 
 // x = row `given[0]` of the embedding, and the step's own numbers taken over: `given` is the host's
-// memory, `input` (token, position, step, slots taken and offered) the device's. Blocks of 256
-// threads, one an element.
+// memory, `input` (token, position, step, slots taken, offered, and offered at the choice before)
+// the device's. Blocks of 256 threads, one an element.
 KERNEL(256)
 lookup(GIVEN Matrix m, const int* __restrict__ given, int* __restrict__ input,
        float* __restrict__ x) {
-    if (blockIdx.x == 0 && threadIdx.x < 5) input[threadIdx.x] = given[threadIdx.x];
+    if (blockIdx.x == 0 && threadIdx.x < 6) input[threadIdx.x] = given[threadIdx.x];
     const int column = static_cast<int>(blockIdx.x * 256 + threadIdx.x);
     if (column >= m.columns) return;
     x[column] = weight_at(m, given[0], column);

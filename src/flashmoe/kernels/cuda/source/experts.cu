@@ -79,7 +79,10 @@ DEVICE void find(const int* table, const int* records, const Offers* offers, con
         source = !absent ? kThere : source < 0 ? kAsked : source;
         if (enough) {
             if (absent) slot = offer;
-            if (lane == 0) input[3] = static_cast<int>(taken) + wanted;
+            if (lane == 0) {
+                input[3] = static_cast<int>(taken) + wanted;
+                input[5] = static_cast<int>(offered);
+            }
             return;
         }
         if (warp_any(static_cast<const volatile Letter*>(letter)->answered == -step)) {
@@ -129,6 +132,10 @@ route(const float* logits, int count, int top_k, int renormalize, const int* tab
 // Before a layer's router has chosen: of the `reach` experts that it would choose first for
 // `logits` that are not final, those in no slot take slots that are on offer, up to `most` of them
 // and as far as `spare` are left; only what the device finds in RAM. The letter is that layer's.
+//
+// What comes into these slots may come while the layer before is computed. So they are among those
+// that were on offer before that one's experts were looked up: the table had forgotten by then who
+// was in them.
 KERNEL(32)
 anticipate(const float* logits, int count, int reach, int most, int spare, const int* table,
            const int* records, const Offers* offers, int* input, Letter* letter, Early* early) {
@@ -146,7 +153,7 @@ anticipate(const float* logits, int count, int reach, int most, int spare, const
     const int next = ring->slots[(taken + static_cast<unsigned>(lane)) % kOffers];
     const unsigned latest = ring->offered;
     const unsigned wanted = warp_ballot(slot < 0 && source >= 0);
-    const int left = static_cast<int>(static_cast<unsigned>(input[4]) - taken) - spare;
+    const int left = static_cast<int>(static_cast<unsigned>(input[5]) - taken) - spare;
     const int count_taken = max(min(min(popcount(wanted), most), left), 0);
     const int rank = popcount(wanted & ((1U << lane) - 1));
     const int offer = shuffle(next, rank);

@@ -97,7 +97,8 @@ class Reads:
     def _prepare(self, count: int, note: Callable[[int], None]) -> None:
         """So many slots are about to be asked for."""
         self._warmup.give_way(count)
-        note(min(count, self._cache.free) * self._slots.slot_bytes)
+        if not self._slots.kept:  # else it is all there, and none of it can be given back
+            note(min(count, self._cache.free) * self._slots.slot_bytes)
 
     def _submit(
         self,
@@ -154,6 +155,7 @@ class Reads:
             del self.tickets[hold.layer, expert]  # what was pinned for its read is for the hold
         hold.places.update(zip(arrived, self._cache.slots_of(hold.layer, arrived), strict=True))
         self._slots.move_all((hold.places[e] for e in arrived), State.READY, State.HELD)
+        self._cache.reveal_all(hold.layer, arrived)
         for ticket, error in refused:
             self._abandon((hold.layer, hold.coming.pop(ticket)))
             hold.failed = hold.failed or error
@@ -176,6 +178,7 @@ class Reads:
             del self.tickets[key]
             self._cache.unpin(key)
             self._slots.move(self._cache.slot(key), State.READY)
+            self._cache.reveal_all(key[0], [key[1]])
         for ticket, error in refused:
             _log.debug("an expert read in advance is not used: %s", error)
             self._abandon(others[ticket])

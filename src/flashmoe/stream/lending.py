@@ -20,6 +20,10 @@ from flashmoe.stream.records import Records
 from flashmoe.stream.slots import Slots, State
 from flashmoe.stream.warmup import Warmup
 
+SPARE, SHARE = 16, 64
+"""Slots that are free for guesses while nobody may leave, several layers' reads; and one in so many
+at most."""
+
 
 class Lending:
     """The records of one streamer's slots; a hold of one token needs ``least`` of these."""
@@ -40,6 +44,7 @@ class Lending:
         self._warmup = warmup
         self._reads = reads
         self._least = least
+        self._spare = min(SPARE, cache.slots // SHARE)
         self._lent: set[Key] = set()
         self._reserved: dict[Key, int] = {}
         self._found: tuple[int, Sequence[int]] = 0, ()
@@ -115,6 +120,14 @@ class Lending:
     def sealed(self, sealed: bool) -> None:
         self._cache.sealed = sealed
 
+    def save(self) -> None:
+        """Unless it is sealed, have slots free for what is guessed while it is."""
+        free = self._cache.free
+        if free < self._spare and not self.sealed and not self._warmup:
+            self.sound = False
+            self._reads.vacate(2 * self._spare - free)
+            self.sound = True
+
     def take_in(self) -> None:
         """Take what was read for nobody that waits, and has come."""
         if self._reads.tickets:
@@ -169,6 +182,8 @@ class Lending:
         if key in self._cache or key in self._reserved or not self._cache.free:
             return None
         if self._warmup or self.room <= 0:  # which has a use for them
+            return None
+        if self.sealed and self._cache.free <= self._spare:
             return None
         self.sound = False
         slot = self._reserved[key] = self._cache.reserve()

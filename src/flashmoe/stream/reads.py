@@ -117,6 +117,15 @@ class Reads:
         self.tickets.update(zip(zip(repeat(layer), started), tickets, strict=False))
         return dict(zip(tickets, started, strict=True))
 
+    def vacate(self, count: int) -> None:
+        """Free ``count`` slots of those who are least likely to be used, pins permitting."""
+        slots = self._cache.retire(count, 0)  # and those that are free already
+        self._slots.move_all(
+            [slot for slot in slots if self._slots.state(slot) is State.READY], State.FREE
+        )
+        self._cache.restore(slots)
+        self._guesses.recheck()
+
     def keep(self, layer: int, experts: list[int]) -> None:
         """Let nobody displace experts whose reads are under way, nor later, until :meth:`let_go`.
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe.errors import ReadError
+from flashmoe.stream import lending
 from flashmoe.stream.tiers import offers
 from tests.stream.conftest import EXPERTS, LAYERS, TOP_K, TinyStore
 from tests.stream.tiers.conftest import ALL, Rig, follow, rigged, some_token, use_sweep, use_token
@@ -138,6 +139,18 @@ def test_nobody_leaves_ram_while_the_device_runs_ahead(tiny: TinyStore) -> None:
         assert not any(call[0] == "guess" for call in rig.reader.calls[calls:])
         follow(rig, {0: [0, 2]}, {1: [4, 5]})
         assert any(call[0] == "guess" for call in rig.reader.calls[calls:])
+
+
+def test_slots_in_ram_stay_free_for_what_is_guessed_while_nobody_may_leave(tiny: TinyStore) -> None:
+    with patch.object(lending, "SHARE", 4), rigged(tiny, ALL - 4, 4 * TOP_K) as rig:
+        for layer in range(LAYERS):
+            use_token(rig, layer, 0, 1)
+        calls = len(rig.reader.calls)
+        device = follow(rig, {0: [0, 1]}, {1: [4]})
+        assert not device.answers
+        assert ("guess", "expert 4 of layer 1") in rig.reader.calls[calls:]
+        np.testing.assert_array_equal(rig.records, places(rig))
+        rig.check_idle()
 
 
 def test_a_guess_that_has_come_is_found_by_the_device(tiny: TinyStore) -> None:

@@ -101,6 +101,7 @@ class Token:
         self._streamer.lending.sealed = not asked
         self._unsaid = set(asked)
         self._arrivals = self._streamer.hold(layer, ids, frozenset(ids.tolist()) - asked)
+        self._streamer.lending.save()
 
     def _answer(self, answer: Answer, *, there: bool = False) -> None:
         """Tell where in RAM what is asked for is, as it comes there; or only what is ``there``."""

@@ -142,6 +142,7 @@ class Vram:
         self._offers.fill()
         parts = self._residence, self._streamer, self._offers, self._descent
         self._token = Token(*parts, self._record_bytes)
+        self._lending.save()
         self._lending.sealed = True  # from now on the device reads there
         self._sound = True
         return self._offers.taken

@@ -366,7 +366,7 @@ class Streamer:
                 self._reads.cancel(key)
         return asked, present
 
-    def _take(self, hold: Hold, most: int) -> Batch:
+    def _take(self, hold: Hold, most: int, *, block: bool = True) -> Batch:
         """Up to ``most`` experts of a hold that are there, at least one; none at its end."""
         if not hold.pending:
             return []
@@ -376,7 +376,7 @@ class Streamer:
             raise hold.failed
         self._sound = False
         try:
-            batch = self._passage.take(hold, most, self._note())
+            batch = self._passage.take(hold, most, self._note(), block=block)
         except ReadError:
             self._sound = True  # the read that failed is put away
             raise

@@ -45,6 +45,7 @@ class Token:
         self._record_bytes = record_bytes
         self._layer = 0
         self._coming: dict[int, int] = {}  # experts and their slots, until the copies have ended
+        self._came: tuple[int, dict[int, int]] = 0, {}  # a layer's, whose copies have
         self._arrivals: Arrivals | None = None
         self._unsaid: set[int] = set()  # asked for, and not answered yet
         self.foreseen = False
@@ -69,8 +70,8 @@ class Token:
             ReadError: a record could not be read whole and right.
         """
         self._offers.take([*early.values(), *taken.values()])
-        lending, came, self._coming = self._streamer.lending, self._coming, {**early, **taken}
-        before, self._layer = self._layer, layer
+        lending, self._came = self._streamer.lending, (self._layer, self._coming)
+        self._layer, self._coming = layer, {**early, **taken}
         self._leave()
         waited = frozenset(asked)
         found = [expert for expert in self._coming if expert not in waited]
@@ -83,11 +84,12 @@ class Token:
         foreseen, self.foreseen = self.foreseen, False
         if asked or foreseen:
             self._open(layer, ids, waited)
-            self._answer(answer, there=True)
+            self._answer(answer, block=False)
         else:
             self._streamer.usage.note(layer, ids)
-        self._land(before, came)
+        self._land()
         self._count(experts, early, taken, asked)
+        self._answer(answer, block=False)
         self._offers.fill()
         self._answer(answer)
 
@@ -103,12 +105,15 @@ class Token:
         self._arrivals = self._streamer.hold(layer, ids, frozenset(ids.tolist()) - asked)
         self._streamer.lending.save()
 
-    def _answer(self, answer: Answer, *, there: bool = False) -> None:
-        """Tell where in RAM what is asked for is, as it comes there; or only what is ``there``."""
+    def _answer(self, answer: Answer, *, block: bool = True) -> None:
+        """Tell where in RAM what is asked for is, as it comes there; or what is there by now."""
         lending, layer, unsaid = self._streamer.lending, self._layer, self._unsaid
-        while unsaid and not (there and not lending.there(layer, list(unsaid))):
+        while unsaid:
             assert self._arrivals is not None
-            for expert, _ in next(self._arrivals.batches()):
+            batch = next(self._arrivals.batches()) if block else self._arrivals.now()
+            if not batch:
+                return
+            for expert, _ in batch:
                 unsaid.remove(expert)
                 if not unsaid:
                     lending.sealed = True  # before it goes on
@@ -132,13 +137,14 @@ class Token:
 
     def settle(self) -> None:
         """The device has all that was coming."""
-        coming, self._coming = self._coming, {}
+        self._came, self._coming = (self._layer, self._coming), {}
         self._leave()
         self._streamer.lending.keep_found(0, ())
-        self._land(self._layer, coming)
+        self._land()
 
-    def _land(self, layer: int, came: Mapping[int, int]) -> None:
-        """Experts of a layer are in their slots: where the device will look for them."""
+    def _land(self) -> None:
+        """Experts are in their slots: where the device will look for them."""
+        (layer, came), self._came = self._came, (0, {})
         for expert, slot in came.items():
             self._residence.land((layer, expert), slot)
         if self._descent is not None:  # they need not stay in RAM
@@ -156,6 +162,7 @@ class Token:
         coming, self._coming = self._coming, {}
         self._leave()
         self._streamer.lending.keep_found(0, ())
+        self._land()
         for slot in coming.values():
             self._residence.cache.unreserve(slot)
 

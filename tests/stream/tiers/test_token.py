@@ -127,6 +127,17 @@ def test_no_record_that_the_device_has_found_gives_way_to_a_read(tiny: TinyStore
             rig.check_idle()
 
 
+def test_what_came_early_gives_its_slot_in_ram_to_what_is_asked_for(tiny: TinyStore) -> None:
+    with patch.object(offers, "SHARE", 4), rigged(tiny, ALL - 4, TOP_K) as rig:
+        use_sweep(rig, 1, np.array([[2, 3]]).repeat(2, 0))
+        rig.device.finish()
+        for expert in (2, 3):
+            rig.tier._residence.drop(1, expert)
+        device = follow(rig, {1: [5, 6]}, {1: [2, 3]})
+        assert device.brought == 4 and sorted(device.answers) == [(1, 5), (1, 6)]
+        rig.check_idle()
+
+
 def test_nobody_leaves_ram_while_the_device_runs_ahead(tiny: TinyStore) -> None:
     """Not for a guess either: only once it waits for an answer."""
     with rigged(tiny, ALL - 4, 3 * TOP_K) as rig:

@@ -74,7 +74,8 @@ class Token:
         self._layer, self._coming = layer, {**early, **taken}
         self._leave()
         waited = frozenset(asked)
-        found = [expert for expert in self._coming if expert not in waited]
+        # Early ones have come by now. With what is asked for, these are no more than a token's.
+        found = [expert for expert in taken if expert not in waited]
         lending.keep_found(layer, found)
         experts = sorted(ids.tolist())
         if self._descent is not None:  # what leaves VRAM is then as likely in RAM as it was there

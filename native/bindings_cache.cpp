@@ -133,6 +133,17 @@ public:
         return cache_.retire(count, least);
     }
 
+    void tell(const Array<std::int32_t, nb::ndim<2>>& places) {
+        require(reinterpret_cast<std::uintptr_t>(places.data()) % alignof(std::int32_t) == 0,
+                "arrays of int32 must be aligned to 4 bytes");
+        cache_.tell(std::span(places.data(), places.size()), places.shape(1));
+        told_ = places;
+    }
+
+    void reveal_all(std::int64_t layer, const Experts& experts) {
+        for (const std::int64_t expert : experts) cache_.reveal({layer, expert});
+    }
+
     Cache& policy() { return cache_; }
     const Cache& policy() const { return cache_; }
 
@@ -145,6 +156,7 @@ private:
     }
 
     Cache cache_;
+    std::optional<Array<std::int32_t, nb::ndim<2>>> told_;  // kept alive
 };
 
 }  // namespace
@@ -180,6 +192,11 @@ void bind_cache(nb::module_& module) {
              "room"_a)
         .def("pin_all", &PythonCache::pin_all, "layer"_a, "experts"_a)
         .def("unpin_all", &PythonCache::unpin_all, "layer"_a, "experts"_a)
+        .def("tell", &PythonCache::tell, "places"_a.noconvert())
+        .def("reveal_all", &PythonCache::reveal_all, "layer"_a, "experts"_a)
+        .def_prop_rw(
+            "sealed", [](const PythonCache& self) { return self.policy().sealed(); },
+            [](PythonCache& self, bool sealed) { self.policy().seal(sealed); })
         .def("reserve", [](PythonCache& self) { return self.policy().reserve(); })
         .def(
             "unreserve",

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <limits>
 #include <stdexcept>
@@ -115,6 +116,7 @@ std::optional<Admission> Cache::admit(Key key, std::optional<double> chance) {
     Layer& layer = checked(key);
     std::optional<Key> evicted;
     if (free_.empty()) {
+        if (sealed_) return std::nullopt;
         evicted = chance || tokens_ > 1 ? farthest(chance.value_or(1.0)) : anybody();
         if (!evicted) return std::nullopt;
     }
@@ -162,7 +164,7 @@ void Cache::seed(std::span<const double> shares, std::size_t experts) {
 
 std::vector<std::int32_t> Cache::retire(std::int64_t count, std::int64_t least) {
     const std::int64_t most = std::max<std::int64_t>(slots_ - least, 0);
-    for (std::int64_t i = 0; i < std::min(count, most); ++i) {
+    for (std::int64_t i = 0; i < std::min(count, most) && !sealed_; ++i) {
         const std::optional<Key> leaving = anybody();
         if (!leaving) break;
         remove(*leaving);
@@ -184,6 +186,22 @@ void Cache::restore(std::span<const std::int32_t> slots) {
     for (const std::int32_t slot : slots) require_slot(slot);
     free_.insert(free_.end(), slots.begin(), slots.end());
     slots_ += static_cast<std::int64_t>(slots.size());
+}
+
+void Cache::tell(std::span<std::int32_t> places, std::size_t experts) {
+    told_places_ = places;
+    told_experts_ = experts;
+}
+
+void Cache::reveal(Key key) {
+    if (const std::int32_t found = slot(key); found >= 0) say(key, found);
+}
+
+// Others read it at any time, and must find the bytes that it speaks of.
+void Cache::say(Key key, std::int32_t slot) {
+    const std::size_t place = index(key.layer) * told_experts_ + index(key.expert);
+    if (index(key.expert) >= told_experts_ || place >= told_places_.size()) return;
+    std::atomic_ref(told_places_[place]).store(slot, std::memory_order_seq_cst);
 }
 
 void Cache::pin(Key key) {
@@ -304,6 +322,7 @@ std::optional<Key> Cache::sheltered() const {
 // Takes an expert out of its slot, which is free then.
 void Cache::remove(Key key) {
     Layer& layer = layer_of(key);
+    say(key, -1);
     free_.push_back(layer.slot[index(key.expert)]);
     layer.slot[index(key.expert)] = -1;
     --layer.count;

@@ -74,6 +74,16 @@ public:
     std::vector<std::int32_t> retire(std::int64_t count, std::int64_t least);
     void restore(std::span<const std::int32_t> slots);
 
+    // Lets somebody else look up where experts are: in `places`, a row of `experts` a layer, which
+    // outlives this. An expert is in it from reveal() on, and is taken out before its slot is
+    // anybody else's; one beyond a row is never in it.
+    void tell(std::span<std::int32_t> places, std::size_t experts);
+    // The bytes of an expert are in its slot.
+    void reveal(Key key);
+    // While it is sealed nobody leaves for another.
+    void seal(bool sealed) { sealed_ = sealed; }
+    bool sealed() const { return sealed_; }
+
     bool is_pinned(Key key) const;
     void pin(Key key);
     void unpin(Key key);
@@ -115,11 +125,15 @@ private:
     std::optional<Key> sheltered() const;
     std::optional<Key> anybody();
     void remove(Key key);
+    void say(Key key, std::int32_t slot);
 
     std::int64_t slots_, most_slots_, top_k_;
     std::int64_t size_ = 0, pinned_ = 0;
     Trust trust_;
     std::vector<Layer> layers_;
+    std::span<std::int32_t> told_places_;
+    std::size_t told_experts_ = 0;  // a row of these
+    bool sealed_ = false;
     std::vector<double> expected_;  // when the candidate of each layer is
     std::vector<std::int32_t> free_;
     std::vector<std::int64_t> stale_;  // layers to be ranked anew

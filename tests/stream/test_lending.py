@@ -87,7 +87,7 @@ def test_what_is_forgotten_leaves_unless_it_is_in_use(streamer: Streamer) -> Non
     with streamer.hold(0, np.array([1, 2])) as found:
         assert len(list(found)) == 2
         for expert in (0, 1, 7):
-            streamer.lending.forget((0, expert))
+            streamer.lending.forget(0, [expert])
     assert [slot >= 0 for slot in streamer._cache.slots_of(0, [0, 1, 2])] == [False, True, True]
     read(streamer, 0, 0, 1)
 

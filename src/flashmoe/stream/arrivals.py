@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import Protocol
 
 from flashmoe.quant import Expert
 
@@ -16,14 +17,19 @@ Batch = list[tuple[int, Expert]]
 _ALL = 1 << 30
 
 
+class Take(Protocol):
+    """Gives up to so many, waiting for one, if it may ``block``; none at the end."""
+
+    def __call__(self, most: int, *, block: bool = True) -> Batch: ...
+
+
 class Arrivals(Iterator[tuple[int, Expert]]):
     """Yields (id, expert), in the block of a ``with``.
 
-    ``take`` gives up to so many, waiting for one; none at the end. ``end`` is called when the
-    block is left, and tells whether it was still open.
+    ``end`` is called when the block is left, and tells whether it was still open.
     """
 
-    def __init__(self, take: Callable[[int], Batch], end: Callable[[], bool]) -> None:
+    def __init__(self, take: Take, end: Callable[[], bool]) -> None:
         self._take = take
         self._end = end
 
@@ -51,3 +57,7 @@ class Arrivals(Iterator[tuple[int, Expert]]):
         """
         while batch := self._take(_ALL):
             yield batch
+
+    def now(self) -> Batch:
+        """All that are there or have come meanwhile, of one token's; maybe none."""
+        return self._take(_ALL, block=False)

@@ -199,6 +199,25 @@ class Cache:
         """Give retired slots back."""
         self._policy.restore(list(slots))
 
+    def tell(self, places: Array) -> None:
+        """Let somebody else look up where experts are: in ``places``, int32 (layers, experts),
+        which others read at any time. An expert is there from :meth:`reveal_all` on, and taken out
+        before its slot is anybody else's."""
+        self._policy.tell(places)
+
+    def reveal_all(self, layer: int, experts: Sequence[int]) -> None:
+        """The bytes of those that have slots are there whole."""
+        self._policy.reveal_all(layer, experts)
+
+    @property
+    def sealed(self) -> bool:
+        """While it is, nobody leaves for another: only free slots are given."""
+        return self._policy.sealed
+
+    @sealed.setter
+    def sealed(self, sealed: bool) -> None:
+        self._policy.sealed = sealed
+
     @property
     def pinned(self) -> int:
         """Experts that are pinned, once or more often."""

@@ -104,8 +104,10 @@ class Passage:
         hold.coming.update(begun)
         hold.begun.update(begun.values())
 
-    def take(self, hold: Hold, most: int, note: Callable[[int], None]) -> Batch:
-        """Up to ``most`` experts that are there, at least one.
+    def take(
+        self, hold: Hold, most: int, note: Callable[[int], None], *, block: bool = True
+    ) -> Batch:
+        """Up to ``most`` experts that are there; at least one, if it may ``block``, or in order.
 
         Raises:
             ReadError: one that was waited for could not be read; its read is put away.
@@ -113,7 +115,10 @@ class Passage:
         if hold.order is not None:
             experts = self._next_in_order(hold, hold.order, most, note)
         else:
-            self._await(hold, note)
+            if block:
+                self._await(hold, note)
+            elif hold.coming:
+                hold.here += self._reads.collect(hold, block=False)
             experts, hold.here = hold.here[:most], hold.here[most:]
             hold.yielded += experts
         layout, slots = self._records.layout(hold.layer), self._slots

@@ -97,7 +97,8 @@ class Reads:
     def _prepare(self, count: int, note: Callable[[int], None]) -> None:
         """So many slots are about to be asked for."""
         self._warmup.give_way(count)
-        note(min(count, self._cache.free) * self._slots.slot_bytes)
+        if not self._slots.kept:  # else it is all there, and none of it can be given back
+            note(min(count, self._cache.free) * self._slots.slot_bytes)
 
     def _submit(
         self,
@@ -115,6 +116,15 @@ class Reads:
         tickets = self._records.submit(layer, started, places, urgency)
         self.tickets.update(zip(zip(repeat(layer), started), tickets, strict=False))
         return dict(zip(tickets, started, strict=True))
+
+    def vacate(self, count: int) -> None:
+        """Free ``count`` slots of those who are least likely to be used, pins permitting."""
+        slots = self._cache.retire(count, 0)  # and those that are free already
+        self._slots.move_all(
+            [slot for slot in slots if self._slots.state(slot) is State.READY], State.FREE
+        )
+        self._cache.restore(slots)
+        self._guesses.recheck()
 
     def keep(self, layer: int, experts: list[int]) -> None:
         """Let nobody displace experts whose reads are under way, nor later, until :meth:`let_go`.
@@ -154,6 +164,7 @@ class Reads:
             del self.tickets[hold.layer, expert]  # what was pinned for its read is for the hold
         hold.places.update(zip(arrived, self._cache.slots_of(hold.layer, arrived), strict=True))
         self._slots.move_all((hold.places[e] for e in arrived), State.READY, State.HELD)
+        self._cache.reveal_all(hold.layer, arrived)
         for ticket, error in refused:
             self._abandon((hold.layer, hold.coming.pop(ticket)))
             hold.failed = hold.failed or error
@@ -176,6 +187,7 @@ class Reads:
             del self.tickets[key]
             self._cache.unpin(key)
             self._slots.move(self._cache.slot(key), State.READY)
+            self._cache.reveal_all(key[0], [key[1]])
         for ticket, error in refused:
             _log.debug("an expert read in advance is not used: %s", error)
             self._abandon(others[ticket])

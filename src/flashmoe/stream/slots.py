@@ -65,9 +65,6 @@ class Slots:
         self._arena: Array | None = np.frombuffer(memory, np.uint8)
         self._frozen: Array | None = np.frombuffer(memory.toreadonly(), np.uint8)
         self._states = [State.FREE] * count
-        self.changes = 0
-        """Rises whenever a slot begins to be loaded, has been, or becomes free: as long as it
-        does not, what is in memory whole is where it was, until :meth:`clear`."""
         self._experts: list[tuple[RecordLayout, Expert] | None] = [None] * count
         self._discarded = set[int]()
         self.kept = False
@@ -138,8 +135,6 @@ class Slots:
         before = self._states[slot]
         if (before, state) not in _LEGAL:
             raise RuntimeError(f"slot {slot} cannot go from {before.value} to {state.value}")
-        if before is not State.HELD and state is not State.HELD:
-            self.changes += 1
         self._states[slot] = state
 
     def move_all(self, slots: Iterable[int], *states: State) -> None:
@@ -153,8 +148,6 @@ class Slots:
                     if (before, state) not in _LEGAL:
                         self.move(slot, state)  # says what is wrong
                     seen = before, state
-                if before is State.LOADING:
-                    self.changes += 1
                 current[slot] = state
 
     def load(self, slots: Iterable[int]) -> None:

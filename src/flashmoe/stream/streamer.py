@@ -100,8 +100,8 @@ class Streamer:
         self.extent.begin(self._cache)
         self._warmup = Warmup(self._cache, self._slots, self._records, self._reader)
         places = self._cache, self._slots, self._records, self._reader
-        self.lending = Lending(*places[:3], self._warmup, self._lasting)
         self._reads = Reads(*places, self._warmup, self._guesses, self.counters)
+        self.lending = Lending(*places[:3], self._warmup, self._reads, self._lasting)
         shared = self._reads, self._guesses
         self._passage = Passage(*places, *shared, self.counters, top_k)
         self.picture = Picture(count, self._cache, self._reads, self._warmup, self._passage)
@@ -208,10 +208,10 @@ class Streamer:
             self._reset()
         self._sound = False
         self._warmup.precede(layer, experts, self._reads.tickets)
-        self.usage.note(layer, ids)
         hold = self._hold = self._claim(layer, experts, ids)
         if hold.absent:
             self._passage.start(hold, self._note())
+        self.usage.note(layer, ids)
         self._ahead.guess(self._note())
         self._sound = True
         return Arrivals(partial(self._take, hold), partial(self._end, hold))
@@ -366,7 +366,7 @@ class Streamer:
                 self._reads.cancel(key)
         return asked, present
 
-    def _take(self, hold: Hold, most: int) -> Batch:
+    def _take(self, hold: Hold, most: int, *, block: bool = True) -> Batch:
         """Up to ``most`` experts of a hold that are there, at least one; none at its end."""
         if not hold.pending:
             return []
@@ -376,7 +376,7 @@ class Streamer:
             raise hold.failed
         self._sound = False
         try:
-            batch = self._passage.take(hold, most, self._note())
+            batch = self._passage.take(hold, most, self._note(), block=block)
         except ReadError:
             self._sound = True  # the read that failed is put away
             raise

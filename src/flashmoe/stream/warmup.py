@@ -147,6 +147,7 @@ class Warmup:
             return
         self._slots.move(slot, State.READY)
         self._cache.place(key, slot)
+        self._cache.reveal_all(key[0], [key[1]])
         self.landed += 1
 
     def _give_back(self, slot: int) -> None:

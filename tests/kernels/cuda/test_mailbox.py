@@ -89,7 +89,8 @@ class Router:
 
 @pytest.fixture
 def router(device):
-    return Router(device)
+    yield Router(device)
+    device.synchronize()  # there is one imitated machine: the next test must find it at rest
 
 
 def test_what_has_a_slot_waits_for_nobody(device, router):
@@ -166,6 +167,16 @@ def test_slots_are_waited_for_and_the_table_read_again(device, router):
     device.synchronize()
     router.check(first, given, 2)
     router.check(last, 23, 2)
+
+
+def test_there_is_something_to_do_beside_while_a_letter_is_waited_for(device, router):
+    router.table[router.ids[0]] = -1
+    router.records[:] = 2
+    router.launch()
+    slots = [23]
+    asked = router.mailbox.asked(LAYER, TOP_K, lambda: router.offer(*slots) or slots.clear())
+    assert asked.slots[0] == 23 and not slots
+    device.synchronize()
 
 
 def test_the_count_of_offers_begins_again(device, router):

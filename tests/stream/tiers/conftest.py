@@ -200,6 +200,7 @@ def follow(
             for _ in range(1000):
                 if layer in device.letters:
                     break
+                rig.tier.tend()
                 device.step()
             earlier, ids, slots, sources = device.letters[layer]
             given = {i: s for i, s, of in zip(ids, slots, sources, strict=True) if of != THERE}

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe.errors import ReadError
+from flashmoe.stream import lending
 from flashmoe.stream.tiers import offers
 from tests.stream.conftest import EXPERTS, LAYERS, TOP_K, TinyStore
 from tests.stream.tiers.conftest import ALL, Rig, follow, rigged, some_token, use_sweep, use_token
@@ -86,15 +87,101 @@ def test_what_a_chunk_has_read_is_found_too(tiny: TinyStore) -> None:
         assert not device.answers
 
 
+def places(rig: Rig) -> np.ndarray:
+    """Where in RAM experts are, as the host knows it."""
+    return np.array([rig.streamer.lending.places(layer, EXPERTS) for layer in range(LAYERS)])
+
+
 @pytest.mark.parametrize("ram", [ALL - 1, 12])
-def test_where_records_may_leave_ram_the_host_says_where_they_are(
-    tiny: TinyStore, ram: int
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_the_device_finds_what_is_in_ram_and_asks_for_the_rest(
+    tiny: TinyStore, ram: int, exclusive: bool
 ) -> None:
-    with rigged(tiny, 2 * TOP_K, ram) as rig:
+    with rigged(tiny, 2 * TOP_K, ram, exclusive=exclusive) as rig:
         all_in_ram(rig)
-        assert (rig.records == -1).all()
-        device = follow(rig, {0: [0, 1]})
-        assert len(device.answers) == device.brought == 2
+        for _ in range(20):
+            np.testing.assert_array_equal(rig.records, places(rig))
+            layer, (first, second) = rig.dice.randrange(LAYERS), rig.some()[0].tolist()
+            nowhere = {
+                (layer, expert)
+                for expert in (first, second)
+                if rig.records[layer, expert] < 0 and rig.tier.table(layer)[expert] < 0
+            }
+            assert follow(rig, {layer: [first, second]}).answers.keys() == nowhere
+            rig.tier._land(all_of_them=True)
+
+
+def test_no_record_that_the_device_has_found_gives_way_to_a_read(tiny: TinyStore) -> None:
+    """Of two slots in RAM the other one is being read into, for a guess."""
+    for seed in range(20):
+        with rigged(tiny, ALL - 4, TOP_K, seed) as rig:
+            use_token(rig, 0, 0, 1)
+            rig.streamer.lending.forget(0, [0, 1])
+            use_sweep(rig, 1, np.array([[3]]))
+            rig.device.finish()
+            rig.tier._residence.drop(1, 3)
+            assert rig.records[1, 3] >= 0 and rig.streamer.free_slots == 1
+            device = follow(rig, {0: [0, 1], 1: [3, 7]}, {1: [4]})  # it compares what it uses
+            assert list(device.answers) == [(1, 7)]
+            assert ("guess", "expert 4 of layer 1") in rig.reader.calls
+            rig.check_idle()
+
+
+def test_what_came_early_gives_its_slot_in_ram_to_what_is_asked_for(tiny: TinyStore) -> None:
+    with patch.object(offers, "SHARE", 4), rigged(tiny, ALL - 4, TOP_K) as rig:
+        use_sweep(rig, 1, np.array([[2, 3]]).repeat(2, 0))
+        rig.device.finish()
+        for expert in (2, 3):
+            rig.tier._residence.drop(1, expert)
+        device = follow(rig, {1: [5, 6]}, {1: [2, 3]})
+        assert device.brought == 4 and sorted(device.answers) == [(1, 5), (1, 6)]
+        rig.check_idle()
+
+
+def test_nobody_leaves_ram_while_the_device_runs_ahead(tiny: TinyStore) -> None:
+    """Not for a guess either: only once it waits for an answer."""
+    with rigged(tiny, ALL - 4, 3 * TOP_K) as rig:
+        for layer in range(3):
+            use_token(rig, layer, 0, 1)
+        assert not rig.streamer.free_slots
+        here, calls = rig.records.copy(), len(rig.reader.calls)
+        follow(rig, {0: [0, 1]}, {1: [4, 5]})
+        np.testing.assert_array_equal(rig.records, here)
+        assert not any(call[0] == "guess" for call in rig.reader.calls[calls:])
+        follow(rig, {0: [0, 2]}, {1: [4, 5]})
+        assert any(call[0] == "guess" for call in rig.reader.calls[calls:])
+
+
+def test_slots_in_ram_stay_free_for_what_is_guessed_while_nobody_may_leave(tiny: TinyStore) -> None:
+    with patch.object(lending, "SHARE", 4), rigged(tiny, ALL - 4, 4 * TOP_K) as rig:
+        for layer in range(LAYERS):
+            use_token(rig, layer, 0, 1)
+        calls = len(rig.reader.calls)
+        device = follow(rig, {0: [0, 1]}, {1: [4]})
+        assert not device.answers
+        assert ("guess", "expert 4 of layer 1") in rig.reader.calls[calls:]
+        np.testing.assert_array_equal(rig.records, places(rig))
+        rig.check_idle()
+
+
+def test_a_guess_that_has_come_is_found_by_the_device(tiny: TinyStore) -> None:
+    """The host takes it in while it waits for the next letter; wrong ones keep no slot either."""
+    found = 0
+    for seed in range(20):
+        with rigged(tiny, ALL - 4, 4 * TOP_K, seed) as rig:
+            use_token(rig, 0, 0, 1)
+            taken = rig.tier.begin()
+            rig.tier.foresee(1, lambda: np.array([4, 5]))
+            assert taken == rig.tier._offers.taken
+            rig.tier.follow(0, np.array([0, 1]), {}, {}, [], lambda *_: None)
+            for _ in range(1000):
+                rig.tier.tend()
+            assert not rig.streamer._reads.tickets
+            found += int((rig.records[1, [4, 5]] >= 0).sum())
+            np.testing.assert_array_equal(rig.records, places(rig))
+            rig.tier.end()
+            rig.check_idle()
+    assert found
 
 
 def test_once_ram_has_become_smaller_it_is_asked_again(tiny: TinyStore) -> None:
@@ -102,11 +189,11 @@ def test_once_ram_has_become_smaller_it_is_asked_again(tiny: TinyStore) -> None:
         all_in_ram(rig)
         assert (rig.records >= 0).all()
         rig.streamer.resize(ALL - 1)
-        assert follow(rig, {0: [0, 1]}).answers
-        assert (rig.records == -1).all()
-        rig.streamer.resize(ALL)
-        follow(rig, {0: [0, 1]})
-        assert (rig.records >= 0).sum() == len(rig.streamer._cache)
+        ((layer, gone),) = np.argwhere(rig.records < 0).tolist()
+        use_sweep(rig, layer, np.array([[expert] for expert in range(EXPERTS) if expert != gone]))
+        rig.device.finish()
+        assert follow(rig, {layer: [(gone + 1) % EXPERTS, gone]}).answers.keys() == {(layer, gone)}
+        np.testing.assert_array_equal(rig.records, places(rig))
 
 
 def test_the_device_may_run_ahead_as_far_as_slots_are_on_offer(tiny: TinyStore) -> None:
@@ -264,11 +351,10 @@ def test_a_record_that_has_moved_in_ram_is_not_read_where_it_was(tiny: TinyStore
     with rigged(tiny, 2 * TOP_K, ALL) as rig:
         all_in_ram(rig)
         follow(rig, {0: [0, 1]})
-        before, lending = rig.records.copy(), rig.streamer.lending
+        before = rig.records.copy()
         rig.streamer.resize(ALL - 6)
         rig.streamer.resize(ALL)
-        places = np.array([lending.places(layer, EXPERTS) for layer in range(LAYERS)])
-        gone = np.argwhere(places < 0)
+        gone = np.argwhere(places(rig) < 0)
         assert len(gone) == 6
         for layer, expert in gone[::-1].tolist():
             use_sweep(rig, layer, np.array([[expert]]))

@@ -70,6 +70,8 @@ class Mailbox:
         self._device = device
         self._letters = device.pinned((layers,), LETTER)
         self._letters["early"] = -1
+        names = "ids", "slots", "sources", "early", "early_slots"
+        self._parts = [[self._letters[name][layer] for name in names] for layer in range(layers)]
         self._asked, self._answered = self._letters["asked"], self._letters["answered"]
         self.offers: Array = device.pinned((16 + OFFERS,), np.uint32)
         """How many slots were ever offered, and from the sixteenth number on the last of them."""
@@ -98,8 +100,9 @@ class Mailbox:
         self.given[:3] = token, position, step
         self.given[3:].view(np.uint32)[:] = taken, self.offers[0], taken
 
-    def asked(self, layer: int, top_k: int) -> Asked:
-        """Wait for the layer's letter, of ``top_k`` experts.
+    def asked(self, layer: int, top_k: int, beside: Callable[[], None] = lambda: None) -> Asked:
+        """Wait for the layer's letter, of ``top_k`` experts, and do what may be done ``beside``,
+        over and over.
 
         Raises:
             DeviceError: the device has failed.
@@ -108,6 +111,7 @@ class Mailbox:
         began = time.perf_counter()
         until = began + PATIENCE_S
         while asked[layer] >> 1 != step:
+            beside()
             now = time.perf_counter()
             if now > began + SPIN_S:
                 time.sleep(0)  # others may want the interpreter; comes back 50 us later
@@ -115,12 +119,10 @@ class Mailbox:
                 if not self._device.busy() and asked[layer] >> 1 != step:
                     raise RuntimeError(f"the pass has ended and never asked for layer {layer}")
                 until = time.perf_counter() + PATIENCE_S
-        letter = self._letters[layer]
-        pairs = zip(letter["early"].tolist(), letter["early_slots"].tolist(), strict=True)
+        *chosen, experts, places = self._parts[layer]
+        pairs = zip(experts.tolist(), places.tolist(), strict=True)
         early = {expert: slot for expert, slot in pairs if expert >= 0}
-        ids, slots, sources = (
-            letter[of][:top_k].astype(np.int64) for of in ("ids", "slots", "sources")
-        )
+        ids, slots, sources = (part[:top_k].astype(np.int64) for part in chosen)
         return Asked(ids, slots, sources, early)
 
     def answer(self, layer: int, place: int, source: int) -> None:

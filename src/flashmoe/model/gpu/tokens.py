@@ -56,7 +56,7 @@ class Tier:
     vram: Vram
     mailbox: Mailbox
     places: Array
-    """Where in RAM experts are, if the device may know (``Vram``'s ``records``)."""
+    """Where in RAM experts are (``Vram``'s ``records``)."""
 
 
 class Tokens:
@@ -155,7 +155,7 @@ class Tokens:
     def _follow(self, way: Way) -> None:
         """The host's side of a pass: it learns what each layer chose, and answers."""
         for layer in range(self._shape.layers):
-            asked = self._mailbox.asked(layer, self._shape.experts.top_k)
+            asked = self._mailbox.asked(layer, self._shape.experts.top_k, self._tier.vram.tend)
             self._observer.routed(layer, asked.ids[None])
             if way is Way.FORETOLD and layer + 1 < self._shape.layers:
                 self._tier.vram.foresee(layer + 1, partial(self._ranked, layer + 1))

@@ -247,7 +247,7 @@ class ChunkHold:
         if self._arrived:
             return any(expert in self._places for expert in self._arrived)
         first = next(iter(self._coming), None)
-        return first is not None and self._streamer.lending.there((self.layer, first))
+        return first is not None and self._streamer.lending.there(self.layer, [first]) != []
 
     def _copy(self, wanted: int | None = None) -> None:
         """Start copies of what the streamer has yielded, or yields next; at least until ``wanted``

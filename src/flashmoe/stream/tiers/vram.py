@@ -52,8 +52,8 @@ class Vram:
     tier has cost is counted in ``streamer.counters``.
 
     Memory that the device reads itself: ``table``, int32 (layers, experts), for the slots of
-    experts; ``records``, the same for their slots in RAM, told where RAM has a slot for every
-    expert, so that none ever loses its place; ``ring`` for the slots on offer (``offers``).
+    experts; ``records``, the same for their slots in RAM, from where nobody leaves while a token
+    passes but when its device waits for an answer; ``ring`` for the slots on offer (``offers``).
     """
 
     def __init__(
@@ -91,9 +91,8 @@ class Vram:
         """Every slot is free, nothing is copied, nobody passes."""
         self.generation += 1
         self._table.clear()
-        self._records.fill(ABSENT)
-        self._known = -1  # changes in RAM by the time when the records there were told
         self._lending = self._streamer.lending  # another one, if the streamer forgets everything
+        self._lending.tell(self._records)
         self._streamer.picture.above = self.table
         self._descent = Descent(self._mover, self._lending) if self._exclusive else None
         self._residence = Residence(self.slots, self._top_k, self._table, self._descent)
@@ -133,8 +132,7 @@ class Vram:
         self._streamer.usage.note(layer, ids)
 
     def begin(self) -> int:
-        """A token is about to pass: slots are on offer, and where RAM never loses a record the
-        device may know where they are. How many slots it had taken before.
+        """A token is about to pass: slots are on offer. How many of all it had taken before.
 
         Raises:
             ValueError: there are not twice as many slots as a token wants of a layer.
@@ -146,15 +144,10 @@ class Vram:
         self._give_up_early()
         self._land()
         self._offers.fill()
-        self._tell_records()
-        self._token = Token(
-            self._residence,
-            self._streamer,
-            self._offers,
-            self._descent,
-            self._records if self.lasting else None,
-            self._record_bytes,
-        )
+        parts = self._residence, self._streamer, self._offers, self._descent
+        self._token = Token(*parts, self._record_bytes)
+        self._lending.save()
+        self._lending.sealed = True  # from now on the device reads there
         self._sound = True
         return self._offers.taken
 
@@ -177,7 +170,6 @@ class Vram:
         """
         token = self._passing()
         self._sound = False
-        token.settle()
         try:
             token.follow(layer, ids, early, taken, asked, answer)
         except ReadError:
@@ -185,10 +177,18 @@ class Vram:
             raise
         self._sound = True
 
+    def tend(self) -> None:
+        """While the device computes: take what has been read ahead for its next layers."""
+        token = self._passing()
+        self._sound = False
+        token.tend()
+        self._sound = True
+
     def end(self) -> None:
         """The device has done with a token."""
         token = self._passing()
         self._sound = False
+        self._lending.sealed = False
         token.settle()
         self._token = None
         self._sound = True
@@ -198,6 +198,7 @@ class Vram:
         if self._token is None or not self._sound:
             return
         self._sound = False
+        self._lending.sealed = False
         self._token.abandon()
         self._token = None
         self._sound = True
@@ -212,17 +213,6 @@ class Vram:
         """Whether RAM has a slot for every expert, so that none there ever loses its place; else
         it pays a token to :meth:`foresee`."""
         return self._streamer.slots >= self._table.size and not self._exclusive
-
-    def _tell_records(self) -> None:
-        """Tell the device where in RAM experts are, if that lasts."""
-        streamer = self._streamer
-        if not self.lasting:
-            self._records.fill(ABSENT)
-            self._known = -1
-        elif streamer.lending.changes != self._known:
-            self._known = streamer.lending.changes
-            for layer, row in enumerate(self._records):
-                row[:] = streamer.lending.places(layer, self._experts)
 
     def sweep(self, layer: int, ids: Array) -> Passing:
         """Let the experts of any number of tokens pass, ids (T, k), while a ``with`` block uses

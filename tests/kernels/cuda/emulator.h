@@ -171,6 +171,8 @@ inline uint4 load_host(const void* from) {
     if (reinterpret_cast<uintptr_t>(from) % 16) std::abort();
     return *static_cast<const uint4*>(from);
 }
+inline uint32_t load_number(const uint32_t* from) { return *from; }
+inline uint32_t load_number(const uint16_t* from) { return *from; }
 inline uint4 load_written(const void* from) { return load_once(from); }
 inline uint2 load_written_8(const void* from) { return load_once_8(from); }
 inline uint16_t load_once_2(const void* from) {

@@ -51,10 +51,10 @@ def test_rows_that_begin_between_are_not_cut():
 
 def test_more_than_usual_is_taken_before_anything_is_refused():
     device = EmulatedDevice()
-    (_, stages, nbytes), warps = found(device, FOUR, 2560 + 64, 4, 8, together=2, fewest=8)
+    (_, stages, nbytes), warps = found(device, FOUR, 71680 + 64, 2, 8)
     assert RING_BYTES < warps * stages * nbytes <= device.shared_bytes - OWN_BYTES
     with pytest.raises(InputError, match="--kernels cpu"):
-        found(device, FOUR, 32768 + 64, 4, 8, together=2, fewest=8)
+        found(device, FOUR, 131072 + 64, 2, 8)
 
 
 def test_matrices_that_share_a_vector():

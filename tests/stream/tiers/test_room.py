@@ -63,5 +63,5 @@ def test_more_than_is_free_is_refused():
 
 
 def test_a_long_chunk_does_not_crowd_out_the_floor():
-    room = of(2 * GIB, 100 * GIB, chunk_bytes=lambda tokens: tokens << 22)
+    room = of(2 * GIB, 100 * GIB, chunk_bytes=lambda tokens: tokens << 23)
     assert room.chunk_tokens == min(CHUNKS)

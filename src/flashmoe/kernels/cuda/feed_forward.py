@@ -13,13 +13,10 @@ import numpy as np
 from flashmoe.errors import InputError
 from flashmoe.kernels.cuda.decode import Choice, Vector, fixed_bytes
 from flashmoe.kernels.cuda.descriptors import CHUNK, EXPERTS, Placed, Resident, described
-from flashmoe.kernels.cuda.device import Argument, Device, DeviceArray, check
-from flashmoe.kernels.cuda.rings import LANES, Laid, Staging, staged
+from flashmoe.kernels.cuda.device import Device, DeviceArray, check
 
-UP_ROWS, UP_WARPS = 4, 8
-"""kUpRows and kUpWarps of source/experts.cu."""
 DOWN_ROWS, DOWN_WARPS = 8, 10
-"""kDownRows and kDownWarps."""
+"""kDownRows and kDownWarps of source/experts.cu."""
 
 _i32 = np.int32
 
@@ -56,9 +53,6 @@ class FeedForward:
             made[f"shared_{name}"] = weights.described()
         self._widest = max(widths)
         self._table = made[()]
-        inward, outward = _laid(record, shared)
-        self._up = staged(device, inward, UP_ROWS, UP_WARPS, together=2, fewest=UP_WARPS)
-        self._down = staged(device, outward, DOWN_ROWS, DOWN_WARPS)
 
     def room(self, top_k: int) -> tuple[DeviceArray, DeviceArray]:
         """Memory for what lies between the two halves, for any layer of these widths."""
@@ -84,33 +78,11 @@ class FeedForward:
         top_k = len(chosen.ids)
         h, fixed = room
         width, stride = _i32(h.shape[1]), _i32(fixed.shape[1])
-        experts = top_k + bool(self._shared)
-        grid = (self._widest // CHUNK, experts, 1)
-        inward = chosen.slots, _i32(top_k), x.floats, x.fixed, h, fixed, width, stride
-        self._launch("experts_up", grid, UP_WARPS, self._up, *inward)
+        grid = (self._widest // CHUNK, top_k + bool(self._shared), 1)
+        inward = self._table, chosen.slots, _i32(top_k), x.floats, x.fixed, h, fixed, width, stride
+        self._device.launch("experts", "experts_up", grid, 256, *inward, early=True)
         grid = (-(-self.hidden // DOWN_ROWS), 1, 1)
-        outward = chosen.slots, chosen.weights, _i32(top_k), shared_logit, h, fixed
-        warps = min(experts, self._down.warps)
-        self._launch("experts_down", grid, warps, self._down, *outward, width, stride, residual, y)
-
-    def _launch(
-        self, kernel: str, grid: tuple[int, int, int], warps: int, how: Staging, *rest: Argument
-    ) -> None:
-        self._device.launch(
-            "experts",
-            kernel,
-            grid,
-            LANES * warps,
-            self._table,
-            how.table[()],
-            *rest,
-            shared_bytes=how.warp_bytes * warps,
-            early=True,
-        )
-
-
-def _laid(record: Sequence[Placed], shared: Sequence[Resident]) -> tuple[list[Laid], list[Laid]]:
-    """Gate and up of all experts, and down."""
-    each = [(form, inputs, places) for form, (_, inputs), places in record]
-    common = [(weights.form, weights.shape[1], weights.places) for weights in shared]
-    return [*each[:2], *common[:2]], [*each[2:], *common[2:]]
+        outward = self._table, chosen.slots, chosen.weights, _i32(top_k), shared_logit, h, fixed
+        arguments = *outward, width, stride, residual, y
+        threads = 32 * min(top_k + bool(self._shared), DOWN_WARPS)
+        self._device.launch("experts", "experts_down", grid, threads, *arguments, early=True)

@@ -24,7 +24,7 @@ from flashmoe.kernels.cuda.panels import (
 from flashmoe.kernels.cuda.rows import add
 from flashmoe.quant import Array
 
-PLACES = 32768
+PLACES = 16384
 """Rows of experts that pass together, unless one expert alone has more."""
 
 _i32 = np.int32

@@ -58,15 +58,14 @@ class _Rows:
 
     matrices: Sequence[Laid]
     rows: int
-    together: int
 
     @property
     def chunks(self) -> int:
         return max(inputs for _, inputs, _ in self.matrices) // CHUNK
 
     def stage_bytes(self, chunks: int) -> int:
-        """Of so many chunks of each row, of as many matrices as come together."""
-        return self.together * max(
+        """Of so many chunks of each row, of the largest."""
+        return max(
             _room(self.rows * codes) + 2 * _room(self.rows * numbers)
             for codes, numbers in (
                 _row_bytes(form, min(inputs, chunks * CHUNK)) for form, inputs, _ in self.matrices
@@ -83,9 +82,9 @@ class _Rows:
             if chunks < self.chunks and not any(n % 16 for span in spans for n in span):
                 yield chunks
 
-    def ways(self, warps: int, fewest: int, stages: int) -> Iterator[tuple[int, int, int]]:
+    def ways(self, warps: int, stages: int) -> Iterator[tuple[int, int, int]]:
         """Chunks, warps and stages at least, the best first."""
-        many = [warps >> n for n in range(warps.bit_length()) if warps >> n >= fewest]
+        many = [warps >> n for n in range(warps.bit_length())]
         yield from ((self.chunks, w, stages) for w in many if w >= min(FEWEST_WARPS, warps))
         yield from ((chunks, many[0], 2) for chunks in self.pieces())
         yield from ((chunks, w, 1) for w in many for chunks in (self.chunks, *self.pieces()))
@@ -98,21 +97,18 @@ def staged(
     warps: int,
     *,
     beside_bytes: int = 0,
-    together: int = 1,
     items: int = 1,
-    fewest: int = 1,
 ) -> Staging:
-    """How a block of up to ``warps``, at least ``fewest``, has ``rows`` rows a warp under way,
-    which takes ``items`` times so many in turn; of ``together`` matrices at once. ``beside_bytes``
-    of its shared memory are for something else.
+    """How a block of up to ``warps`` has ``rows`` rows a warp under way, which takes ``items``
+    times so many in turn. ``beside_bytes`` of its shared memory are for something else.
 
     Raises:
         InputError: there is no room for so few.
     """
-    wanted = _Rows(matrices, rows, together)
+    wanted = _Rows(matrices, rows)
     free = device.shared_bytes - beside_bytes - OWN_BYTES
     for room in (min(RING_BYTES, free), free):
-        for chunks, many, stages in wanted.ways(warps, fewest, min(items, 2)):
+        for chunks, many, stages in wanted.ways(warps, min(items, 2)):
             nbytes = wanted.stage_bytes(chunks)
             if many * stages * nbytes <= room:
                 steps = items * -(-wanted.chunks // chunks)
@@ -166,7 +162,7 @@ class Rings:
             return 2, MOST_WARPS // 2, 2 * processors
         if self.outputs <= 2 * 4 * MOST_WARPS * processors:
             return 4, MOST_WARPS, 2 * processors
-        return 2, MOST_WARPS, processors
+        return 2, MOST_WARPS, 2 * processors
 
     def launch(self, kernel: str, *arguments: Argument) -> None:
         """Run ``kernel``, whose first parameters say what this has found."""

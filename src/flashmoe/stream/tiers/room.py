@@ -20,7 +20,7 @@ SCRATCH_BYTES = 64 << 20
 STAGING_SLOTS = 64
 """Slots in RAM where every expert has one in VRAM: what is on its way from SSD."""
 
-CHUNK_SHARE = 8
+CHUNK_SHARE = 4
 """One part in so many of the memory is for a chunk of a prompt at most, if chunks can be shorter: a
 longer one crosses the bus once for more tokens, and leaves room for fewer experts."""
 

@@ -3,7 +3,7 @@
 // An expert lies in a slot of an arena; which slot never shows in the result. Twins: route, experts
 // and swiglu of kernels/reference.py.
 
-#include "ring.cuh"
+#include "matrix.cuh"
 #include "router.cuh"
 
 constexpr int kUpWarps = 8, kUpRows = 4;
@@ -222,68 +222,34 @@ bring(const uint8_t* records, int64_t record_stride, uint8_t* arena, int64_t slo
 
 // h = silu(gate(x)) * up(x) of every chosen expert, as floats (top_k + 1, width) and fixed,
 // `stride` bytes each; the shared one comes last. A block makes 32 values of one: blockIdx.y says
-// of which. Its shared memory: the rings, whose stages have rows of both matrices.
-KERNEL_TOGETHER(256, 3)
-experts_up(GIVEN Experts layer, GIVEN Staging how, const int* slots, int top_k, const float* x,
-           const uint8_t* fixed, float* __restrict__ h, uint8_t* __restrict__ h_fixed, int width,
-           int stride) {
-    DYNAMIC_SHARED(memory);
-    __shared__ Arrival arrivals[kMostWarps][kMostStages];
+// of which.
+KERNEL_TOGETHER(256, 2)
+experts_up(GIVEN Experts layer, const int* slots, int top_k, const float* x, const uint8_t* fixed,
+           float* __restrict__ h, uint8_t* __restrict__ h_fixed, int width, int stride) {
     __shared__ float made[kChunkRows];
+    let_next_begin();
+    await_before();
     const int which = static_cast<int>(blockIdx.y), warp = static_cast<int>(threadIdx.x) / 32;
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const bool shared = which == top_k;
     Matrix gate = shared ? layer.shared_gate : layer.gate;
     Matrix up = shared ? layer.shared_up : layer.up;
-    const int first = static_cast<int>(blockIdx.x) * kChunkRows, row = first + warp * kUpRows;
-    const int pieces = (gate.columns / 32 + how.chunks - 1) / how.chunks;
-    Ring ring(how, memory, arrivals);
-    await_before();
-    let_next_begin();  // not before: experts_down reads what the kernels before this one have left
+    const int first = static_cast<int>(blockIdx.x) * kChunkRows;
     if (first >= gate.rows) return;
     if (!shared) {
         const uint8_t* record = layer.arena + int64_t{slots[which]} * layer.slot_bytes;
         gate = gate.at(record);
         up = up.at(record);
     }
-    int asked = 0;
-    const auto ask = [&]() {
-        if (asked == pieces) {
-            bulk_none();
-            return;
-        }
-        const Cut wanted = piece_of(gate, row, kUpRows, asked++, how);
-        ring.ask([&](unsigned char*& to, Arrival* arrival, int& total) {
-            lay_cut(gate, wanted, kUpRows, to, arrival, total);
-            lay_cut(up, wanted, kUpRows, to, arrival, total);
-        });
-    };
-#pragma unroll 1
-    for (int s = 0; s < how.stages; ++s) ask();
-    const Activations in{x, Fixed{const_cast<uint8_t*>(fixed), gate.columns}};
-    float gated[kUpRows] = {}, straight[kUpRows] = {};
-    for (int k = 0; k < pieces; ++k) {
-        const Cut mine = piece_of(gate, row, kUpRows, k, how);
-        unsigned char* at = ring.await();
-        int none = 0;
-        const Matrix a = lay_cut(gate, mine, kUpRows, at, nullptr, none);
-        const Matrix b = lay_cut(up, mine, kUpRows, at, nullptr, none);
-        const From<Activations> from{in, mine.first};
-        const int rows[kUpRows] = {0, 1, 2, 3};
-        if (a.bits == 4 && b.bits == 4 && a.type == kBF16 && b.type == kBF16) {
-            add_pair(a, b, from, lane, 32, rows, gated, straight);
-        } else {
-            add_cut(a, from, lane, 32, rows, gated);
-            add_cut(b, from, lane, 32, rows, straight);
-        }
-        ring.pass();
-        ask();
-    }
+    int rows[kUpRows];
 #pragma unroll
-    for (int r = 0; r < kUpRows; ++r) {
-        const float value = silu(warp_sum(gated[r])) * warp_sum(straight[r]);
-        if (lane == r) made[warp * kUpRows + r] = value;
-    }
+    for (int r = 0; r < kUpRows; ++r) rows[r] = first + warp * kUpRows + r;
+    const Activations in{x, Fixed{const_cast<uint8_t*>(fixed), gate.columns}};
+    float gated[kUpRows], straight[kUpRows];
+    pair_products(gate, up, in, rows, gated, straight);
+#pragma unroll
+    for (int r = 0; r < kUpRows; ++r)
+        if (lane == r) made[warp * kUpRows + r] = silu(gated[r]) * straight[r];
     block_barrier();
     if (warp == 0) {
         const float value = made[lane];
@@ -295,85 +261,52 @@ experts_up(GIVEN Experts layer, GIVEN Staging how, const int* slots, int top_k, 
 // y = residual + sum over the chosen of weight * down(h) + sigmoid(shared_logit) * the shared one.
 // A block makes kDownRows values; a warp takes one expert's part of them, or several such in turn.
 // Parts are added in the order of ids, the shared one's last. Of few inputs a warp has lanes for
-// several rows at once. Its shared memory: the rings.
+// several rows at once. With 10 warps two blocks fit a processor, so that all blocks of 2,048
+// values are at work at once on an H100.
 KERNEL_TOGETHER(32 * kDownWarps, 2)
-experts_down(GIVEN Experts layer, GIVEN Staging how, const int* slots, const float* weights,
-             int top_k, const float* shared_logit, const float* h, const uint8_t* h_fixed,
-             int width, int stride, const float* residual, float* y) {
-    DYNAMIC_SHARED(memory);
-    __shared__ Arrival arrivals[kMostWarps][kMostStages];
+experts_down(GIVEN Experts layer, const int* slots, const float* weights, int top_k,
+             const float* shared_logit, const float* h, const uint8_t* h_fixed, int width,
+             int stride, const float* residual, float* y) {
     __shared__ float parts[32][kDownRows];
-    const int lane = static_cast<int>(threadIdx.x) % 32, warps = static_cast<int>(blockDim.x) / 32;
-    const int first = static_cast<int>(blockIdx.x) * kDownRows;
-    const int experts = top_k + (layer.shared_down.rows ? 1 : 0);
-    Ring ring(how, memory, arrivals);
-    const auto matrix = [&](int expert) {
-        if (expert == top_k) return layer.shared_down;
-        // The slots are the router's: all kernels before experts_up have ended.
-        const int slot = static_cast<const volatile int*>(slots)[expert];
-        return layer.down.at(layer.arena + int64_t{slot} * layer.slot_bytes);
-    };
-    const auto pieces = [&](const Matrix& m) {
-        return (m.columns / 32 + how.chunks - 1) / how.chunks;
-    };
-    int asked = Ring::warp(), piece = 0;  // of which expert, which is asked for next
-    const auto ask = [&]() {
-        if (asked >= experts) {
-            bulk_none();
-            return;
-        }
-        const Matrix m = matrix(asked);
-        const Cut wanted = piece_of(m, first, kDownRows, piece, how);
-        ring.ask([&](unsigned char*& to, Arrival* arrival, int& total) {
-            lay_cut(m, wanted, kDownRows, to, arrival, total);
-        });
-        if (++piece == pieces(m)) piece = 0, asked += warps;
-    };
-#pragma unroll 1
-    for (int s = 0; s < how.stages; ++s) ask();
     let_next_begin();
     await_before();
-    for (int e = Ring::warp(); e < experts; e += warps) {
-        const Matrix m = matrix(e);
+    const int lane = static_cast<int>(threadIdx.x) % 32, warps = static_cast<int>(blockDim.x) / 32;
+    const int first = static_cast<int>(blockIdx.x) * kDownRows, last = layer.down.rows - 1;
+    const int experts = top_k + (layer.shared_down.rows ? 1 : 0);
+    for (int e = static_cast<int>(threadIdx.x) / 32; e < experts; e += warps) {
+        const Matrix m = e == top_k
+                             ? layer.shared_down
+                             : layer.down.at(layer.arena + int64_t{slots[e]} * layer.slot_bytes);
         const Activations in{h + int64_t{e} * width,
                              Fixed{const_cast<uint8_t*>(h_fixed) + int64_t{e} * stride, m.columns}};
-        // Of few inputs each half of the warp takes half of the rows.
-        const bool few = m.columns / 32 <= 16;
-        const int half = few ? lane / 16 : 0;
-        float sums[2][kDownRows / 2] = {};
-        for (int k = 0; k < pieces(m); ++k) {
-            const Cut mine = piece_of(m, first, kDownRows, k, how);
-            unsigned char* at = ring.await();
-            int none = 0;
-            const Matrix laid = lay_cut(m, mine, kDownRows, at, nullptr, none);
-            const From<Activations> from{in, mine.first};
-            const int last = laid.rows - 1;
-            int rows[kDownRows / 2];
+        int rows[kDownRows / 2];
+        if (m.columns / 32 <= 16) {  // each half of the warp takes half of the rows
+            const int half = lane / 16;
+            float sums[kDownRows / 2] = {};
 #pragma unroll
-            for (int r = 0; r < kDownRows / 2; ++r) rows[r] = min(few ? 2 * r + half : r, last);
-            add_cut(laid, from, few ? lane % 16 : lane, few ? 16 : 32, rows, sums[0]);
-            if (!few) {
+            for (int r = 0; r < kDownRows / 2; ++r) rows[r] = min(first + 2 * r + half, last);
+            add_chunks(m, in, lane % 16, 16, rows, sums);
 #pragma unroll
-                for (int r = 0; r < kDownRows / 2; ++r) rows[r] = min(kDownRows / 2 + r, last);
-                add_cut(laid, from, lane, 32, rows, sums[1]);
+            for (int r = 0; r < kDownRows / 2; ++r) {
+                for (int mask = 8; mask; mask >>= 1) sums[r] += shuffle_xor(sums[r], mask);
+                if (lane % 16 == 0) parts[e][2 * r + half] = sums[r];
             }
-            ring.pass();
-            ask();
+            continue;
         }
+#pragma unroll 1
+        for (int half = 0; half < kDownRows; half += kDownRows / 2) {
+            float sums[kDownRows / 2];
 #pragma unroll
-        for (int r = 0; r < kDownRows / 2; ++r) {
-            if (few) {
-                for (int mask = 8; mask; mask >>= 1) sums[0][r] += shuffle_xor(sums[0][r], mask);
-                if (lane % 16 == 0) parts[e][2 * r + half] = sums[0][r];
-            } else {
-                const float low = warp_sum(sums[0][r]), high = warp_sum(sums[1][r]);
-                if (lane == 0) parts[e][r] = low, parts[e][kDownRows / 2 + r] = high;
-            }
+            for (int r = 0; r < kDownRows / 2; ++r) rows[r] = min(first + half + r, last);
+            row_products(m, in, rows, sums);
+#pragma unroll
+            for (int r = 0; r < kDownRows / 2; ++r)
+                if (lane == r) parts[e][half + r] = sums[r];
         }
     }
     block_barrier();
     const int row = first + static_cast<int>(threadIdx.x);
-    if (threadIdx.x >= kDownRows || row >= layer.down.rows) return;
+    if (threadIdx.x >= kDownRows || row > last) return;
     float total = 0.0F;
     for (int e = 0; e < top_k; ++e) total = fmaf(weights[e], parts[e][threadIdx.x], total);
     if (experts > top_k) {

@@ -135,16 +135,26 @@ DEVICE void load_chunk(Fixed x, int chunk, FixedChunk& out) {
     out.sum = x.sums()[chunk];
 }
 
-// Where codes are: in global memory, where a warp reads them once, or in shared memory.
+// Where weights are: in global memory, read once and by one warp, or in shared memory.
 struct Global {
+    static constexpr bool kFar = true;
     DEVICE static uint4 load_16(const void* from) { return load_once(from); }
     DEVICE static uint2 load_8(const void* from) { return load_once_8(from); }
     DEVICE static uint32_t load_4(const void* from) { return load_once_4(from); }
+    template <class T>
+    DEVICE static uint32_t load_number(const T* from) {
+        return ::load_number(from);
+    }
 };
 struct Shared {
+    static constexpr bool kFar = false;
     DEVICE static uint4 load_16(const void* from) { return load_shared<uint4>(from); }
     DEVICE static uint2 load_8(const void* from) { return load_shared<uint2>(from); }
     DEVICE static uint32_t load_4(const void* from) { return load_shared<uint32_t>(from); }
+    template <class T>
+    DEVICE static uint32_t load_number(const T* from) {
+        return load_shared<T>(from);
+    }
 };
 
 // The `bits` words of 32 codes. Rows begin at multiples of 4 bytes only, unless their length says

@@ -128,6 +128,17 @@ DEVICE uint16_t load_once_2(const void* from) {
     asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(from));
     return v;
 }
+// A number that no kernel at work writes, and that other lanes of the warp may want too.
+DEVICE uint32_t load_number(const uint32_t* from) {
+    uint32_t v;
+    asm("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(from));
+    return v;
+}
+DEVICE uint32_t load_number(const uint16_t* from) {
+    uint16_t v;
+    asm("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(from));
+    return v;
+}
 // Bytes of global memory that this very kernel may have written before a barrier. (Pointers that
 // were read from memory themselves would be taken to lead anywhere.)
 DEVICE uint4 load_written(const void* from) {

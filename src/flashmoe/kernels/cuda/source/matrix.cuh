@@ -102,7 +102,7 @@ struct Places {
 };
 
 // A chunk of `count` rows, before anything is done with it: so that loads of several are under way.
-template <int bits, int count>
+template <int bits, int count, class Memory>
 struct Codes {
     uint32_t words[count][bits];
     uint32_t scales[count], biases[count];  // as they are stored
@@ -110,7 +110,7 @@ struct Codes {
     template <int known>
     DEVICE void load(const Matrix& m, const Places<count>& at) {
 #pragma unroll
-        for (int r = 0; r < count; ++r) load_codes<Shared>(m.weight, at.chunk[r], words[r]);
+        for (int r = 0; r < count; ++r) load_codes<Memory>(m.weight, at.chunk[r], words[r]);
         // One branch for all of them, and no use of any: else each would be waited for in turn.
         if (known == kAny && m.type == kF32) {
             load_numbers<uint32_t>(m, at);
@@ -124,8 +124,8 @@ struct Codes {
 #pragma unroll
         for (int r = 0; r < count; ++r) {
             const uint32_t number = at.chunk[r] >> spread;
-            scales[r] = load_shared<T>(reinterpret_cast<const T*>(m.scales) + number);
-            biases[r] = load_shared<T>(reinterpret_cast<const T*>(m.biases) + number);
+            scales[r] = Memory::load_number(reinterpret_cast<const T*>(m.scales) + number);
+            biases[r] = Memory::load_number(reinterpret_cast<const T*>(m.biases) + number);
         }
     }
     template <int known>
@@ -140,15 +140,20 @@ struct Codes {
     }
 };
 
-// Chunks first, first + step, ... of weights of so many bits.
-template <int bits, int known, class X, int count>
+// Chunks first, first + step, ... of weights of so many bits, several at once where `count` is
+// small.
+template <int bits, int known, class Memory, class X, int count>
 DEVICE void affine_chunks(const Matrix& m, const X& x, int first, int step,
                           const int (&rows)[count], float (&sums)[count]) {
+    // As many loads at once as there are registers for. (One row is of a small matrix, which seldom
+    // has more than 2,048 columns, two chunks a lane.)
+    constexpr int kFew = (bits == 4 ? 2 : 1) * (count == 2 || (count == 1 && bits != 4) ? 2 : 1);
+    constexpr int kAhead = Memory::kFar ? kFew : 1;
     const int chunks = m.columns / 32;
     Places<count> at(m, first, rows);
-#pragma unroll 1  // shared memory is near: registers are worth more
+#pragma unroll kAhead
     for (int c = first; c < chunks; c += step) {
-        Codes<bits, count> codes;
+        Codes<bits, count, Memory> codes;
         codes.template load<known>(m, at);
         at.advance(step);
         FixedChunk v;
@@ -157,7 +162,7 @@ DEVICE void affine_chunks(const Matrix& m, const X& x, int first, int step,
     }
 }
 
-template <class X, int count>
+template <class Memory, class X, int count>
 DEVICE void plain_chunk(const Matrix& m, const X& x, int chunk, const int (&rows)[count],
                         float (&sums)[count]) {
     for (int i = 32 * chunk; i < 32 * chunk + 32; i += 8) {
@@ -170,10 +175,9 @@ DEVICE void plain_chunk(const Matrix& m, const X& x, int chunk, const int (&rows
                 const float* w = reinterpret_cast<const float*>(m.weight) + at;
 #pragma unroll
                 for (int k = 0; k < 8; ++k)
-                    sums[r] = fmaf(__uint_as_float(load_shared<uint32_t>(w + k)), v[k], sums[r]);
+                    sums[r] = fmaf(__uint_as_float(Memory::load_4(w + k)), v[k], sums[r]);
             } else {
-                const uint4 w =
-                    load_shared<uint4>(reinterpret_cast<const uint16_t*>(m.weight) + at);
+                const uint4 w = Memory::load_16(reinterpret_cast<const uint16_t*>(m.weight) + at);
                 const uint32_t words[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
                 for (int k = 0; k < 8; ++k) {
@@ -187,38 +191,70 @@ DEVICE void plain_chunk(const Matrix& m, const X& x, int chunk, const int (&rows
 }
 
 // Adds chunks first, first + step, ... of several rows to the lane's own sums.
-template <class X, int count>
+template <class Memory = Global, class X, int count>
 DEVICE void add_chunks(const Matrix& m, const X& x, int first, int step, const int (&rows)[count],
                        float (&sums)[count]) {
+    using In = Memory;
     switch (m.bits) {
-        case 2: return affine_chunks<2, kAny>(m, x, first, step, rows, sums);
-        case 3: return affine_chunks<3, kAny>(m, x, first, step, rows, sums);
+        case 2: return affine_chunks<2, kAny, In>(m, x, first, step, rows, sums);
+        case 3: return affine_chunks<3, kAny, In>(m, x, first, step, rows, sums);
         case 4:  // the most usual by far
-            if (m.type == kBF16) return affine_chunks<4, kBF16>(m, x, first, step, rows, sums);
-            return affine_chunks<4, kAny>(m, x, first, step, rows, sums);
-        case 5: return affine_chunks<5, kAny>(m, x, first, step, rows, sums);
-        case 6: return affine_chunks<6, kAny>(m, x, first, step, rows, sums);
-        case 8: return affine_chunks<8, kAny>(m, x, first, step, rows, sums);
+            if (m.type == kBF16) return affine_chunks<4, kBF16, In>(m, x, first, step, rows, sums);
+            return affine_chunks<4, kAny, In>(m, x, first, step, rows, sums);
+        case 5: return affine_chunks<5, kAny, In>(m, x, first, step, rows, sums);
+        case 6: return affine_chunks<6, kAny, In>(m, x, first, step, rows, sums);
+        case 8: return affine_chunks<8, kAny, In>(m, x, first, step, rows, sums);
         default:
-            for (int c = first; c < m.columns / 32; c += step) plain_chunk(m, x, c, rows, sums);
+            for (int c = first; c < m.columns / 32; c += step) plain_chunk<In>(m, x, c, rows, sums);
     }
 }
 
-// The same rows of two matrices of the same shape, in shared memory, of four bits: of chunks first,
-// first + step, ..., added to the lane's own sums.
+// The rows' products with x, whole, for every lane.
 template <class X, int count>
-DEVICE void add_pair(const Matrix& a, const Matrix& b, const X& x, int first, int step,
-                     const int (&rows)[count], float (&of_a)[count], float (&of_b)[count]) {
-    Places<count> at(a, first, rows);  // and of b
-#pragma unroll 1
-    for (int c = first; c < a.columns / 32; c += step) {
+DEVICE void row_products(const Matrix& m, const X& x, const int (&rows)[count],
+                         float (&sums)[count]) {
+#pragma unroll
+    for (int r = 0; r < count; ++r) sums[r] = 0.0F;
+    add_chunks(m, x, static_cast<int>(threadIdx.x) % 32, 32, rows, sums);
+#pragma unroll
+    for (int r = 0; r < count; ++r) sums[r] = warp_sum(sums[r]);
+}
+
+template <int bits, int known, int count>
+DEVICE void affine_pair(const Matrix& a, const Matrix& b, const Activations& x,
+                        const int (&rows)[count], float (&of_a)[count], float (&of_b)[count]) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    Places<count> at(a, lane, rows);  // and of b, whose shape is the same
+#pragma unroll 1  // two would take twice the registers, and halve the blocks at work
+    for (int c = lane; c < a.columns / 32; c += 32) {
+        Codes<bits, count, Global> first, second;
+        first.template load<known>(a, at);
+        second.template load<known>(b, at);
+        at.advance(32);
         FixedChunk v;
-        x.template load<4>(c, v);
-        Codes<4, count> codes;
-        codes.template load<kBF16>(a, at);
-        codes.template add<kBF16>(v, a.type, of_a);
-        codes.template load<kBF16>(b, at);
-        codes.template add<kBF16>(v, b.type, of_b);
-        at.advance(step);
+        x.load<bits>(c, v);
+        first.template add<known>(v, a.type, of_a);
+        second.template add<known>(v, b.type, of_b);
     }
+}
+
+// The same rows of two matrices of the same shape; those of 4 bits with twice as many loads under
+// way. (Those of more would want more registers than there are.)
+template <int count>
+DEVICE void pair_products(const Matrix& a, const Matrix& b, const Activations& x,
+                          const int (&rows)[count], float (&of_a)[count], float (&of_b)[count]) {
+    if (a.bits != 4 || b.bits != 4) {
+        row_products(a, x, rows, of_a);
+        row_products(b, x, rows, of_b);
+        return;
+    }
+#pragma unroll
+    for (int r = 0; r < count; ++r) of_a[r] = of_b[r] = 0.0F;
+    if (a.type == kBF16 && b.type == kBF16) {
+        affine_pair<4, kBF16>(a, b, x, rows, of_a, of_b);
+    } else {
+        affine_pair<4, kAny>(a, b, x, rows, of_a, of_b);
+    }
+#pragma unroll
+    for (int r = 0; r < count; ++r) of_a[r] = warp_sum(of_a[r]), of_b[r] = warp_sum(of_b[r]);
 }

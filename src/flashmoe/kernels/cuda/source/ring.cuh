@@ -148,7 +148,7 @@ template <class X, int count>
 DEVICE void add_cut(const Matrix& laid, const X& x, int first, int step, const int (&rows)[count],
                     float (&sums)[count]) {
     if (laid.bits == 4 && laid.type == kBF16) {
-        affine_chunks<4, kBF16>(laid, x, first, step, rows, sums);
+        affine_chunks<4, kBF16, Shared>(laid, x, first, step, rows, sums);
         return;
     }
 #pragma unroll 1
@@ -158,7 +158,7 @@ DEVICE void add_cut(const Matrix& laid, const X& x, int first, int step, const i
 #pragma unroll
         for (int k = 2; k < count; ++k)
             if (k / 2 * 2 == r) two[k % 2] = rows[k];
-        add_chunks(laid, x, first, step, two, of_two);
+        add_chunks<Shared>(laid, x, first, step, two, of_two);
 #pragma unroll
         for (int k = 0; k < count; ++k)
             if (k / 2 * 2 == r) sums[k] += of_two[k % 2];

@@ -151,7 +151,7 @@ class EmulatedDevice:
     def address(self, array):
         return array.ctypes.data
 
-    def launch(self, source, kernel, grid, threads, *arguments, shared_bytes=0, early=False):
+    def launch(self, source, kernel, grid, threads, *arguments, shared_bytes=0):
         assert shared_bytes <= self.shared_bytes
         values = [_value(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(each) for each in values))

@@ -242,8 +242,6 @@ T load_shared(const void* from) {
     if (reinterpret_cast<uintptr_t>(from) % sizeof(T)) std::abort();
     return *static_cast<const T*>(from);
 }
-inline void let_next_begin() {}
-inline void await_before() {}
 template <class T>
 T* afresh(T* address) {
     return address;

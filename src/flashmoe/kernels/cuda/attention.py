@@ -168,11 +168,10 @@ class Attention:
         arguments = self._table, held.table, x, position, *room
         source = f"attention_{held.kind}"
         shared_bytes = self._shared_bytes
-        launch(source, self._kernel, grid, 256, *arguments, shared_bytes=shared_bytes, early=True)
+        launch(source, self._kernel, grid, 256, *arguments, shared_bytes=shared_bytes)
         grid = (width // CHUNK, shape.heads, 1)
         numbers = np.int32(width), x, position, np.int32(self._splits)
-        results = y.floats, y.fixed
-        launch("attention", "merge", grid, 256, self._table, *numbers, *room, *results, early=True)
+        launch("attention", "merge", grid, 256, self._table, *numbers, *room, y.floats, y.fixed)
 
     def _room(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of the blocks' sums, and of their maxima and weights' sums."""

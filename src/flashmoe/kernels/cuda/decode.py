@@ -210,9 +210,7 @@ def route(
         guessed = None if post.early is None else post.early.whole
         told = post.records, post.offers, post.inputs, post.letter, guessed
     made = into.ids, into.weights, into.slots, into.sources
-    device.launch(
-        "experts", "route", (1, 1, 1), 32, logits, *numbers, table, *told, *made, early=True
-    )
+    device.launch("experts", "route", (1, 1, 1), 32, logits, *numbers, table, *told, *made)
 
 
 def anticipate(
@@ -233,9 +231,7 @@ def anticipate(
         raise ValueError("what is anticipated must be found in RAM, and kept")
     numbers = (_i32(n) for n in (len(table), reach, most, spare))
     told = post.records, post.offers, post.inputs, post.letter, post.early.whole
-    device.launch(
-        "experts", "anticipate", (1, 1, 1), 32, logits, *numbers, table, *told, early=True
-    )
+    device.launch("experts", "anticipate", (1, 1, 1), 32, logits, *numbers, table, *told)
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,5 +264,4 @@ def bring(
         _i32(len(chosen.slots)),
         post.inputs,
         post.letter,
-        early=True,
     )

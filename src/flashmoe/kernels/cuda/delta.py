@@ -109,9 +109,7 @@ class DeltaNet:
                 raise ValueError("the new recurrent state would overwrite the old one")
         arrays = state.delta, after.delta, state.conv, after.conv, y.floats, y.fixed
         grid = (self.shape.value_heads, 1, 1)
-        self._device.launch(
-            "delta", "gated_delta", grid, THREADS, self._table, x, *arrays, early=True
-        )
+        self._device.launch("delta", "gated_delta", grid, THREADS, self._table, x, *arrays)
 
 
 def _extents(shape: RecurrentShape) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -165,11 +165,8 @@ class Device(Protocol):
         threads: int,
         *arguments: Argument,
         shared_bytes: int = 0,
-        early: bool = False,
     ) -> None:
-        """Run a kernel of ``source``.cu: ``grid`` blocks of ``threads``. ``early``: in a graph its
-        blocks may begin while the kernel before it ends, for which it waits itself
-        (``await_before``).
+        """Run a kernel of ``source``.cu: ``grid`` blocks of ``threads``.
 
         Raises:
             DeviceError: the GPU reports an error, of this or an earlier launch.

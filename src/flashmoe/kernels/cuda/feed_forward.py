@@ -80,9 +80,9 @@ class FeedForward:
         width, stride = _i32(h.shape[1]), _i32(fixed.shape[1])
         grid = (self._widest // CHUNK, top_k + bool(self._shared), 1)
         inward = self._table, chosen.slots, _i32(top_k), x.floats, x.fixed, h, fixed, width, stride
-        self._device.launch("experts", "experts_up", grid, 256, *inward, early=True)
+        self._device.launch("experts", "experts_up", grid, 256, *inward)
         grid = (-(-self.hidden // DOWN_ROWS), 1, 1)
         outward = self._table, chosen.slots, chosen.weights, _i32(top_k), shared_logit, h, fixed
         arguments = *outward, width, stride, residual, y
         threads = 32 * min(top_k + bool(self._shared), DOWN_WARPS)
-        self._device.launch("experts", "experts_down", grid, threads, *arguments, early=True)
+        self._device.launch("experts", "experts_down", grid, threads, *arguments)

@@ -19,16 +19,12 @@ from typing import Any
 import numpy as np
 
 from flashmoe.errors import BudgetError, DeviceError
-from flashmoe.kernels.cuda.dependent import Dependent
 from flashmoe.kernels.cuda.device import Argument, DeviceArray
 from flashmoe.kernels.cuda.mover import Mover
 from flashmoe.quant import Array
 
 OLDEST = (8, 0)
 """Compute capability that the kernels' instructions want: Ampere (GeForce 30) and later."""
-
-EARLY = (9, 0)
-"""Compute capability from which on a kernel can begin while another ends: Hopper."""
 
 HOST_REGISTER_MAPPED = 2
 """cudaHostRegisterMapped, for which CuPy has no name."""
@@ -78,8 +74,6 @@ class Gpu:
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise DeviceError(f"{self.name} cannot be used: {error}") from error
         self._joints: list[Any] = []  # events between the streams of a capture
-        self._behind: set[int] = set()  # those of its streams whose latest is a kernel
-        self._dependent = Dependent() if self.capability >= EARLY else None
         self._own = threading.local()  # the stream of a thread that records a graph
         self._kernels: dict[tuple[str, str], Any] = {}
         self._allowed: dict[tuple[str, str], int] = {}  # bytes of shared memory
@@ -243,10 +237,8 @@ class Gpu:
         threads: int,
         *arguments: Argument,
         shared_bytes: int = 0,
-        early: bool = False,
     ) -> None:
-        """Run a kernel of ``source``.cu: ``grid`` blocks of ``threads``. In a graph, where it is
-        ``early``, its blocks may begin while the kernel before it ends.
+        """Run a kernel of ``source``.cu: ``grid`` blocks of ``threads``.
 
         Raises:
             DeviceError: the GPU reports an error, of this or an earlier launch.
@@ -258,13 +250,7 @@ class Gpu:
                 if shared_bytes + function.shared_size_bytes > SURE_BYTES:
                     function.max_dynamic_shared_size_bytes = shared_bytes
                 self._allowed[source, kernel] = shared_bytes
-            stream = self._current.ptr
-            if early and self._dependent is not None and stream in self._behind:
-                self._dependent(function.kernel.ptr, grid, threads, shared_bytes, stream, arguments)
-            else:
-                function(grid, (threads, 1, 1), given, shared_mem=shared_bytes)
-            if stream != self._stream.ptr:
-                self._behind.add(stream)
+            function(grid, (threads, 1, 1), given, shared_mem=shared_bytes)
 
     def _compiled(self, source: str, kernel: str) -> Any:
         cupy, where = self._cupy, Path(str(resources.files(__package__))) / "source"
@@ -304,7 +290,6 @@ class Gpu:
                 finally:
                     graph = self._recorder.end_capture()
                     self._joints.clear()
-                    self._behind.clear()
         finally:
             del self._own.stream
         return Graph(self, graph)
@@ -332,7 +317,6 @@ class Gpu:
         """What a stream is given from now on begins behind that point."""
         with self.here():
             stream.wait_event(joint)
-        self._behind.discard(stream.ptr)
 
     def memory_rate(self) -> float:
         """Bytes a second that a copy within its memory reads and writes, the median of a few."""

@@ -18,8 +18,7 @@ from flashmoe.kernels.cuda.device import Argument, Device
 from flashmoe.quant import Affine, Array, Format
 
 RING_BYTES = 76 << 10
-"""Of a block's weights under way, where that is enough: beside a block of the launch before there
-is room for another one then, so that one begins while the other ends."""
+"""Of a block's weights under way, where that is enough: two blocks fit a processor then."""
 OWN_BYTES = 3 << 10
 """What a kernel has of shared memory besides, at most."""
 MOST_STAGES, MOST_WARPS = 4, 16
@@ -155,14 +154,12 @@ class Rings:
     def _geometry(self, processors: int) -> tuple[int, int, int]:
         """Rows a warp multiplies at once, warps of a block, and blocks at most.
 
-        Of few rows each warp has its own, as early as may be. Of some more, four a warp, so that
-        all of them are under way at once. Of many, two and then the next two.
+        Of few rows each warp has two, so that more of them take part. Of many, four and then the
+        next four: what a warp has to do besides is shared by them.
         """
         if self.outputs <= 2 * MOST_WARPS * processors:
             return 2, MOST_WARPS // 2, 2 * processors
-        if self.outputs <= 2 * 4 * MOST_WARPS * processors:
-            return 4, MOST_WARPS, 2 * processors
-        return 2, MOST_WARPS, 2 * processors
+        return 4, MOST_WARPS, 2 * processors
 
     def launch(self, kernel: str, *arguments: Argument) -> None:
         """Run ``kernel``, whose first parameters say what this has found."""
@@ -176,7 +173,6 @@ class Rings:
             _i32(self._parts),
             *arguments,
             shared_bytes=self._input_bytes + self._how.warps * self._how.warp_bytes,
-            early=True,
         )
 
 

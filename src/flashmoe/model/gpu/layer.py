@@ -28,7 +28,7 @@ from flashmoe.model.gpu.mixing import Mixing
 from flashmoe.model.gpu.weights import Weights
 from flashmoe.shape import ModelShape
 
-REACH = 1
+REACH = 2
 """One in so many of those that a token chooses, the likeliest, are anticipated."""
 ANTICIPATED = 2
 """So many of them at most, for which a bus has time while experts and the next mixer compute."""

@@ -6,15 +6,13 @@
 // What the blocks of attend_* found, as one; gated where the layer is. y (heads * width) also as
 // fixed. Grid (width / 32, heads): a block makes 32 values.
 KERNEL(256)
-merge(const Attention* __restrict__ layer, int width, const float* inputs, const int* position,
-      int splits, const float* out, const float2* ends, float* __restrict__ y,
-      uint8_t* __restrict__ fixed) {
+merge(const Attention* __restrict__ layer, int width, const float* __restrict__ inputs,
+      const int* __restrict__ position, int splits, const float* __restrict__ out,
+      const float2* __restrict__ ends, float* __restrict__ y, uint8_t* __restrict__ fixed) {
     __shared__ float room[kThreads];
     const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
     const int head = static_cast<int>(blockIdx.y);
     const int dimension = static_cast<int>(blockIdx.x) * 32 + lane;
-    let_next_begin();
-    await_before();
     const int count = min(*position / kTile + 1, splits);
     ends += head * splits;
     out += int64_t{head} * splits * width;

@@ -65,14 +65,9 @@ DEVICE void prepare(const Attention& layer, const float* inputs, const Held& hel
 // head_dim)]; `position` how many tokens came before, less than `context`. Grid (splits, kv_heads);
 // out (heads, splits, width) and ends (heads, splits), a maximum and a sum, are merge()'s.
 template <int form, int width, bool wide>
-DEVICE void attend(const Attention* of, const Held* in, const float* inputs, const int* at,
+DEVICE void attend(const Attention layer, const Held held, const float* inputs, int position,
                    float* out, float2* ends) {
     DYNAMIC_SHARED(shared);
-    let_next_begin();
-    const Attention layer = *of;
-    const Held held = *in;
-    await_before();
-    const int position = *at;
     const int split = static_cast<int>(blockIdx.x), splits = static_cast<int>(gridDim.x);
     const int head = static_cast<int>(blockIdx.y);
     const int tiles = position / kTile + 1;

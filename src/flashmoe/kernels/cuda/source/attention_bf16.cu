@@ -6,35 +6,35 @@
 KERNEL(256)
 attend_64(const Attention* layer, const Held* held, const float* inputs, const int* position,
           float* out, float2* ends) {
-    attend<kBF16, 64, false>(layer, held, inputs, position, out, ends);
+    attend<kBF16, 64, false>(*layer, *held, inputs, *position, out, ends);
 }
 
 KERNEL(256)
 attend_64_wide(const Attention* layer, const Held* held, const float* inputs, const int* position,
                float* out, float2* ends) {
-    attend<kBF16, 64, true>(layer, held, inputs, position, out, ends);
+    attend<kBF16, 64, true>(*layer, *held, inputs, *position, out, ends);
 }
 
 KERNEL(256)
 attend_128(const Attention* layer, const Held* held, const float* inputs, const int* position,
            float* out, float2* ends) {
-    attend<kBF16, 128, false>(layer, held, inputs, position, out, ends);
+    attend<kBF16, 128, false>(*layer, *held, inputs, *position, out, ends);
 }
 
 KERNEL(256)
 attend_128_wide(const Attention* layer, const Held* held, const float* inputs, const int* position,
                 float* out, float2* ends) {
-    attend<kBF16, 128, true>(layer, held, inputs, position, out, ends);
+    attend<kBF16, 128, true>(*layer, *held, inputs, *position, out, ends);
 }
 
 KERNEL(256)
 attend_256(const Attention* layer, const Held* held, const float* inputs, const int* position,
            float* out, float2* ends) {
-    attend<kBF16, 256, false>(layer, held, inputs, position, out, ends);
+    attend<kBF16, 256, false>(*layer, *held, inputs, *position, out, ends);
 }
 
 KERNEL(256)
 attend_256_wide(const Attention* layer, const Held* held, const float* inputs, const int* position,
                 float* out, float2* ends) {
-    attend<kBF16, 256, true>(layer, held, inputs, position, out, ends);
+    attend<kBF16, 256, true>(*layer, *held, inputs, *position, out, ends);
 }

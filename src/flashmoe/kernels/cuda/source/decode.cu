@@ -51,8 +51,6 @@ DEVICE void project(const Matrices& given, const Staging& how, int parts, const 
     __shared__ Arrival arrivals[kMostWarps][kMostStages];
     const int columns = given.all[0].columns;
     RingProducts<count> products(given, parts, how, memory + 4 * columns, arrivals);
-    let_next_begin();
-    await_before();
     const Activations in{x, Fixed{const_cast<uint8_t*>(fixed), columns}};
     const Ready ready{memory, columns / 32};
     int layout = -1;
@@ -76,8 +74,6 @@ DEVICE void project_normed(const Matrices& given, const Staging& how, int parts,
     __shared__ float room[32];
     const int columns = given.all[0].columns;
     RingProducts<count> products(given, parts, how, memory + 8 * columns, arrivals);
-    let_next_begin();
-    await_before();
     const Ready ready{memory, columns / 32};
     auto* weighted = reinterpret_cast<float4*>(memory + 4 * columns);
     const float factor = weigh(x, weight, eps, columns / 4, weighted, room);

@@ -168,7 +168,7 @@ DEVICE void gate(const DeltaNet& net, int head, const float* output, const float
 // states are delta (value_heads, key_dim, value_dim) and conv (taps - 1, channels), the new ones
 // elsewhere than the old. y (value_heads * value_dim) also as fixed.
 KERNEL(512)
-gated_delta(const DeltaNet* __restrict__ layer, const float* inputs,
+gated_delta(const DeltaNet* __restrict__ layer, const float* __restrict__ inputs,
             const float* __restrict__ delta, float* __restrict__ new_delta,
             const float* __restrict__ conv, float* __restrict__ new_conv, float* __restrict__ y,
             uint8_t* __restrict__ fixed) {
@@ -176,16 +176,14 @@ gated_delta(const DeltaNet* __restrict__ layer, const float* inputs,
     __shared__ float4 recalled[kThreads], answered[kThreads];  // (bands, value_dim / 4)
     __shared__ float4 corrections[kMostDim / 4];
     __shared__ float output[kMostDim];
-    let_next_begin();
     const DeltaNet net = *layer;
     const int thread = static_cast<int>(threadIdx.x), head = static_cast<int>(blockIdx.x);
     const int64_t place = int64_t{head} * net.key_dim * net.value_dim;
     const int values = net.value_heads * net.value_dim;
-    const float log_decay = net.decay[head], bias = net.dt_bias[head];
-    Share share(net, delta + place);  // the state is the token's before, whose kernels have ended
-    await_before();
     const float* z = inputs + 2 * net.key_heads * net.key_dim + values;
     const float b = z[values + head], a = z[values + net.value_heads + head];
+    const float log_decay = net.decay[head], bias = net.dt_bias[head];
+    Share share(net, delta + place);
     mix(net, head, inputs, conv, new_conv, mixed);
     const float decay = expf(log_decay * softplus(a + bias));
     block_barrier();

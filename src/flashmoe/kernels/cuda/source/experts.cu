@@ -108,8 +108,6 @@ route(const float* logits, int count, int top_k, int renormalize, const int* tab
     const int lane = static_cast<int>(threadIdx.x);
     float chosen = 1.0F;
     int number = lane;
-    let_next_begin();
-    await_before();
     if (logits != nullptr) {
         choose(logits, count, top_k, renormalize, number, chosen);
     }
@@ -142,8 +140,6 @@ anticipate(const float* logits, int count, int reach, int most, int spare, const
     const int lane = static_cast<int>(threadIdx.x);
     float chosen = 0.0F;
     int number = 0;
-    let_next_begin();
-    await_before();
     choose(logits, count, reach, false, number, chosen);
     const bool mine = lane < reach;
     const auto taken = static_cast<unsigned>(input[3]);
@@ -194,7 +190,6 @@ KERNEL(256)
 bring(const uint8_t* records, int64_t record_stride, uint8_t* arena, int64_t slot_bytes, int chunks,
       const int* slots, const int* sources, int top_k, const int* input, const Letter* letter) {
     __shared__ int told;
-    await_before();
     const int share = (chunks + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
     const int first = share * static_cast<int>(blockIdx.x), end = min(first + share, chunks);
     const volatile Letter* mail = letter;
@@ -217,7 +212,6 @@ bring(const uint8_t* records, int64_t record_stride, uint8_t* arena, int64_t slo
                     reinterpret_cast<uint4*>(arena + int64_t{slots[k]} * slot_bytes), first, end);
         }
     }
-    let_next_begin();
 }
 
 // h = silu(gate(x)) * up(x) of every chosen expert, as floats (top_k + 1, width) and fixed,
@@ -227,8 +221,6 @@ KERNEL_TOGETHER(256, 2)
 experts_up(GIVEN Experts layer, const int* slots, int top_k, const float* x, const uint8_t* fixed,
            float* __restrict__ h, uint8_t* __restrict__ h_fixed, int width, int stride) {
     __shared__ float made[kChunkRows];
-    let_next_begin();
-    await_before();
     const int which = static_cast<int>(blockIdx.y), warp = static_cast<int>(threadIdx.x) / 32;
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const bool shared = which == top_k;
@@ -268,8 +260,6 @@ experts_down(GIVEN Experts layer, const int* slots, const float* weights, int to
              const float* shared_logit, const float* h, const uint8_t* h_fixed, int width,
              int stride, const float* residual, float* y) {
     __shared__ float parts[32][kDownRows];
-    let_next_begin();
-    await_before();
     const int lane = static_cast<int>(threadIdx.x) % 32, warps = static_cast<int>(blockDim.x) / 32;
     const int first = static_cast<int>(blockIdx.x) * kDownRows, last = layer.down.rows - 1;
     const int experts = top_k + (layer.shared_down.rows ? 1 : 0);

@@ -270,19 +270,6 @@ DEVICE T load_shared(const void* from) {
     }
     return v;
 }
-// A kernel that was launched so (Device.launch) begins while the one before it ends. Each kernel
-// says when the next one may, and before it has waited for the one before it touches nothing that
-// any kernel writes.
-DEVICE void let_next_begin() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-DEVICE void await_before() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 // The same address or number, of which the compiler knows nothing: what lies there, or follows from
 // it, is found again and need not wait in registers.
 template <class T>

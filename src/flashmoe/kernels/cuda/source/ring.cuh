@@ -3,8 +3,7 @@
 // Owns what lies where in a stage, and when it is read and written over. Rows lie one after the
 // other, and so do their scales: what a warp multiplies at once is one span of each, or, of long
 // rows, a piece of every row. Bytes under way take no registers, so that a processor can have most
-// of its shared memory under way; and as nothing writes weights, they can be asked for before the
-// kernel before has ended.
+// of its shared memory under way.
 
 #pragma once
 

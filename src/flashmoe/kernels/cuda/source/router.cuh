@@ -11,8 +11,8 @@ constexpr int kMostExperts = 1024;  // of a layer
 // The lane's share of a softmax over `count` logits, at most 32 * each, and of the top_k best, best
 // first: lane k has the k-th one's number and weight.
 template <int each>
-DEVICE void choose_of(const float* logits, int count, int top_k, bool renormalize, int& number,
-                      float& chosen) {
+DEVICE void choose_of(const float* __restrict__ logits, int count, int top_k, bool renormalize,
+                      int& number, float& chosen) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     float own[each];
     float most = -infinity();
@@ -50,8 +50,8 @@ DEVICE void choose_of(const float* logits, int count, int top_k, bool renormaliz
 }
 
 // The same of any number up to kMostExperts, in as few registers as it takes.
-DEVICE void choose(const float* logits, int count, int top_k, bool renormalize, int& number,
-                   float& chosen) {
+DEVICE void choose(const float* __restrict__ logits, int count, int top_k, bool renormalize,
+                   int& number, float& chosen) {
     if (count <= 256) {
         choose_of<8>(logits, count, top_k, renormalize, number, chosen);
     } else if (count <= 512) {

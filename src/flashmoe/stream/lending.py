@@ -44,6 +44,7 @@ class Lending:
         self._warmup = warmup
         self._reads = reads
         self._least = least
+        self._experts = sum(records.count(layer) for layer in range(len(records)))
         self._spare = min(SPARE, cache.slots // SHARE)
         self._lent: set[Key] = set()
         self._reserved: dict[Key, int] = {}
@@ -121,12 +122,21 @@ class Lending:
         self._cache.sealed = sealed
 
     def save(self) -> None:
-        """Unless it is sealed, have slots free for what is guessed while it is."""
+        """Unless it is sealed, have slots free for what is guessed while it is. Where there is one
+        for every expert, nobody leaves for that: it would be read again, and a device that counts
+        on finding everybody there may be reading."""
+        if self._cache.slots >= self._experts:
+            return
         free = self._cache.free
         if free < self._spare and not self.sealed and not self._warmup:
             self.sound = False
             self._reads.vacate(2 * self._spare - free)
             self.sound = True
+
+    @property
+    def expecting(self) -> bool:
+        """Whether something is being read, or has come and was not taken yet."""
+        return bool(self._reads.tickets)
 
     def take_in(self) -> None:
         """Take what was read for nobody that waits, and has come."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -124,48 +124,81 @@ class Pass:
             self.step()
 
     def _run(self, routing: dict[int, list[int]], guesses: dict[int, list[int]]) -> Iterator[bool]:
-        rig = self.rig
-        for layer, ids in routing.items():
+        rig, order = self.rig, list(routing)
+        coming: Iterator[bool] = iter(())  # of this layer, what is brought early
+        early: dict[int, tuple[int, int]] = {}
+        for layer, following in zip(order, [*order[1:], None], strict=True):
+            ids, ahead = routing[layer], rig.tier.lasting and following is not None
             yield False
-            early = self._anticipate(layer, guesses.get(layer, []))
-            for expert, slot in early.items():
-                yield from self._bring(layer, expert, slot, int(rig.records[layer, expert]))
-            while True:
-                yield False
-                table = rig.tier.table(layer)[ids].tolist()
-                slots = [early.get(i, slot) for i, slot in zip(ids, table, strict=True)]
-                latest, sources = int(rig.ring[0]), rig.records[layer][ids].tolist()
-                absent = [k for k, slot in enumerate(slots) if slot < 0]
-                if self._offered - self._taken & 0xFFFFFFFF >= len(absent):
-                    break
-                if self.given_up:
-                    return
-                self._offered = latest
-            for k in absent:
-                slots[k] = self._take()
-            self._offered = latest
-            sources = [ASKED if s < 0 else s for s in sources]
-            told = [sources[k] if k in absent else THERE for k in range(len(ids))]
-            self.letters[layer] = early, ids, slots, told
+            if layer == order[0] or not rig.tier.lasting:
+                early = self._anticipate(layer, guesses.get(layer, []), self._offered)
+                yield from self._bring_all(layer, early)
+            found = yield from self._find(layer, ids, early)
+            if found is None:
+                return
+            slots, sources, known = found
+            early = {}
             yield False
-            for k in absent:
-                yield from self._bring(layer, ids[k], slots[k], sources[k])
+            own = {i: (s, of) for i, s, of in zip(ids, slots, sources, strict=True) if of != THERE}
+            if rig.dice.random() < 0.5:  # what comes beside comes later
+                yield from self._bring_all(layer, own)
+                own = {}
+            yield from coming
+            if ahead:
+                early = self._anticipate(following, guesses.get(following, []), known)
+            yield from self._bring_all(layer, own)
             for expert, slot in zip(ids, slots, strict=True):
                 if not self.given_up:
                     record = rig.record(layer, expert)
                     found = rig.device.arena[slot, : len(record)].tobytes()
                     assert found == record, "a slot is not what it should be"
+            coming = self._bring_all(following, early) if ahead else iter(())
+            for _ in range(rig.dice.choice([0, 1, 9])):  # before the next letter, or behind it
+                yield next(coming, False)
             yield False
 
-    def _anticipate(self, layer: int, guesses: list[int]) -> dict[int, int]:
-        rig, early = self.rig, dict[int, int]()
+    def _find(
+        self, layer: int, ids: list[int], early: dict[int, tuple[int, int]]
+    ) -> Generator[bool, None, tuple[list[int], list[int], int] | None]:
+        """Slots and sources of what was chosen, and how many slots were on offer before; the letter
+        is written. None if the pass is given up."""
+        rig = self.rig
+        while True:
+            yield False
+            table = rig.tier.table(layer)[ids].tolist()
+            slots = [early.get(i, (slot, 0))[0] for i, slot in zip(ids, table, strict=True)]
+            latest, sources = int(rig.ring[0]), rig.records[layer][ids].tolist()
+            absent = [k for k, slot in enumerate(slots) if slot < 0]
+            if self._offered - self._taken & 0xFFFFFFFF >= len(absent):
+                break
+            if self.given_up:
+                return None
+            self._offered = latest
+        for k in absent:
+            slots[k] = self._take()
+        known, self._offered = self._offered, latest
+        wanted = [ASKED if source < 0 else source for source in sources]
+        told = [wanted[k] if k in absent else THERE for k in range(len(ids))]
+        self.letters[layer] = {e: slot for e, (slot, _) in early.items()}, ids, slots, told
+        return slots, told, known
+
+    def _anticipate(
+        self, layer: int, guesses: list[int], offered: int
+    ) -> dict[int, tuple[int, int]]:
+        """Slots, and where in RAM their experts are, of those that were on offer by then."""
+        rig, early = self.rig, dict[int, tuple[int, int]]()
         for expert in guesses:
-            left = self._offered - self._taken & 0xFFFFFFFF
-            known = rig.tier.table(layer)[expert] < 0 <= rig.records[layer, expert]
-            if known and len(early) < 2 and left > TOP_K:
-                early[expert] = self._take()
+            left = offered - self._taken & 0xFFFFFFFF
+            source = int(rig.records[layer, expert])
+            known = rig.tier.table(layer)[expert] < 0 <= source
+            if known and len(early) < 2 and TOP_K < left < 1 << 31:
+                early[expert] = self._take(), source
         self._offered = int(rig.ring[0])
         return early
+
+    def _bring_all(self, layer: int, places: dict[int, tuple[int, int]]) -> Iterator[bool]:
+        for expert, (slot, source) in places.items():
+            yield from self._bring(layer, expert, slot, source)
 
     def _take(self) -> int:
         ring = self.rig.ring[offers.FIRST :]

@@ -11,6 +11,11 @@ import pytest
 from flashmoe.errors import DeviceError
 from flashmoe.options import Runtime
 from flashmoe.quant import Array
+from flashmoe.stream.slots import State
+from flashmoe.stream.streamer import Streamer
+from flashmoe.stream.tiers.mover import Mover
+from flashmoe.stream.tiers.residence import Residence
+from flashmoe.stream.tiers.sweep import ChunkHold
 from tests.stream.conftest import EXPERTS, LAYERS, TOP_K, TinyStore
 from tests.stream.tiers.conftest import ALL, Rig, rigged, use_sweep, use_token
 
@@ -97,6 +102,30 @@ def test_what_is_not_wanted_does_not_keep_others_out(rig: Rig) -> None:
         use_sweep(rig, 1, chunk(*range(AHEAD, EXPERTS)))
     rig.device.finish()
     rig.check_idle()
+
+
+def test_the_first_comes_though_those_behind_it_have_more_slots_than_the_window(
+    tiny: TinyStore,
+) -> None:
+    """It was in no memory when the others were copied ahead."""
+    steps = iter(range(1000))
+    bring = ChunkHold._bring
+
+    def counted(hold: ChunkHold, expert: int) -> None:
+        assert next(steps, None) is not None, "it goes round for ever"
+        bring(hold, expert)
+
+    with rigged(tiny, ALL, ALL) as made, patch.object(ChunkHold, "_bring", counted):
+        rig = full(made)
+        streamer = rig.streamer
+        streamer._slots.move(streamer._cache.drop((1, 0)), State.FREE)
+        use_sweep(rig, 0, chunk(*range(EXPERTS)))
+        assert len(early(rig)) >= ChunkHold(*_parts(rig), 1, TOP_K)._window
+        use_sweep(rig, 1, chunk(*range(EXPERTS)))
+
+
+def _parts(rig: Rig) -> tuple[Residence, Streamer, Mover]:
+    return rig.tier._residence, rig.streamer, rig.tier._mover
 
 
 def test_a_token_or_another_layer_ends_it(rig: Rig) -> None:

@@ -31,12 +31,20 @@ def all_in_ram(rig: Rig) -> None:
     failing=st.sampled_from([0.0, 0.1]),
     exclusive=st.booleans(),
     share=st.sampled_from([offers.SHARE, 3]),
+    saved=st.sampled_from([lending.SHARE, 4]),
 )
 def test_no_schedule_mixes_up_the_bytes(
-    tiny: TinyStore, seed: int, vram: int, ram: int, failing: float, exclusive: bool, share: int
+    tiny: TinyStore,
+    seed: int,
+    vram: int,
+    ram: int,
+    failing: float,
+    exclusive: bool,
+    share: int,
+    saved: int,
 ) -> None:
-    parts = patch.object(offers, "SHARE", share)
-    with parts, rigged(tiny, vram, ram, seed, exclusive=exclusive) as rig:
+    parts, spare = patch.object(offers, "SHARE", share), patch.object(lending, "SHARE", saved)
+    with parts, spare, rigged(tiny, vram, ram, seed, exclusive=exclusive) as rig:
         rig.fail(failing)
         for _ in range(8):
             some_token(rig)
@@ -50,6 +58,17 @@ def test_no_schedule_mixes_up_the_bytes(
             if rig.dice.random() < 0.1 and not failing:
                 rig.streamer.resize(ram)
         rig.check_idle()
+
+
+def test_a_ram_with_room_for_all_loses_nobody(tiny: TinyStore) -> None:
+    """Not for guesses either: the device may be reading anywhere in it."""
+    with patch.object(lending, "SHARE", 8), rigged(tiny, 3 * TOP_K, ALL) as rig:
+        all_in_ram(rig)
+        read = rig.streamer.counters.bytes_read
+        for _ in range(6):
+            some_token(rig)
+            assert (rig.records >= 0).all()
+        assert rig.streamer.counters.bytes_read == read
 
 
 def test_what_is_there_moves_nothing(tiny: TinyStore) -> None:

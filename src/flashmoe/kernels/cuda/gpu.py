@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -280,23 +280,25 @@ class Gpu:
     def captured(self, work: Callable[[], None]) -> Graph:
         """What ``work`` launches, to be launched again as one. Kernels must be compiled by then
         (run ``work`` once before), and their arguments must live as long as the graph."""
-        # On a stream of its own: what other threads give the GPU meanwhile is no part of it.
-        self._own.stream = self._recorder
+        self._own.stream = self._recorder  # what other threads give the GPU is no part of it
         try:
             with self.here():
                 self._recorder.begin_capture()
                 try:
                     work()
-                finally:
-                    graph = self._recorder.end_capture()
-                    self._joints.clear()
+                except BaseException:
+                    with suppress(self._cupy.cuda.runtime.CUDARuntimeError):
+                        self._recorder.end_capture()
+                    raise
+                graph = self._recorder.end_capture()
         finally:
+            self._joints.clear()
             del self._own.stream
         return Graph(self, graph)
 
     def beside(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What ``work`` launches, inside :meth:`captured`, begins behind all before, of this kind
-        too, and goes on beside what is launched next, until what comes back is called."""
+        """What ``work`` launches, inside :meth:`captured`, begins behind all before and goes on
+        beside what is launched next, until what comes back is called."""
         recorder, side = self._current, self._side
         self._follow(side, self._joint(recorder))
         self._own.stream = side
@@ -307,11 +309,10 @@ class Gpu:
         return partial(self._follow, recorder, self._joint(side))
 
     def _joint(self, stream: Any) -> Any:
-        """The point that a stream of a capture has come to."""
+        """The point that a stream of a capture has come to, which lives as long as that."""
         with self.here():
-            event = stream.record(self._cupy.cuda.Event(disable_timing=True))
-        self._joints.append(event)  # which lives as long as the capture
-        return event
+            self._joints.append(stream.record(self._cupy.cuda.Event(disable_timing=True)))
+        return self._joints[-1]
 
     def _follow(self, stream: Any, joint: Any) -> None:
         """What a stream is given from now on begins behind that point."""

@@ -220,9 +220,10 @@ class ChunkHold:
             self._came(self._residence.exchange(self.layer, leaving, gains, wanted, room))
 
     def _bring(self, expert: int) -> None:
-        """A step towards having the first expert in VRAM."""
+        """A step towards having the first expert in VRAM. It has a slot in any case: others behind
+        it may have more than the window, which were copied ahead."""
         if expert not in self._places:
-            self._came(self._residence.admit(self.layer, self._room_for()))
+            self._came(self._residence.admit(self.layer, self._room_for() or self._absent[:1]))
         else:
             self._copy(expert)
 

@@ -74,7 +74,8 @@ class Token:
         self._layer, self._coming = layer, {**early, **taken}
         self._leave()
         waited = frozenset(asked)
-        # Early ones have come by now. With what is asked for, these are no more than a token's.
+        # Early ones may still be coming, from a RAM that loses none. With what is asked for, these
+        # are no more than a token's.
         found = [expert for expert in taken if expert not in waited]
         lending.keep_found(layer, found)
         experts = sorted(ids.tolist())

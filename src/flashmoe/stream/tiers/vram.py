@@ -180,6 +180,8 @@ class Vram:
     def tend(self) -> None:
         """While the device computes: take what has been read ahead for its next layers."""
         token = self._passing()
+        if not self._lending.expecting:  # mostly: an interrupt of the wait finds all in good order
+            return
         self._sound = False
         token.tend()
         self._sound = True

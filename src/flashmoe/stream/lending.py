@@ -72,12 +72,7 @@ class Lending:
         """Keep those of a layer's experts that are in memory where they are, as far as slots allow,
         until :meth:`take_back_all`; which these are. No use of any."""
         wanted = [expert for expert in experts if (layer, expert) not in self._lent]
-        slots, states = self._cache.slots_of(layer, wanted), self._slots
-        found = [
-            expert
-            for expert, slot in zip(wanted, slots, strict=True)
-            if slot >= 0 and states.state(slot) is not State.LOADING
-        ][: max(self.room, 0)]
+        found = self.there(layer, wanted)[: max(self.room, 0)]
         self.sound = False
         self._lent.update((layer, expert) for expert in found)
         self._cache.pin_all(layer, found)

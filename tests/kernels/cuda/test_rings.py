@@ -14,7 +14,7 @@ FOUR = Affine(4, 64)
 
 
 def found(device, form, inputs, *arguments, places=(0, 0, 0), **options):
-    how = staged(device, [(form, inputs, places)], *arguments, **options)
+    how = staged(device, [(form, places)], inputs, *arguments, **options)
     return tuple(int(how.table[name]) for name in ("chunks", "stages", "bytes")), how.warps
 
 

@@ -61,7 +61,7 @@ class Projection:
     """Products of the same vector with several matrices, one after the other in the result."""
 
     def __init__(self, device: Device, matrices: Sequence[Resident]) -> None:
-        self._device, self._rings = device, Rings(device, matrices, 4)
+        self._rings = Rings(device, matrices, 4)
         self.inputs, self.outputs = self._rings.inputs, self._rings.outputs
 
     def __call__(self, x: Vector, y: DeviceArray, residual: DeviceArray | None = None) -> None:
@@ -79,7 +79,7 @@ class NormedProjection:
     def __init__(
         self, device: Device, matrices: Sequence[Resident], weight: DeviceArray, eps: float
     ) -> None:
-        self._device, self._rings = device, Rings(device, matrices, 8)
+        self._rings = Rings(device, matrices, 8)
         self.inputs, self.outputs = self._rings.inputs, self._rings.outputs
         check("a norm's weights", weight, (self.inputs,))
         self._weight, self._eps = weight, _f32(eps)

@@ -73,6 +73,16 @@ def described(form: Format, shape: tuple[int, int], places: Sequence[int], first
     return made
 
 
+def described_experts(arena: int, slot_bytes: int, record: Sequence[Placed]) -> Array:
+    """A layer's experts in slots of so many bytes from an address on, by gate, up and down of every
+    record; no shared one."""
+    made = np.zeros((), EXPERTS)
+    made["arena"], made["slot_bytes"] = arena, slot_bytes
+    for name, placed in zip(("gate", "up", "down"), record, strict=True):
+        made[name] = described(*placed)
+    return made
+
+
 @dataclass(frozen=True, eq=False)
 class Resident:
     """A matrix in the device's memory; ``arrays`` as :func:`flashmoe.quant.parts` orders them."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from flashmoe.errors import InputError
 from flashmoe.kernels.cuda.decode import Choice, Vector, fixed_bytes
-from flashmoe.kernels.cuda.descriptors import CHUNK, EXPERTS, Placed, Resident, described
+from flashmoe.kernels.cuda.descriptors import CHUNK, Placed, Resident, described_experts
 from flashmoe.kernels.cuda.device import Device, DeviceArray, check
 
 DOWN_ROWS, DOWN_WARPS = 8, 10
@@ -45,10 +45,7 @@ class FeedForward:
                     f"experts of width {width}: the GPU's kernels want a multiple of {CHUNK}; "
                     "run this model with --kernels cpu"
                 )
-        made = np.zeros((), EXPERTS)
-        made["arena"], made["slot_bytes"] = arena, slot_bytes
-        for name, placed in zip(("gate", "up", "down"), record, strict=True):
-            made[name] = described(*placed)
+        made = described_experts(arena, slot_bytes, record)
         for name, weights in zip(("gate", "up", "down"), shared, strict=False):
             made[f"shared_{name}"] = weights.described()
         self._widest = max(widths)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from flashmoe.kernels.cuda.descriptors import EXPERTS, Placed, Resident, described
+from flashmoe.kernels.cuda.descriptors import Placed, Resident, described_experts
 from flashmoe.kernels.cuda.device import Device, DeviceArray, check
 from flashmoe.kernels.cuda.panels import (
     SHARED_BYTES,
@@ -126,11 +126,7 @@ class Experts:
         self._device, self._most = device, most_places
         self.width, self.hidden = record[0][1]
         self._groups = [group_of(form) for form, _, _ in record]
-        made = np.zeros((), EXPERTS)
-        made["arena"], made["slot_bytes"] = arena, slot_bytes
-        for name, placed in zip(("gate", "up", "down"), record, strict=True):
-            made[name] = described(*placed)
-        self._table = made[()]
+        self._table = described_experts(arena, slot_bytes, record)[()]
 
     def __call__(
         self,

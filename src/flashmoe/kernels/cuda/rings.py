@@ -2,7 +2,7 @@
 how much of each, how far ahead.
 
 Owns that geometry, and the launches of matrices that share a vector. Which kernel, and with what
-besides, is the caller's (``decode``, ``feed_forward``).
+besides, is the caller's (``decode``).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ STAGING = np.dtype([(name, "<i4") for name in ("chunks", "stages", "bytes", "unu
 
 _i32 = np.int32
 
-Laid = tuple[Format, int, tuple[int, ...]]
-"""Of a matrix: format, inputs, and where its arrays begin."""
+Laid = tuple[Format, tuple[int, ...]]
+"""Of a matrix: format, and where its arrays begin."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,27 +56,26 @@ class _Rows:
     """Rows that a warp takes at once of each of some matrices."""
 
     matrices: Sequence[Laid]
+    inputs: int
     rows: int
 
     @property
     def chunks(self) -> int:
-        return max(inputs for _, inputs, _ in self.matrices) // CHUNK
+        return self.inputs // CHUNK
 
     def stage_bytes(self, chunks: int) -> int:
         """Of so many chunks of each row, of the largest."""
         return max(
             _room(self.rows * codes) + 2 * _room(self.rows * numbers)
-            for codes, numbers in (
-                _row_bytes(form, min(inputs, chunks * CHUNK)) for form, inputs, _ in self.matrices
-            )
+            for codes, numbers in (_row_bytes(form, chunks * CHUNK) for form, _ in self.matrices)
         )
 
     def pieces(self) -> Iterator[int]:
         """Chunks of a row that can be taken instead of all: each is a copy of its own."""
         for chunks in (*range(self.chunks // LANES * LANES, 0, -LANES), LANES // 2, LANES // 4):
             spans = [
-                (*_row_bytes(form, inputs), *_row_bytes(form, chunks * CHUNK), *places)
-                for form, inputs, places in self.matrices
+                (*_row_bytes(form, self.inputs), *_row_bytes(form, chunks * CHUNK), *places)
+                for form, places in self.matrices
             ]
             if chunks < self.chunks and not any(n % 16 for span in spans for n in span):
                 yield chunks
@@ -92,19 +91,20 @@ class _Rows:
 def staged(
     device: Device,
     matrices: Sequence[Laid],
+    inputs: int,
     rows: int,
     warps: int,
     *,
     beside_bytes: int = 0,
     items: int = 1,
 ) -> Staging:
-    """How a block of up to ``warps`` has ``rows`` rows a warp under way, which takes ``items``
-    times so many in turn. ``beside_bytes`` of its shared memory are for something else.
+    """How a block of up to ``warps`` has ``rows`` rows of ``inputs`` a warp under way, which takes
+    ``items`` times so many in turn. ``beside_bytes`` of its shared memory are for something else.
 
     Raises:
         InputError: there is no room for so few.
     """
-    wanted = _Rows(matrices, rows)
+    wanted = _Rows(matrices, inputs, rows)
     free = device.shared_bytes - beside_bytes - OWN_BYTES
     for room in (min(RING_BYTES, free), free):
         for chunks, many, stages in wanted.ways(warps, min(items, 2)):
@@ -116,7 +116,7 @@ def staged(
                 made["stages"] = min(room // (many * nbytes), steps, MOST_STAGES)
                 return Staging(made, many)
     raise InputError(
-        f"matrices of {wanted.chunks * CHUNK} inputs: a row takes more than the {free:,} bytes of "
+        f"matrices of {inputs} inputs: a row takes more than the {free:,} bytes of "
         "shared memory that the GPU has for it; run this model with --kernels cpu"
     )
 
@@ -138,7 +138,8 @@ class Rings:
         self._rows, warps, self._grid = self._geometry(device.processors)
         self._how = staged(
             device,
-            [(weights.form, self.inputs, weights.places) for weights in matrices],
+            [(weights.form, weights.places) for weights in matrices],
+            self.inputs,
             self._rows,
             warps,
             beside_bytes=self._input_bytes,

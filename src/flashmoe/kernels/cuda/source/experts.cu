@@ -101,7 +101,7 @@ DEVICE void find(const int* table, const int* records, const Offers* offers, con
 //
 // Letter, table, records and offers are the host's memory, `input` the step's own numbers (lookup).
 KERNEL(32)
-route(const float* logits, int count, int top_k, int renormalize, const int* table,
+route(const float* __restrict__ logits, int count, int top_k, int renormalize, const int* table,
       const int* records, const Offers* offers, int* input, Letter* letter, const Early* early,
       int* __restrict__ ids, float* __restrict__ weights, int* __restrict__ slots,
       int* __restrict__ sources) {
@@ -135,8 +135,9 @@ route(const float* logits, int count, int top_k, int renormalize, const int* tab
 // that were on offer before that one's experts were looked up: the table had forgotten by then who
 // was in them.
 KERNEL(32)
-anticipate(const float* logits, int count, int reach, int most, int spare, const int* table,
-           const int* records, const Offers* offers, int* input, Letter* letter, Early* early) {
+anticipate(const float* __restrict__ logits, int count, int reach, int most, int spare,
+           const int* table, const int* records, const Offers* offers, int* input, Letter* letter,
+           Early* early) {
     const int lane = static_cast<int>(threadIdx.x);
     float chosen = 0.0F;
     int number = 0;
@@ -188,7 +189,8 @@ DEVICE void copy_in(const uint4* from, uint4* to, int first, int end) {
 // `records` is RAM as the device sees it. Every block takes its share of each.
 KERNEL(256)
 bring(const uint8_t* records, int64_t record_stride, uint8_t* arena, int64_t slot_bytes, int chunks,
-      const int* slots, const int* sources, int top_k, const int* input, const Letter* letter) {
+      const int* __restrict__ slots, const int* __restrict__ sources, int top_k,
+      const int* __restrict__ input, const Letter* letter) {
     __shared__ int told;
     const int share = (chunks + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
     const int first = share * static_cast<int>(blockIdx.x), end = min(first + share, chunks);
@@ -218,8 +220,9 @@ bring(const uint8_t* records, int64_t record_stride, uint8_t* arena, int64_t slo
 // `stride` bytes each; the shared one comes last. A block makes 32 values of one: blockIdx.y says
 // of which.
 KERNEL_TOGETHER(256, 2)
-experts_up(GIVEN Experts layer, const int* slots, int top_k, const float* x, const uint8_t* fixed,
-           float* __restrict__ h, uint8_t* __restrict__ h_fixed, int width, int stride) {
+experts_up(GIVEN Experts layer, const int* __restrict__ slots, int top_k,
+           const float* __restrict__ x, const uint8_t* __restrict__ fixed, float* __restrict__ h,
+           uint8_t* __restrict__ h_fixed, int width, int stride) {
     __shared__ float made[kChunkRows];
     const int which = static_cast<int>(blockIdx.y), warp = static_cast<int>(threadIdx.x) / 32;
     const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -256,9 +259,10 @@ experts_up(GIVEN Experts layer, const int* slots, int top_k, const float* x, con
 // several rows at once. With 10 warps two blocks fit a processor, so that all blocks of 2,048
 // values are at work at once on an H100.
 KERNEL_TOGETHER(32 * kDownWarps, 2)
-experts_down(GIVEN Experts layer, const int* slots, const float* weights, int top_k,
-             const float* shared_logit, const float* h, const uint8_t* h_fixed, int width,
-             int stride, const float* residual, float* y) {
+experts_down(GIVEN Experts layer, const int* __restrict__ slots, const float* __restrict__ weights,
+             int top_k, const float* __restrict__ shared_logit, const float* __restrict__ h,
+             const uint8_t* __restrict__ h_fixed, int width, int stride, const float* residual,
+             float* y) {
     __shared__ float parts[32][kDownRows];
     const int lane = static_cast<int>(threadIdx.x) % 32, warps = static_cast<int>(blockDim.x) / 32;
     const int first = static_cast<int>(blockIdx.x) * kDownRows, last = layer.down.rows - 1;

@@ -54,7 +54,7 @@ struct Matrices {
 };
 
 // One token's activations in memory, both ways. `floats` serve plain weights. (Products take any
-// type with these two functions; normed.cuh has another.)
+// type with these two functions; ready.cuh has another.)
 struct Activations {
     const float* floats;
     Fixed fixed;

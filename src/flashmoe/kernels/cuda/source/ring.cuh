@@ -11,7 +11,7 @@
 
 constexpr int kMostStages = 4, kMostWarps = 16;
 
-// As decode.py says it.
+// As rings.py says it.
 struct Staging {
     int chunks;  // of a row at once: all of them, or a multiple of 32
     int stages;  // of a warp
@@ -72,21 +72,14 @@ DEVICE Matrix lay_cut(const Matrix& m, const Cut& cut, int most, unsigned char*&
     return laid;
 }
 
-// Of `count` rows from `row` on, as far as there are, piece `piece`.
-DEVICE Cut piece_of(const Matrix& m, int row, int count, int piece, const Staging& how) {
-    const int first = piece * how.chunks;
-    return {row, max(min(count, m.rows - row), 0), first, min(how.chunks, m.columns / 32 - first)};
-}
-
 // Activations from some chunk on.
-template <class X>
 struct From {
-    const X& x;
+    const Ready& x;
     int first;
 
     template <int bits>
     DEVICE void load(int chunk, FixedChunk& out) const {
-        x.template load<bits>(first + chunk, out);
+        x.load<bits>(first + chunk, out);
     }
     DEVICE float4 load_floats(int chunk, int eighth) const {
         return x.load_floats(first + chunk, eighth);
@@ -143,11 +136,12 @@ struct Ring {
 
 // A cut's products with x, added to a lane's sums: those of four bits all at once, of any other two
 // rows and then the next, for which there are registers.
-template <class X, int count>
-DEVICE void add_cut(const Matrix& laid, const X& x, int first, int step, const int (&rows)[count],
+template <int count>
+DEVICE void add_cut(const Matrix& laid, const From& x, const int (&rows)[count],
                     float (&sums)[count]) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
     if (laid.bits == 4 && laid.type == kBF16) {
-        affine_chunks<4, kBF16, Shared>(laid, x, first, step, rows, sums);
+        affine_chunks<4, kBF16, Shared>(laid, x, lane, 32, rows, sums);
         return;
     }
 #pragma unroll 1
@@ -157,7 +151,7 @@ DEVICE void add_cut(const Matrix& laid, const X& x, int first, int step, const i
 #pragma unroll
         for (int k = 2; k < count; ++k)
             if (k / 2 * 2 == r) two[k % 2] = rows[k];
-        add_chunks<Shared>(laid, x, first, step, two, of_two);
+        add_chunks<Shared>(laid, x, lane, 32, two, of_two);
 #pragma unroll
         for (int k = 0; k < count; ++k)
             if (k / 2 * 2 == r) sums[k] += of_two[k % 2];
@@ -189,7 +183,9 @@ struct RingProducts {
     DEVICE Cut cut(const Matrix& m, int of_part, int of_piece) const {
         const int each = static_cast<int>(blockDim.x) / 32 * count;
         const int row = (of_part - m.first) * each + Ring::warp() * count;
-        return piece_of(m, row, count, of_piece, ring.how);
+        const int first = of_piece * ring.how.chunks;
+        const int chunks = min(ring.how.chunks, m.columns / 32 - first);
+        return {row, max(min(count, m.rows - row), 0), first, chunks};
     }
 
     // Asks for the next piece.
@@ -226,7 +222,7 @@ struct RingProducts {
                     const Matrix laid = lay_cut(m, mine, count, at, nullptr, none);
 #pragma unroll
                     for (int r = 0; r < count; ++r) rows[r] = min(r, laid.rows - 1);
-                    add_cut(laid, From<Ready>{x, mine.first}, lane, 32, rows, sums);
+                    add_cut(laid, From{x, mine.first}, rows, sums);
                 }
                 ring.pass();
                 ask();
